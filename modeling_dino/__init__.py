@@ -1,0 +1,36 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every DINO as one Hugging Face model. Importing this registers it with transformers' Auto classes."""
+
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+
+from .configuration_dino import DinoConfig
+from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoModelOutput, DinoPreTrainedModel
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("dino", DinoConfig)
+AutoModel.register(DinoConfig, DinoModel)
+AutoBackbone.register(DinoConfig, DinoBackbone)
+AutoModelForImageClassification.register(DinoConfig, DinoForImageClassification)
+
+__all__ = [
+    "DinoBackbone",
+    "DinoConfig",
+    "DinoForImageClassification",
+    "DinoModel",
+    "DinoModelOutput",
+    "DinoPreTrainedModel",
+]

@@ -1,0 +1,295 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One configuration for every DINO: backbone (ViT or ResNet) and projection head.
+
+Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
+The name of the backbone fixes its sizes; each of them can be overridden.
+"""
+
+import difflib
+import json
+from pathlib import Path
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+# width, blocks, heads (section 3.2 of the paper; ViT-tiny as in DeiT)
+VIT_SIZES = {
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+}
+# residual blocks in each of the four stages
+RESNET_DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+BOTTLENECK_RESNETS = ("resnet50", "resnet101", "resnet152")
+BACKBONES = (*VIT_SIZES, *RESNET_DEPTHS)
+
+HEAD_TYPES = ("dino", "simple", None)
+POSITION_INTERPOLATIONS = ("dino", "size", "antialias")
+RESNET_STEMS = ("auto", "imagenet", "cifar")
+CIFAR_STEM_MAX_IMAGE_SIZE = 64
+
+
+def canonical_backbone(name: str) -> str:
+    """The one stored spelling of a backbone's name: `ViT-Small`, `deit_small` and `vit_small` are `vit_small`.
+
+    Raises:
+        ValueError: if no backbone has this name; the nearest names are offered.
+    """
+    canonical = str(name).lower().replace("-", "_")
+    if canonical.startswith("deit_"):
+        canonical = "vit_" + canonical.removeprefix("deit_")
+    if canonical.startswith("resnet_"):
+        canonical = canonical.replace("_", "")
+    if canonical in BACKBONES:
+        return canonical
+    nearest = difflib.get_close_matches(canonical, BACKBONES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise ValueError(f"unknown backbone {name!r}: {hint}allowed are {', '.join(BACKBONES)}")
+
+
+@strict
+class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`DinoModel`], [`DinoBackbone`] and [`DinoForImageClassification`].
+
+    Args:
+        backbone (`str`, defaults to `"vit_small"`):
+            vit_tiny, vit_small, vit_base, vit_large, resnet18, resnet34, resnet50, resnet101 or resnet152. Hyphens,
+            capitals and `deit_*` are accepted.
+        image_size (`int`, defaults to 224): side of the square images in pixels; any other size works at run time.
+        patch_size (`int`, defaults to 16): side of a ViT's patch in pixels.
+        num_channels (`int`, defaults to 3): channels of an image.
+        hidden_size (`int`, *optional*): width of the feature; a ResNet's stages scale with it.
+        num_hidden_layers (`int`, *optional*): blocks of a ViT; of a ResNet, its stages.
+        num_attention_heads (`int`, *optional*): heads of a ViT.
+        depths (`list[int]`, *optional*): residual blocks in each stage; only a ResNet has (and takes) this.
+        mlp_ratio (`float`, defaults to 4): width of a block's MLP over `hidden_size`.
+        qkv_bias (`bool`, defaults to `True`): whether query, key and value have a bias.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of a ViT's layer norms.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): dropout in a ViT.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of a ViT's last block, rising linearly from 0.
+        position_interpolation (`str`, defaults to `"dino"`):
+            how positions are resized to a grid other than the native one: `"dino"` as the original, `"size"` as
+            transformers' ViT, `"antialias"` as timm.
+        resnet_stem (`str`, defaults to `"auto"`):
+            `"imagenet"` (7x7 stride 2 and max pool), `"cifar"` (3x3 stride 1, no pool), or `"auto"`: cifar up to 64 px.
+        zero_init_residual (`bool`, defaults to `False`): start the last batch norm of each residual block at 0.
+        head_type (`str`, *optional*, defaults to `"dino"`):
+            `"dino"` (MLP, L2 norm, weight-normed prototypes), `"simple"` (MLP with ReLU, L2 norm) or `None`.
+        projection_dim (`int`, defaults to 65536): outputs of the head (the prototypes).
+        head_hidden_dim (`int`, defaults to 2048): width of the head's MLP.
+        head_bottleneck_dim (`int`, defaults to 256): output of the MLP of the `"dino"` head.
+        head_num_layers (`int`, defaults to 3): linear layers of the head's MLP.
+        head_use_bn (`bool`, defaults to `False`): batch norm in the head's MLP.
+        norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
+        out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
+
+    Raises:
+        ValueError: if a value cannot work; the message names it and says what is allowed.
+
+    Example:
+
+    ```python
+    >>> from modeling_dino import DinoConfig, DinoModel
+
+    >>> config = DinoConfig(backbone="vit_small", patch_size=16, image_size=224)
+    >>> model = DinoModel(config)
+    ```
+    """
+
+    model_type = "dino"
+
+    backbone: str = "vit_small"
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    mlp_ratio: float | int = 4
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    position_interpolation: str = "dino"
+    resnet_stem: str = "auto"
+    zero_init_residual: bool = False
+    head_type: str | None = "dino"
+    projection_dim: int = 65536
+    head_hidden_dim: int = 2048
+    head_bottleneck_dim: int = 256
+    head_num_layers: int = 3
+    head_use_bn: bool = False
+    norm_last_layer: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, depths=None, out_features=None, out_indices=None, **kwargs):
+        self._refuse_misspelt(kwargs)
+        self.backbone = canonical_backbone(self.backbone)
+        if self.is_vit:
+            if depths is not None:
+                raise ValueError(f"depths is for ResNets; set num_hidden_layers for {self.backbone}")
+            self._default_to(VIT_SIZES[self.backbone])
+        else:
+            # An attribute of ResNets alone, so not a field: transformers takes its presence for a staged backbone.
+            self.depths = list(RESNET_DEPTHS[self.backbone] if depths is None else depths)
+            self._default_to((512 * self.resnet_expansion, len(self.depths), None))
+        self.validate_values()  # before the inherited checks, which would fail less clearly
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    def _default_to(self, sizes: tuple[int, int, int | None]):
+        for name, size in zip(("hidden_size", "num_hidden_layers", "num_attention_heads"), sizes):
+            if getattr(self, name) is None:
+                setattr(self, name, size)
+
+    def _refuse_misspelt(self, kwargs: dict):
+        """Unknown arguments are kept as attributes, as everywhere in transformers, unless they are likely typos."""
+        known = [*self.__dataclass_fields__, "depths", "out_features", "out_indices", "num_labels"]
+        for name in kwargs:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if name not in known and nearest:
+                raise ValueError(f"unknown argument {name!r}: did you mean {nearest[0]!r}?")
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the backbone is a vision transformer (else it is a ResNet)."""
+        return self.backbone in VIT_SIZES
+
+    @property
+    def stage_names(self) -> list[str]:
+        """`stem`, `stage1`, …: a ViT's stage is a block."""
+        return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+
+    @property
+    def resnet_expansion(self) -> int:
+        """Output channels of a residual block over its inner width: 4 with bottlenecks, else 1."""
+        return 4 if self.backbone in BOTTLENECK_RESNETS else 1
+
+    @property
+    def resnet_width(self) -> int:
+        """Channels of a ResNet's stem, and inner width of its first stage; it doubles from stage to stage."""
+        return self.hidden_size // (self.resnet_expansion * 2 ** (len(self.depths) - 1))
+
+    @property
+    def uses_cifar_stem(self) -> bool:
+        """Whether a ResNet has the stem for small images."""
+        if self.resnet_stem == "auto":
+            return self.image_size <= CIFAR_STEM_MAX_IMAGE_SIZE
+        return self.resnet_stem == "cifar"
+
+    def validate_values(self):
+        """Each value on its own and against the others: refuses by name, and says what is allowed."""
+        self._validate_choices()
+        self._validate_ranges()
+        if self.is_vit:
+            self._validate_vit()
+        else:
+            self._validate_resnet()
+
+    def _validate_choices(self):
+        for name, allowed in (
+            ("backbone", BACKBONES),
+            ("position_interpolation", POSITION_INTERPOLATIONS),
+            ("resnet_stem", RESNET_STEMS),
+            ("head_type", HEAD_TYPES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
+
+    def _validate_ranges(self):
+        positive = ["image_size", "num_channels", "hidden_size", "num_hidden_layers", "projection_dim"]
+        positive += ["head_hidden_dim", "head_bottleneck_dim", "head_num_layers", "mlp_ratio", "layer_norm_eps"]
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+
+    def _validate_vit(self):
+        if not 1 <= self.patch_size <= self.image_size:
+            raise ValueError(f"patch_size={self.patch_size} must be between 1 and image_size={self.image_size}")
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % heads != 0:
+            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}")
+
+    def _validate_resnet(self):
+        if not self.depths or any(not isinstance(depth, int) or depth < 1 for depth in self.depths):
+            raise ValueError(f"depths={self.depths} must be positive integers, one a stage")
+        if self.num_hidden_layers != len(self.depths):
+            raise ValueError(
+                f"num_hidden_layers={self.num_hidden_layers} must be the number of stages; depths has {len(self.depths)}"
+            )
+        multiple = self.resnet_expansion * 2 ** (len(self.depths) - 1)
+        if self.hidden_size % multiple != 0:
+            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {multiple} for {self.backbone}")
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "DinoConfig":
+        """A named configuration that comes with the package, e.g. `DinoConfig.from_preset("dino_vits16")`.
+
+        Args:
+            name: one of [`~DinoConfig.presets`].
+            overrides: arguments of `DinoConfig` that replace those of the preset.
+
+        Raises:
+            ValueError: if there is no such preset; the nearest names are offered.
+        """
+        values = {**cls._read_preset(name), **overrides}
+        values.pop("published", None)
+        return cls(**values)
+
+    @classmethod
+    def presets(cls) -> list[str]:
+        """Names of the configurations that come with the package."""
+        return sorted(path.stem for path in _preset_folder().glob("*.json"))
+
+    @classmethod
+    def published(cls, name: str) -> dict | None:
+        """What the authors published of a preset's model (hub id, ImageNet k-NN and linear top-1 in %), if anything."""
+        return cls._read_preset(name).get("published")
+
+    @classmethod
+    def _read_preset(cls, name: str) -> dict:
+        presets = cls.presets()
+        if name not in presets:
+            nearest = difflib.get_close_matches(name, presets, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+            raise ValueError(f"unknown preset {name!r}: {hint}allowed are {', '.join(presets)}")
+        return json.loads((_preset_folder() / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _preset_folder() -> Path:
+    """`configuration/`: inside the package in a wheel, beside it in a checkout (and so in an editable install)."""
+    package = Path(__file__).parent
+    for folder in (package / "configuration", package.parent / "configuration"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("the presets come with the installed package: run `pip install modeling-dino`")
+
+
+__all__ = ["DinoConfig"]

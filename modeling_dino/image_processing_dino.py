@@ -1,0 +1,77 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The evaluation transform of the original, as a `preprocessor_config.json` that transformers loads without this package.
+
+RGB, shorter side to 256 of 224 (bicubic, antialiased), centre crop, [0, 1], ImageNet mean and standard deviation:
+https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from transformers.utils import IMAGE_PROCESSOR_NAME
+
+from .configuration_dino import DinoConfig
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is not needed to save a model
+
+
+def image_processor_config(config: DinoConfig) -> dict:
+    """
+    The arguments of transformers' `BitImageProcessor`, which resizes by the shorter side, for a model's image size.
+
+    Images with other than three channels are not converted to RGB, and get the mean over colours of ImageNet's mean and
+    standard deviation in each channel.
+    """
+    is_rgb = config.num_channels == 3
+    mean, std = (list(v) if is_rgb else [sum(v) / 3] * config.num_channels for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": is_rgb,
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size * 8 // 7},  # 256 for 224
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def save_image_processor(config: DinoConfig, folder: str | os.PathLike):
+    """Writes `preprocessor_config.json`; one that is there is kept if it has the model's image size and channels."""
+    path, ours = Path(folder) / IMAGE_PROCESSOR_NAME, image_processor_config(config)
+    if path.is_file() and _fits(path, ours):
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _fits(path: Path, ours: dict) -> bool:
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        return theirs["crop_size"] == ours["crop_size"] and len(theirs["image_mean"]) == len(ours["image_mean"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+__all__ = ["image_processor_config", "save_image_processor"]

@@ -1,0 +1,425 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every DINO as one Hugging Face model: backbone (ViT or ResNet) and projection head.
+
+Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
+Reference: https://github.com/facebookresearch/dino/tree/7c446df, whose parameter names are kept under `backbone.` and
+`head.`. All classes share them, so each loads what another saved.
+
+Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T = 1 + h * w tokens, D width.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .checkpoint_files import checkpoint_keys
+from .configuration_dino import DinoConfig
+from .image_processing_dino import save_image_processor
+from .projection_head import WeightNormLinear, build_head
+from .resnet import ResNet, ResNetStage
+from .vision_transformer import Attention, Block, VisionTransformer
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DinoModelOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`DinoModel`].
+
+    Args:
+        last_hidden_state: ViT: (B, T, D), after the final norm; ResNet: (B, C, h, w).
+        pooler_output: (B, D), the feature: CLS token, or global average pool.
+        hidden_states: when asked for: the embedding (or stem) and each block's (or stage's) output, not normed.
+        attentions: when asked for: (B, heads, T, T) of each block.
+        projection: (B, projection_dim), the head's output; None without a head.
+    """
+
+    projection: torch.FloatTensor | None = None
+
+
+def build_backbone(config: DinoConfig) -> nn.Module:
+    """The backbone that the configuration names."""
+    return VisionTransformer(config) if config.is_vit else ResNet(config)
+
+
+class DinoPreTrainedModel(PreTrainedModel):
+    """What all DINO models share: initialisation, checks of the input, saving and loading."""
+
+    config_class = DinoConfig
+    base_model_prefix = "dino"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block", "BasicBlock", "Bottleneck"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": [Block, ResNetStage], "attentions": Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """As the original: https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L161."""
+        if isinstance(module, VisionTransformer):
+            init.trunc_normal_(module.cls_token, std=0.02)
+            init.trunc_normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            self._init_convolution(module)
+        elif isinstance(module, WeightNormLinear):
+            init.kaiming_uniform_(module.weight_v, a=5**0.5)  # nn.Linear's default, which the original keeps
+            init.ones_(module.weight_g)
+        else:
+            super()._init_weights(module)  # norms: 1 and 0
+            if self.config.zero_init_residual and getattr(module, "ends_residual_branch", False):
+                init.zeros_(module.weight)
+
+    def _init_convolution(self, module: nn.Conv2d):
+        if self.config.is_vit:  # PyTorch's default
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution."""
+        return self.backbone.patch_embed.proj if self.config.is_vit else self.backbone.conv1
+
+    def check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        The images (B, C, H, W) in the dtype of the weights.
+
+        Raises:
+            ValueError: if they are missing, not floats, not four-dimensional, or have another number of channels.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}: scale and normalise the images first (AutoImageProcessor does)"
+            )
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width)"
+            )
+        if pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values have {pixel_values.shape[1]} channels, but the model has "
+                f"num_channels={self.config.num_channels}"
+            )
+        return pixel_values.to(self.get_input_embeddings().weight.dtype)
+
+    def check_attention(self, output_attentions: bool | None):
+        """
+        Raises:
+            ValueError: if attention is asked of a ResNet.
+        """
+        if output_attentions and not self.config.is_vit:
+            raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | None = None):
+        """Save the model's code along with it from now on, the configuration's too (see `save_pretrained`)."""
+        DinoConfig.register_for_auto_class()
+        super().register_for_auto_class(auto_class or cls.default_auto_class)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args, with_code: bool = False, is_main_process: bool = True, **kwargs
+    ):
+        """
+        [`~transformers.PreTrainedModel.save_pretrained`], with the `preprocessor_config.json` of the evaluation
+        transform (one that is there and fits the model is kept).
+
+        Args:
+            with_code: save the code too, so that `AutoModel.from_pretrained(…, trust_remote_code=True)` loads the
+                model where this package is not installed.
+        """
+        if not with_code and self._auto_class is None and hasattr(self.config, "auto_map"):
+            del self.config.auto_map  # it would name code that is not there
+        with registered_for_auto_class(type(self)) if with_code else nullcontext():
+            super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            save_image_processor(self.config, save_directory)
+
+
+@contextmanager
+def registered_for_auto_class(model_class: type[DinoPreTrainedModel]):
+    """Within, the class and its configuration are registered for their Auto classes."""
+    before = model_class._auto_class, DinoConfig._auto_class
+    try:
+        model_class.register_for_auto_class()
+        yield
+    finally:
+        model_class._auto_class, DinoConfig._auto_class = before
+
+
+class DinoModel(DinoPreTrainedModel):
+    """
+    Backbone and projection head.
+
+    Example:
+
+    ```python
+    >>> from modeling_dino import DinoConfig, DinoModel
+
+    >>> model = DinoModel(DinoConfig.from_preset("dino_vits16"))
+    >>> features = model(pixel_values).pooler_output  # (B, C, H, W) -> (B, hidden_size)
+    ```
+    """
+
+    default_auto_class = "AutoModel"
+
+    def __init__(self, config: DinoConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.head = build_head(config)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        [`~transformers.PreTrainedModel.from_pretrained`], but a checkpoint without a head gives a model without one.
+
+        Args:
+            head_type: `"dino"` or `"simple"` asks for a head all the same; it is initialised as for training.
+
+        Raises:
+            OSError: if the weights are missing or damaged.
+        """
+        keys = checkpoint_keys(pretrained_model_name_or_path, **kwargs)
+        if config is None and "head_type" not in kwargs and not any(key.startswith("head.") for key in keys):
+            kwargs["head_type"] = None
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> DinoModelOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W), any H and W of at least one patch.
+
+        Raises:
+            ValueError: if the images do not fit the model, or attention is asked of a ResNet.
+        """
+        self.check_attention(kwargs.get("output_attentions"))
+        last_hidden_state = self.backbone(self.check_pixel_values(pixel_values), **kwargs)
+        pooler_output = self.backbone.pool(last_hidden_state)
+        projection = None if self.head is None else self.head(pooler_output)
+        return DinoModelOutput(
+            last_hidden_state=last_hidden_state, pooler_output=pooler_output, projection=projection
+        )
+
+    def get_intermediate_layers(
+        self,
+        pixel_values: torch.Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], ...]:
+        """
+        Outputs of several blocks of a ViT, or stages of a ResNet.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            n: how many from the end, or which (counted from 0; negative ones from the end).
+            reshape: patch tokens as maps.
+            return_class_token: patch tokens and CLS token apart, as DINOv2 and timm give them.
+            norm: apply the final norm to each (ViT).
+
+        Returns:
+            one a layer, in ascending order: all tokens (B, T, D), as the original; with `reshape` the patch tokens as
+            (B, D, h, w); with `return_class_token` a pair of patch tokens (B, h * w, D), or the map, and CLS token
+            (B, D). Of a ResNet always the map (B, C, h, w).
+
+        Raises:
+            ValueError: if there is no such layer, or a CLS token is asked of a ResNet.
+        """
+        if return_class_token and not self.config.is_vit:
+            raise ValueError(f"{self.config.backbone} has no CLS token: leave return_class_token=False")
+        pixel_values = self.check_pixel_values(pixel_values)
+        layers = range(self.config.num_hidden_layers)[-n:] if isinstance(n, int) and n > 0 else n
+        stages = sorted({layer + 1 for layer in self._resolve_layers(layers)})
+        outputs = self.backbone.forward_stages(pixel_values, stages)
+        if not self.config.is_vit:
+            return tuple(outputs)
+        if norm:
+            outputs = [self.backbone.norm(tokens) for tokens in outputs]
+        grid = self.backbone.grid(pixel_values)
+        patches = [self.backbone.to_map(tokens, grid) if reshape else tokens[:, 1:] for tokens in outputs]
+        if return_class_token:
+            return tuple((patch, tokens[:, 0]) for patch, tokens in zip(patches, outputs))
+        return tuple(patches if reshape else outputs)
+
+    def get_attention_maps(
+        self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        The attention of the given blocks, exact, whatever kernel the model runs on.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            layers: which blocks, counted from 0; negative ones from the end.
+
+        Returns:
+            (B, heads, T, T) for each of `layers`, in their order. Rows sum to 1; token 0 is the CLS token.
+
+        Raises:
+            ValueError: for a ResNet, or if there is no such layer.
+        """
+        self.check_attention(True)
+        return self.backbone.attention_maps(self.check_pixel_values(pixel_values), self._resolve_layers(layers))
+
+    def get_cls_attention(self, pixel_values: torch.Tensor, layer: int = -1) -> torch.Tensor:
+        """
+        What the CLS token attends to among the patches, without making the T x T map
+        (https://github.com/facebookresearch/dino/blob/7c446df/visualize_attention.py).
+
+        Args:
+            pixel_values: (B, C, H, W).
+            layer: which block, counted from 0; negative ones from the end.
+
+        Returns:
+            (B, heads, h, w); what is missing to a sum of 1 goes to the CLS token itself.
+
+        Raises:
+            ValueError: for a ResNet, or if there is no such layer.
+        """
+        self.check_attention(True)
+        (layer,) = self._resolve_layers([layer])
+        return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
+
+    def _resolve_layers(self, layers: int | Sequence[int]) -> list[int]:
+        """Layers counted from 0, negative ones from the end."""
+        depth = self.config.num_hidden_layers
+        layers = [layers] if isinstance(layers, int) else list(layers)
+        wrong = [layer for layer in layers if not -depth <= layer < depth]
+        if wrong or not layers:
+            raise ValueError(f"no layer {wrong or ''}: {self.config.backbone} has layers 0 to {depth - 1}")
+        return [layer % depth for layer in layers]
+
+    def get_model_info(self) -> dict[str, str | int | None]:
+        """Name and sizes: backbone, feature_dim, output_dim (None without a head), and numbers of parameters.
+
+        A frozen gain of the head is a buffer, so not among the parameters.
+        """
+        backbone_params = sum(p.numel() for p in self.backbone.parameters())
+        head_params = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        return {
+            "backbone": self.config.backbone,
+            "feature_dim": self.config.hidden_size,
+            "output_dim": None if self.head is None else self.config.projection_dim,
+            "total_params": backbone_params + head_params,
+            "trainable_params": sum(p.numel() for p in self.parameters() if p.requires_grad),
+            "backbone_params": backbone_params,
+            "head_params": head_params,
+        }
+
+
+def without_head(config: DinoConfig) -> DinoConfig:
+    """The same configuration for a model that has no projection head."""
+    config = copy.deepcopy(config)
+    config.head_type = None
+    return config
+
+
+class DinoForImageClassification(DinoPreTrainedModel):
+    """A linear classifier on the feature. It has no projection head; one in the checkpoint is left out."""
+
+    default_auto_class = "AutoModelForImageClassification"
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+
+    def __init__(self, config: DinoConfig):
+        super().__init__(without_head(config))
+        self.num_labels = config.num_labels
+        self.backbone = build_backbone(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W).
+            labels: classes (B,), for several labels an image 0 or 1 (B, num_labels), for regression floats (B,) or
+                (B, num_labels). `config.problem_type` says which; where it is not set, dtype and num_labels do.
+        """
+        self.check_attention(kwargs.get("output_attentions"))
+        last_hidden_state = self.backbone(self.check_pixel_values(pixel_values), **kwargs)
+        logits = self.classifier(self.backbone.pool(last_hidden_state))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
+    """Feature maps of `config.out_features` for detection and segmentation. A ViT's are normed. It has no head."""
+
+    default_auto_class = "AutoBackbone"
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+
+    def __init__(self, config: DinoConfig):
+        super().__init__(without_head(config))
+        self.backbone = build_backbone(config)
+        self.num_features = self.backbone.stage_channels
+        self.has_attentions = config.is_vit
+        self.post_init()
+
+    @filter_output_hidden_states
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W).
+
+        Returns:
+            `feature_maps`: (B, channels, h, w) for each of `out_features`.
+        """
+        self.check_attention(kwargs.get("output_attentions"))
+        pixel_values = self.check_pixel_values(pixel_values)
+        stages = [self.stage_names.index(name) for name in self.out_features]
+        outputs = self.backbone.forward_stages(pixel_values, stages, **kwargs)
+        return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
+
+
+__all__ = ["DinoBackbone", "DinoForImageClassification", "DinoModel", "DinoModelOutput", "DinoPreTrainedModel"]

@@ -1,0 +1,106 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The projection heads that DINO trains on, and that its users most often lose.
+
+`dino`: MLP, L2 norm, weight-normed prototypes; appendix C of the paper (https://arxiv.org/abs/2104.14294) and
+https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L257, whose parameter names are kept.
+`simple`: MLP with ReLU, L2 norm; from a lesson on DINO.
+Deviation: a frozen gain is a buffer, since `from_pretrained` makes every parameter trainable.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_dino import DinoConfig
+
+
+def l2_normalize(x: torch.Tensor) -> torch.Tensor:
+    """Unit length along the last dimension; the floor of the norm is one the dtype can represent."""
+    return nn.functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+
+
+def build_mlp(dims: list[int], activation: type[nn.Module], use_bn: bool) -> nn.Module:
+    """Linear, [batch norm,] activation, …, linear, through the given widths; a single linear is not wrapped."""
+    layers: list[nn.Module] = []
+    for in_dim, out_dim in zip(dims[:-2], dims[1:-1]):
+        layers.append(nn.Linear(in_dim, out_dim))
+        if use_bn:
+            layers.append(nn.BatchNorm1d(out_dim))
+        layers.append(activation())
+    last = nn.Linear(dims[-2], dims[-1])
+    return nn.Sequential(*layers, last) if layers else last
+
+
+class WeightNormLinear(nn.Module):
+    """A linear without bias whose rows have a length of their own: `weight = weight_g * weight_v / ||weight_v||`.
+
+    Paper: Weight Normalization, https://arxiv.org/abs/1602.07868. Owns both parts under the names that
+    `torch.nn.utils.weight_norm` gives them, but survives `deepcopy`, the meta device and `from_pretrained`.
+
+    Args:
+        frozen_gain: keep `weight_g` at 1, as a buffer; every output is then a cosine.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, frozen_gain: bool):
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
+        gain = torch.ones(out_dim, 1)
+        if frozen_gain:
+            self.register_buffer("weight_g", gain)
+        else:
+            self.weight_g = nn.Parameter(gain)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # In float32: a norm and a quotient rounded to half precision would both show in the weight.
+        direction = nn.functional.normalize(self.weight_v.float(), dim=-1)
+        return nn.functional.linear(x, (self.weight_g.float() * direction).to(self.weight_v.dtype))
+
+
+class DinoHead(nn.Module):
+    """MLP to a bottleneck, L2 norm, and a cosine with each prototype (times its gain)."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        hidden_dims = [config.head_hidden_dim] * (config.head_num_layers - 1)
+        dims = [config.hidden_size, *hidden_dims, config.head_bottleneck_dim]
+        self.mlp = build_mlp(dims, nn.GELU, config.head_use_bn)
+        self.last_layer = WeightNormLinear(
+            config.head_bottleneck_dim, config.projection_dim, frozen_gain=config.norm_last_layer
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, hidden_size) -> (B, projection_dim)."""
+        return self.last_layer(l2_normalize(self.mlp(features)))
+
+
+class SimpleHead(nn.Module):
+    """MLP with ReLU straight to the projection, whose length is 1."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        hidden_dims = [config.head_hidden_dim] * (config.head_num_layers - 1)
+        self.mlp = build_mlp([config.hidden_size, *hidden_dims, config.projection_dim], nn.ReLU, config.head_use_bn)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, hidden_size) -> (B, projection_dim)."""
+        return l2_normalize(self.mlp(features))
+
+
+def build_head(config: DinoConfig) -> nn.Module | None:
+    """The head that the configuration names, or None."""
+    heads = {"dino": DinoHead, "simple": SimpleHead, None: lambda config: None}
+    return heads[config.head_type](config)
+
+
+__all__ = ["DinoHead", "SimpleHead", "WeightNormLinear", "build_head"]

@@ -1,0 +1,172 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""ResNets in torchvision's v1.5 layout, without the classifier.
+
+Paper: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385. v1.5 has the stride in the 3x3
+convolution of the bottleneck. Parameter names are torchvision's (torchvision/models/resnet.py), so its state dicts, and
+DINO's published ResNet-50, load as they are.
+Deviation: a second stem for small images, as usual on CIFAR.
+
+Letters in shapes: B images, C channels, H x W pixels, h x w cells of a feature map.
+"""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_dino import DinoConfig
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size but for the stride; the batch norm after it has the bias."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+
+
+@contextmanager
+def frozen_batch_statistics(module: nn.Module):
+    """Batch norms inside normalise by the batch as before, but leave their running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, track in zip(norms, tracked):
+            norm.track_running_stats = track
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """Convolutions with batch norm, added to the (if need be, projected) input. `branch` is the subclass's."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        # Under gradient checkpointing a block runs again in the backward pass; the batch must count only once.
+        recomputing = self.gradient_checkpointing and self.training and torch._C._current_graph_task_id() != -1
+        with frozen_batch_statistics(self) if recomputing else nullcontext():
+            residual = hidden_states if self.downsample is None else self.downsample(hidden_states)
+            return self.relu(self.branch(hidden_states) + residual)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions (ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int):
+        super().__init__(in_channels, width, stride)
+        self.conv1 = conv(in_channels, width, 3, stride=stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2.ends_residual_branch = True
+
+    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
+        return self.bn2(self.conv2(hidden_states))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1 down, 3x3 with the stride, 1x1 up (ResNet-50, -101 and -152)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int):
+        super().__init__(in_channels, width * self.expansion, stride)
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride=stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, width * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.bn3.ends_residual_branch = True
+
+    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
+        hidden_states = self.relu(self.bn2(self.conv2(hidden_states)))
+        return self.bn3(self.conv3(hidden_states))
+
+
+class ResNetStage(nn.Sequential):
+    """Residual blocks at one resolution; a class of its own, so that output capturing finds it."""
+
+    def __init__(self, block: type[ResidualBlock], in_channels: int, width: int, depth: int, stride: int):
+        out_channels = width * block.expansion
+        super().__init__(
+            block(in_channels, width, stride), *(block(out_channels, width, 1) for _ in range(depth - 1))
+        )
+
+
+class ResNet(nn.Module):
+    """Stem and residual stages. Stage 0 is the stem, stage i is `layer{i}`."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        block = Bottleneck if config.resnet_expansion == Bottleneck.expansion else BasicBlock
+        channels = config.resnet_width
+        if config.uses_cifar_stem:
+            self.conv1, self.maxpool = conv(config.num_channels, channels, 3), nn.Identity()
+        else:
+            self.conv1 = conv(config.num_channels, channels, 7, stride=2)
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.stage_channels = [channels]
+        for i, depth in enumerate(config.depths):
+            stage = ResNetStage(block, channels, config.resnet_width * 2**i, depth, stride=1 if i == 0 else 2)
+            setattr(self, f"layer{i + 1}", stage)
+            channels = config.resnet_width * 2**i * block.expansion
+            self.stage_channels.append(channels)
+
+    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+        """
+        The maps (B, C, h, w) after each of the given stages; no stage after the last of them runs.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            stages: which, in ascending order.
+        """
+        hidden_states = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
+        outputs = [hidden_states] if 0 in stages else []
+        for stage in range(1, stages[-1] + 1):
+            hidden_states = getattr(self, f"layer{stage}")(hidden_states)
+            if stage in stages:
+                outputs.append(hidden_states)
+        return outputs
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, h, w), the map after the last stage."""
+        (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1])
+        return hidden_states
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """The feature of each image, the global average: (B, C, h, w) -> (B, C)."""
+        return last_hidden_state.mean(dim=(2, 3))
+
+    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """A stage's output is its map."""
+        return hidden_states
+
+
+__all__ = ["ResNet"]

@@ -1,0 +1,298 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The vision transformer of DINO.
+
+Paper: An Image is Worth 16x16 Words, https://arxiv.org/abs/2010.11929, in the sizes of DeiT and DINO.
+Reference: https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py, whose parameter names are kept.
+Deviations: attention goes through transformers' attention interface, and positions are interpolated in float32 in
+every dtype, in one of three ways (`config.position_interpolation`).
+
+Letters in shapes: B images, C channels, H x W pixels, h x w patches, T = 1 + h * w tokens, D width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_dino import DinoConfig
+
+
+class PatchEmbed(nn.Module):
+    """Cuts the image into patches and embeds each; what does not fill a patch at the bottom and right is cropped."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, h * w, D)
+
+
+def interpolate_positions(
+    positions: torch.Tensor, image_size: tuple[int, int], grid: tuple[int, int], method: str
+) -> torch.Tensor:
+    """
+    Position embeddings for a grid of patches, as each library makes them from those of the square native grid.
+
+    Args:
+        positions: (1, 1 + N, D), the CLS token's first.
+        image_size: height and width in pixels.
+        grid: height and width in patches.
+        method: `"dino"`: bicubic by the factor `(n + 0.1) / sqrt(N)`, and nothing to do only if the image is square
+            (https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L174); `"size"`: bicubic to
+            the size of the grid, as transformers' ViT; `"antialias"`: the same with antialiasing, as timm.
+
+    Returns:
+        (1, 1 + h * w, D), in the dtype of `positions`.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    height, width = grid
+    # An image that is not square goes through the 0.1 of the original even on the native grid.
+    if grid == (side, side) and (method != "dino" or image_size[0] == image_size[1]):
+        return positions
+    cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+    # (1, N, D) -> (1, D, side, side); in float32, since bicubic in half precision shifts the embeddings
+    patch_positions = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    if method == "dino":
+        # What F.interpolate(scale_factor=…) calls, with the size of the result given: it is not computed from the
+        # factor, which goes wrong by one under torch.compile(dynamic=True).
+        factors = [(height + 0.1) / side, (width + 0.1) / side]
+        patch_positions = torch.ops.aten.upsample_bicubic2d(patch_positions, [height, width], False, *factors)
+    else:
+        patch_positions = nn.functional.interpolate(
+            patch_positions, size=(height, width), mode="bicubic", antialias=method == "antialias"
+        )
+    patch_positions = patch_positions.flatten(2).transpose(1, 2).to(positions.dtype)
+    return torch.cat([cls_position, patch_positions], dim=1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention by definition, in the signature of transformers' attention interface.
+
+    Returns:
+        the attended values (B, T, heads, D / heads), and the attention weights (B, heads, T, T).
+    """
+    weights = (query * scaling @ key.transpose(-2, -1)).softmax(dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused linear for query, key and value, in that order."""
+
+    is_causal = False
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.attn_drop = config.attention_probs_dropout_prob
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.proj_drop = nn.Dropout(config.hidden_dropout_prob)
+
+    def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, T, D) -> three of (B, heads, T, D / heads)."""
+        batch_size, num_tokens, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, -1)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = self.query_key_value(hidden_states)
+        # Only the eager kernel can show its weights, so who asks for them in one call gets it for that call.
+        implementation = "eager" if kwargs.get("output_attentions") else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        dropout = self.attn_drop if self.training else 0.0
+        attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
+        return self.proj_drop(self.proj(attended.flatten(2))), weights
+
+    def attention_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The whole attention: (B, T, D) -> (B, heads, T, T)."""
+        query, key, value = self.query_key_value(hidden_states)
+        return (query * self.scaling @ key.transpose(-2, -1)).softmax(dim=-1)
+
+    def cls_attention(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the CLS token attends to, without the other rows of the map: (B, T, D) -> (B, heads, T)."""
+        query_weight, key_weight, _ = self.qkv.weight.chunk(3)
+        query_bias, key_bias, _ = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        query = nn.functional.linear(hidden_states[:, :1], query_weight, query_bias)
+        key = nn.functional.linear(hidden_states, key_weight, key_bias)
+        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
+        return (query * self.scaling @ key.transpose(-2, -1)).softmax(dim=-1).squeeze(2)
+
+
+class Mlp(nn.Module):
+    """Two linears with exact (erf) GELU between them."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        hidden_dim = int(config.hidden_size * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, config.hidden_size)
+        self.drop = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, each image skips the residual branch with probability `rate`.
+
+    Paper: Deep Networks with Stochastic Depth, https://arxiv.org/abs/1603.09382.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0 or not self.training:
+            return hidden_states
+        keep_rate = 1 - self.rate
+        mask = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(keep_rate)  # one draw an image
+        return hidden_states * mask / keep_rate
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class Block(GradientCheckpointingLayer):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: DinoConfig, drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attended, _ = self.attn(self.norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(attended)
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a CLS token through pre-norm blocks. Stage 0 is the embedding, stage i the output of block i."""
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.position_interpolation = config.position_interpolation
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
+        self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
+        last = max(config.num_hidden_layers - 1, 1)
+        self.blocks = nn.ModuleList(
+            Block(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.stage_channels = [config.hidden_size] * (1 + config.num_hidden_layers)
+
+    def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Height and width of an image in patches.
+
+        Raises:
+            ValueError: if the image is smaller than a patch.
+        """
+        height, width = pixel_values.shape[-2:]
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f"an image of {height}x{width} pixels is smaller than a patch of "
+                f"{self.patch_size}x{self.patch_size}: resize it, or use a model with smaller patches"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Tokens before the first block: (B, C, H, W) -> (B, T, D)."""
+        grid = self.grid(pixel_values)
+        tokens = self.patch_embed(pixel_values)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        positions = interpolate_positions(
+            self.pos_embed, tuple(pixel_values.shape[-2:]), grid, self.position_interpolation
+        )
+        return self.pos_drop(tokens + positions)
+
+    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+        """
+        The tokens (B, T, D) after each of the given stages, before the final norm; no block after the last of them runs.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            stages: which, in ascending order.
+        """
+        hidden_states = self.embed(pixel_values)
+        outputs = [hidden_states] if 0 in stages else []
+        for stage, block in enumerate(self.blocks[: stages[-1]], start=1):
+            hidden_states = block(hidden_states, **kwargs)
+            if stage in stages:
+                outputs.append(hidden_states)
+        return outputs
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """(B, C, H, W) -> (B, T, D), after the final norm."""
+        (hidden_states,) = self.forward_stages(pixel_values, [len(self.blocks)], **kwargs)
+        return self.norm(hidden_states)
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """The feature of each image, its CLS token: (B, T, D) -> (B, D)."""
+        return last_hidden_state[:, 0]
+
+    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """A stage's patch tokens as a normed map: (B, T, D) -> (B, D, h, w)."""
+        return self.to_map(self.norm(hidden_states), self.grid(pixel_values))
+
+    @staticmethod
+    def to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """The patch tokens on their grid: (B, T, D) -> (B, D, h, w)."""
+        return tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+
+    def attention_maps(self, pixel_values: torch.Tensor, layers: list[int]) -> tuple[torch.Tensor, ...]:
+        """The whole attention (B, heads, T, T) of each of the given blocks, counted from 0."""
+        inputs = self._block_inputs(pixel_values, layers)
+        return tuple(block.attn.attention_map(block.norm1(x)) for block, x in inputs)
+
+    def cls_attention(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+        """What the CLS token attends to among the patches in a block, counted from 0: (B, heads, h, w)."""
+        ((block, hidden_states),) = self._block_inputs(pixel_values, [layer])
+        attention = block.attn.cls_attention(block.norm1(hidden_states))
+        return attention[..., 1:].unflatten(-1, self.grid(pixel_values))
+
+    def _block_inputs(self, pixel_values: torch.Tensor, layers: list[int]):
+        """Each of the given blocks with its input; stage i is the input of block i (counted from 0)."""
+        ascending = sorted(set(layers))
+        inputs = dict(zip(ascending, self.forward_stages(pixel_values, ascending)))
+        return [(self.blocks[i], inputs[i]) for i in layers]
+
+
+__all__ = ["VisionTransformer", "interpolate_positions"]
