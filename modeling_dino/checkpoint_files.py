@@ -25,18 +25,22 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 _LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def checkpoint_keys(name_or_path: str | os.PathLike, variant: str | None = None, **kwargs) -> list[str]:
+def checkpoint_keys(
+    name_or_path: str | os.PathLike | None, state_dict: dict | None = None, variant: str | None = None, **kwargs
+) -> list[str]:
     """
     The names of the tensors in a saved model.
 
     Args:
-        name_or_path: a folder, or a model id on the hub.
+        name_or_path: a folder, or a model id on the hub; unused where the weights come as a `state_dict`.
         variant: as in `from_pretrained`, `model.<variant>.safetensors`.
         kwargs: those of `from_pretrained`; what does not say where the files are is ignored.
 
     Raises:
         OSError: if the weights are missing or damaged.
     """
+    if state_dict is not None:
+        return list(state_dict)
     location = {name: kwargs[name] for name in _LOCATION_ARGUMENTS if name in kwargs}
     for file_name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant is not None:

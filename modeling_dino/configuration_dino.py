@@ -170,7 +170,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         """Unknown arguments are kept as attributes, as everywhere in transformers, unless they are likely typos."""
         known = [*self.__dataclass_fields__, "depths", "out_features", "out_indices", "num_labels"]
         for name in kwargs:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.89)
             if name not in known and nearest:
                 raise ValueError(f"unknown argument {name!r}: did you mean {nearest[0]!r}?")
 

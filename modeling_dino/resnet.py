@@ -37,16 +37,17 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
 
 @contextmanager
 def frozen_batch_statistics(module: nn.Module):
-    """Batch norms inside normalise by the batch as before, but leave their running statistics alone."""
+    """Batch norms inside normalise by the batch as before, but leave their running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
         yield
     finally:
-        for norm, track in zip(norms, tracked):
-            norm.track_running_stats = track
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1
 
 
 class ResidualBlock(GradientCheckpointingLayer):

@@ -1,12 +1,14 @@
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 import modeling_dino  # noqa: F401 (registers with the Auto classes)
 
 from transformers_common import PACKAGE
 
 
-# The common tests look the base model's class up by the name of its type.
-MODEL_MAPPING_NAMES["dino"] = "DinoModel"
+# The common tests look up by these names what kind of model a class is.
+modeling_auto.MODEL_MAPPING_NAMES["dino"] = "DinoModel"
+modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["dino"] = "DinoForImageClassification"
+modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["dino"] = "DinoBackbone"
 
 collect_ignore = [] if PACKAGE.is_dir() else ["test_transformers_common.py"]
 
