@@ -16,6 +16,7 @@
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .configuration_dino import DinoConfig
+from .feature_files import load_features
 from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoModelOutput, DinoPreTrainedModel
 
 
@@ -33,4 +34,5 @@ __all__ = [
     "DinoModel",
     "DinoModelOutput",
     "DinoPreTrainedModel",
+    "load_features",
 ]

@@ -93,7 +93,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             how positions are resized to a grid other than the native one: `"dino"` as the original, `"size"` as
             transformers' ViT, `"antialias"` as timm.
         resnet_stem (`str`, defaults to `"auto"`):
-            `"imagenet"` (7x7 stride 2 and max pool), `"cifar"` (3x3 stride 1, no pool), or `"auto"`: cifar up to 64 px.
+            `"imagenet"` (7x7 stride 2, max pool), `"cifar"` (3x3 stride 1, no pool), or `"auto"`: cifar up to 64 px.
         zero_init_residual (`bool`, defaults to `False`): start the last batch norm of each residual block at 0.
         head_type (`str`, *optional*, defaults to `"dino"`):
             `"dino"` (MLP, L2 norm, weight-normed prototypes), `"simple"` (MLP with ReLU, L2 norm) or `None`.
@@ -242,7 +242,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths={self.depths} must be positive integers, one a stage")
         if self.num_hidden_layers != len(self.depths):
             raise ValueError(
-                f"num_hidden_layers={self.num_hidden_layers} must be the number of stages; depths has {len(self.depths)}"
+                f"num_hidden_layers={self.num_hidden_layers} must be the number of stages, {len(self.depths)} in depths"
             )
         multiple = self.resnet_expansion * 2 ** (len(self.depths) - 1)
         if self.hidden_size % multiple != 0:
@@ -270,7 +270,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def published(cls, name: str) -> dict | None:
-        """What the authors published of a preset's model (hub id, ImageNet k-NN and linear top-1 in %), if anything."""
+        """What the authors published of a preset's model (hub id, ImageNet top-1 in %), if anything."""
         return cls._read_preset(name).get("published")
 
     @classmethod

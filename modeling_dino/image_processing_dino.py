@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The evaluation transform of the original, as a `preprocessor_config.json` that transformers loads without this package.
+"""The evaluation transform of the original, as a `preprocessor_config.json` that needs transformers alone.
 
 RGB, shorter side to 256 of 224 (bicubic, antialiased), centre crop, [0, 1], ImageNet mean and standard deviation:
 https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61.
@@ -21,6 +21,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .configuration_dino import DinoConfig
@@ -31,15 +32,31 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is not needed to save a model
 
 
+def channel_statistics(num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel: ImageNet's, or their mean over colours if there are not three."""
+    if num_channels == 3:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    return [sum(IMAGENET_MEAN) / 3] * num_channels, [sum(IMAGENET_STD) / 3] * num_channels
+
+
+def is_rescaled_twice(pixel_values: torch.Tensor) -> bool:
+    """Whether normalised images (B, C, H, W) lie within one grey level of black, as if divided by 255 twice."""
+    mean, std = (torch.tensor(v, device=pixel_values.device) for v in channel_statistics(pixel_values.shape[1]))
+    low, high = torch.aminmax(pixel_values.float().transpose(0, 1).flatten(1), dim=1)
+    low, high = low * std + mean, high * std + mean
+    rounding = 1e-2 / 255 if pixel_values.dtype == torch.float32 else 1 / 255
+    in_range = (low >= -rounding) & (high <= 1 / 255 + rounding)
+    return bool((in_range.all() & (high > low).any()).item())
+
+
 def image_processor_config(config: DinoConfig) -> dict:
     """
     The arguments of transformers' `BitImageProcessor`, which resizes by the shorter side, for a model's image size.
 
-    Images with other than three channels are not converted to RGB, and get the mean over colours of ImageNet's mean and
-    standard deviation in each channel.
+    Images with other than three channels are not converted to RGB.
     """
     is_rgb = config.num_channels == 3
-    mean, std = (list(v) if is_rgb else [sum(v) / 3] * config.num_channels for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = channel_statistics(config.num_channels)
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": is_rgb,
@@ -74,4 +91,4 @@ def _fits(path: Path, ours: dict) -> bool:
         return False
 
 
-__all__ = ["image_processor_config", "save_image_processor"]
+__all__ = ["channel_statistics", "image_processor_config", "is_rescaled_twice", "save_image_processor"]

@@ -39,7 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import checkpoint_keys
 from .configuration_dino import DinoConfig
-from .image_processing_dino import save_image_processor
+from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet, ResNetStage
 from .vision_transformer import Attention, Block, VisionTransformer
@@ -83,6 +83,7 @@ class DinoPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _checked_range = False
     _can_record_outputs = {"hidden_states": [Block, ResNetStage], "attentions": Attention}
 
     @torch.no_grad()
@@ -128,7 +129,7 @@ class DinoPreTrainedModel(PreTrainedModel):
             raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
         if not pixel_values.is_floating_point():
             raise ValueError(
-                f"pixel_values are {pixel_values.dtype}: scale and normalise the images first (AutoImageProcessor does)"
+                f"pixel_values are {pixel_values.dtype}: scale and normalise the images (AutoImageProcessor does)"
             )
         if pixel_values.ndim != 4:
             raise ValueError(
@@ -139,6 +140,13 @@ class DinoPreTrainedModel(PreTrainedModel):
                 f"pixel_values have {pixel_values.shape[1]} channels, but the model has "
                 f"num_channels={self.config.num_channels}"
             )
+        if not (self._checked_range or torch.compiler.is_compiling() or pixel_values.is_meta):
+            self._checked_range = True  # the first batch will do: the check waits for the device
+            if is_rescaled_twice(pixel_values):
+                logger.warning(
+                    "pixel_values are within one grey level of black: were images already in [0, 1] rescaled again? "
+                    "Then pass do_rescale=False to the image processor."
+                )
         return pixel_values.to(self.get_input_embeddings().weight.dtype)
 
     def check_attention(self, output_attentions: bool | None):
@@ -239,9 +247,7 @@ class DinoModel(DinoPreTrainedModel):
         last_hidden_state = self.backbone(self.check_pixel_values(pixel_values), **kwargs)
         pooler_output = self.backbone.pool(last_hidden_state)
         projection = None if self.head is None else self.head(pooler_output)
-        return DinoModelOutput(
-            last_hidden_state=last_hidden_state, pooler_output=pooler_output, projection=projection
-        )
+        return DinoModelOutput(last_hidden_state=last_hidden_state, pooler_output=pooler_output, projection=projection)
 
     def get_intermediate_layers(
         self,

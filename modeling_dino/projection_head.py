@@ -19,6 +19,8 @@ https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L257
 Deviation: a frozen gain is a buffer, since `from_pretrained` makes every parameter trainable.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def l2_normalize(x: torch.Tensor) -> torch.Tensor:
 def build_mlp(dims: list[int], activation: type[nn.Module], use_bn: bool) -> nn.Module:
     """Linear, [batch norm,] activation, …, linear, through the given widths; a single linear is not wrapped."""
     layers: list[nn.Module] = []
-    for in_dim, out_dim in zip(dims[:-2], dims[1:-1]):
+    for in_dim, out_dim in pairwise(dims[:-1]):
         layers.append(nn.Linear(in_dim, out_dim))
         if use_bn:
             layers.append(nn.BatchNorm1d(out_dim))

@@ -14,8 +14,8 @@
 """ResNets in torchvision's v1.5 layout, without the classifier.
 
 Paper: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385. v1.5 has the stride in the 3x3
-convolution of the bottleneck. Parameter names are torchvision's (torchvision/models/resnet.py), so its state dicts, and
-DINO's published ResNet-50, load as they are.
+convolution of the bottleneck. Parameter names are those of torchvision/models/resnet.py, so its state dicts, and DINO's
+published ResNet-50, load as they are.
 Deviation: a second stem for small images, as usual on CIFAR.
 
 Letters in shapes: B images, C channels, H x W pixels, h x w cells of a feature map.
@@ -114,9 +114,7 @@ class ResNetStage(nn.Sequential):
 
     def __init__(self, block: type[ResidualBlock], in_channels: int, width: int, depth: int, stride: int):
         out_channels = width * block.expansion
-        super().__init__(
-            block(in_channels, width, stride), *(block(out_channels, width, 1) for _ in range(depth - 1))
-        )
+        super().__init__(block(in_channels, width, stride), *(block(out_channels, width, 1) for _ in range(depth - 1)))
 
 
 class ResNet(nn.Module):
@@ -142,7 +140,7 @@ class ResNet(nn.Module):
 
     def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """
-        The maps (B, C, h, w) after each of the given stages; no stage after the last of them runs.
+        The maps (B, C, h, w) after each of the given stages; later stages do not run.
 
         Args:
             pixel_values: (B, C, H, W).

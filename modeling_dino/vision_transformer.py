@@ -82,6 +82,11 @@ def interpolate_positions(
     return torch.cat([cls_position, patch_positions], dim=1)
 
 
+def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """How much each query attends to each key: two of (B, heads, T, D / heads) -> (B, heads, T, T)."""
+    return (query * scaling @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
 def eager_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -97,7 +102,7 @@ def eager_attention(
     Returns:
         the attended values (B, T, heads, D / heads), and the attention weights (B, heads, T, T).
     """
-    weights = (query * scaling @ key.transpose(-2, -1)).softmax(dim=-1)
+    weights = attention_weights(query, key, scaling)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -134,8 +139,8 @@ class Attention(nn.Module):
 
     def attention_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The whole attention: (B, T, D) -> (B, heads, T, T)."""
-        query, key, value = self.query_key_value(hidden_states)
-        return (query * self.scaling @ key.transpose(-2, -1)).softmax(dim=-1)
+        query, key, _ = self.query_key_value(hidden_states)
+        return attention_weights(query, key, self.scaling)
 
     def cls_attention(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the CLS token attends to, without the other rows of the map: (B, T, D) -> (B, heads, T)."""
@@ -144,7 +149,7 @@ class Attention(nn.Module):
         query = nn.functional.linear(hidden_states[:, :1], query_weight, query_bias)
         key = nn.functional.linear(hidden_states, key_weight, key_bias)
         query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
-        return (query * self.scaling @ key.transpose(-2, -1)).softmax(dim=-1).squeeze(2)
+        return attention_weights(query, key, self.scaling).squeeze(2)
 
 
 class Mlp(nn.Module):
@@ -245,7 +250,7 @@ class VisionTransformer(nn.Module):
 
     def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """
-        The tokens (B, T, D) after each of the given stages, before the final norm; no block after the last of them runs.
+        The tokens (B, T, D) after each of the given stages, before the final norm; later blocks do not run.
 
         Args:
             pixel_values: (B, C, H, W).

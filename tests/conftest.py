@@ -1,8 +1,7 @@
 from transformers.models.auto import modeling_auto
+from transformers_common import PACKAGE
 
 import modeling_dino  # noqa: F401 (registers with the Auto classes)
-
-from transformers_common import PACKAGE
 
 
 # The common tests look up by these names what kind of model a class is.

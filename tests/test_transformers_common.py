@@ -4,8 +4,8 @@ import unittest
 import unittest.mock
 
 import torch
-
 import transformers_common
+
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
 
 
@@ -28,7 +28,14 @@ class DinoModelTester:
 
     def __init__(self, parent, backbone: dict, **config):
         self.parent = parent
-        self.config = {**backbone, **TINY_HEAD, "image_size": self.image_size, "patch_size": 4, "num_labels": 3, **config}
+        self.config = {
+            **backbone,
+            **TINY_HEAD,
+            "image_size": self.image_size,
+            "patch_size": 4,
+            "num_labels": 3,
+            **config,
+        }
         built = self.get_config()
         self.hidden_size = built.hidden_size
         self.num_hidden_layers = built.num_hidden_layers

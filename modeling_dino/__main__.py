@@ -1,0 +1,7 @@
+"""`python -m modeling_dino`, so that `accelerate launch -m modeling_dino` works."""
+
+from .cli import main
+
+
+if __name__ == "__main__":
+    main()

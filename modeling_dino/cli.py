@@ -1,0 +1,123 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command line, `dino`: each command reads its arguments here and does its work in a module of its own."""
+
+import sys
+from typing import Annotated
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
+
+
+app = typer.Typer(
+    help="Every DINO as one Hugging Face model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option(help="Folder or hub id of a saved model.")]
+Output = Annotated[str, typer.Option(help="Folder to write to.")]
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; all presets if left out.")] = None,
+):
+    """Sizes of a model, or of all presets: parameters, features, memory of the weights, FLOPs of an image."""
+    from .configuration_dino import DinoConfig
+    from .info import info_table
+
+    typer.echo(info_table(DinoConfig.presets() if model is None else [model]))
+
+
+@app.command()
+def extract(
+    model: Model,
+    images: Annotated[str, typer.Option(help="Folder, text file with a path a line, or an image.")],
+    output: Output,
+    features: Annotated[str, typer.Option(help="cls, patch_mean, cls_patch_mean, patches or projection.")] = "cls",
+    last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
+    on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
+):
+    """Features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
+    from .extract import ExtractionSettings, extract_features
+
+    settings = ExtractionSettings(model, images, features, last_blocks, batch_size, dtype)
+    summary = extract_features(
+        settings, output, num_workers=num_workers, compile=compile, on_error=on_error, overwrite=overwrite
+    )
+    for kind, remarks in (("skipped", summary.skipped), ("note", summary.notes)):
+        for path, reason in remarks.items():
+            typer.echo(f"{kind} {path}: {reason}", err=True)
+    typer.echo(summary)
+
+
+@app.command()
+def attention(
+    model: Model,
+    image: Annotated[str, typer.Option(help="The image.")],
+    output: Output,
+    size: Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")] = 480,
+    layer: Annotated[int, typer.Option(help="Block, counted from 0; negative ones from the end.")] = -1,
+):
+    """What a ViT's CLS token attends to: a picture a head, and all of them over the image."""
+    from .pretrained import load_image_processor, load_model
+    from .visualization import draw_attention
+
+    dino = load_model(model)
+    processor = load_image_processor(model, dino.config)
+    pictures = draw_attention(dino, image, output, processor.image_mean, processor.image_std, size, layer)
+    typer.echo(f"{len(pictures)} pictures; all heads: {pictures[-1]}")
+
+
+@app.command()
+def demo(
+    output: Output = "demo",
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a saved model; random weights if none.")
+    ] = None,
+):
+    """A tour: features of scikit-image's photographs, and the attention to one of them."""
+    from .demo import run_demo
+
+    typer.echo(run_demo(output, model))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error a user can cause, without the frame that strict configurations put around it."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def main():
+    """Runs the command line; errors a user can cause are one line, and exit with 2."""
+    logging.disable_progress_bar()
+    try:
+        app(prog_name="dino")
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        print(f"dino: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

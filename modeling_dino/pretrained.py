@@ -1,0 +1,75 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the commands load: configuration, model and image processor behind a preset's name, a folder or a hub id."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, ImageProcessingMixin
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+
+from .configuration_dino import DinoConfig
+from .extras import require
+from .image_processing_dino import image_processor_config
+from .modeling_dino import DinoModel
+
+
+def load_config(name: str) -> DinoConfig:
+    """The configuration of a preset, or of a model saved in a folder or on the hub."""
+    if not _is_saved_model(name):
+        return DinoConfig.from_preset(name)
+    return DinoConfig.from_pretrained(name)
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
+    """
+    A saved model, ready for inference.
+
+    Args:
+        name: a folder, or an id on the hub.
+
+    Raises:
+        ValueError: if it is the name of a preset, which has no weights.
+        OSError: if there is no such model.
+    """
+    if not _is_saved_model(name):
+        DinoConfig.from_preset(name)  # refuses an unknown name
+        raise ValueError(f"{name} is a configuration without weights: pass the folder or hub id of a saved model")
+    return DinoModel.from_pretrained(name, dtype=dtype).eval()
+
+
+def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
+    """The transform saved with the model, else the evaluation transform for its size; with Pillow, as the original."""
+    require("PIL")
+    if cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+        return AutoImageProcessor.from_pretrained(name, backend="pil")
+    from transformers import BitImageProcessorPil
+
+    arguments = image_processor_config(config)
+    del arguments["image_processor_type"]
+    return BitImageProcessorPil(**arguments)
+
+
+def _is_saved_model(name: str) -> bool:
+    """
+    Whether a name stands for a saved model, and not for a preset: a folder, or an id on the hub, which has one slash.
+
+    Raises:
+        OSError: if it looks like a path, but there is no such folder; the hub's answer to it would not say so.
+    """
+    if Path(name).is_dir():
+        return True
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise OSError(f"{name} is not a folder with a saved model")
+    return "/" in name
