@@ -242,11 +242,22 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths={self.depths} must be positive integers, one a stage")
         if self.num_hidden_layers != len(self.depths):
             raise ValueError(
-                f"num_hidden_layers={self.num_hidden_layers} must be the number of stages, {len(self.depths)} in depths"
+                f"num_hidden_layers={self.num_hidden_layers} must be {len(self.depths)}, the stages in depths"
             )
         multiple = self.resnet_expansion * 2 ** (len(self.depths) - 1)
         if self.hidden_size % multiple != 0:
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {multiple} for {self.backbone}")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """
+        Raises:
+            ValueError: if it is the configuration of another kind of model.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"config.json is of a model of type {model_type!r}, not {cls.model_type!r}")
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "DinoConfig":

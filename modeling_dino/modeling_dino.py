@@ -278,7 +278,10 @@ class DinoModel(DinoPreTrainedModel):
         if return_class_token and not self.config.is_vit:
             raise ValueError(f"{self.config.backbone} has no CLS token: leave return_class_token=False")
         pixel_values = self.check_pixel_values(pixel_values)
-        layers = range(self.config.num_hidden_layers)[-n:] if isinstance(n, int) and n > 0 else n
+        depth = self.config.num_hidden_layers
+        if isinstance(n, int) and not 1 <= n <= depth:
+            raise ValueError(f"n={n} must be between 1 and {depth}")
+        layers = range(depth)[-n:] if isinstance(n, int) else n
         stages = sorted({layer + 1 for layer in self._resolve_layers(layers)})
         outputs = self.backbone.forward_stages(pixel_values, stages)
         if not self.config.is_vit:
@@ -329,13 +332,12 @@ class DinoModel(DinoPreTrainedModel):
         (layer,) = self._resolve_layers([layer])
         return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
 
-    def _resolve_layers(self, layers: int | Sequence[int]) -> list[int]:
-        """Layers counted from 0, negative ones from the end."""
+    def _resolve_layers(self, layers: Sequence[int]) -> list[int]:
+        """Layers counted from 0, of which negative ones are counted from the end."""
         depth = self.config.num_hidden_layers
-        layers = [layers] if isinstance(layers, int) else list(layers)
         wrong = [layer for layer in layers if not -depth <= layer < depth]
-        if wrong or not layers:
-            raise ValueError(f"no layer {wrong or ''}: {self.config.backbone} has layers 0 to {depth - 1}")
+        if wrong or not len(layers):
+            raise ValueError(f"no such layers, {list(layers)}: {self.config.backbone} has layers 0 to {depth - 1}")
         return [layer % depth for layer in layers]
 
     def get_model_info(self) -> dict[str, str | int | None]:
@@ -372,7 +374,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
         self.num_labels = config.num_labels
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(self.config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -405,7 +407,7 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
 
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(self.config)
         self.num_features = self.backbone.stage_channels
         self.has_attentions = config.is_vit
         self.post_init()

@@ -13,9 +13,9 @@
 # limitations under the License.
 """ResNets in torchvision's v1.5 layout, without the classifier.
 
-Paper: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385. v1.5 has the stride in the 3x3
-convolution of the bottleneck. Parameter names are those of torchvision/models/resnet.py, so its state dicts, and DINO's
-published ResNet-50, load as they are.
+Paper: Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385; v1.5 has the stride in the 3x3
+convolution of the bottleneck. Parameter names are those of torchvision/models/resnet.py, so its state dicts, and the
+published DINO ResNet-50, load as they are.
 Deviation: a second stem for small images, as usual on CIFAR.
 
 Letters in shapes: B images, C channels, H x W pixels, h x w cells of a feature map.

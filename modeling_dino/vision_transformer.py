@@ -116,7 +116,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
-        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.attn_drop = config.attention_probs_dropout_prob
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -125,7 +126,7 @@ class Attention(nn.Module):
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(B, T, D) -> three of (B, heads, T, D / heads)."""
         batch_size, num_tokens, _ = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, -1)
+        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -148,7 +149,7 @@ class Attention(nn.Module):
         query_bias, key_bias, _ = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
         query = nn.functional.linear(hidden_states[:, :1], query_weight, query_bias)
         key = nn.functional.linear(hidden_states, key_weight, key_bias)
-        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
+        query, key = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (query, key))
         return attention_weights(query, key, self.scaling).squeeze(2)
 
 
