@@ -22,8 +22,8 @@ Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T
 
 import copy
 import os
+import shutil
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
@@ -46,6 +47,14 @@ from .vision_transformer import Attention, Block, VisionTransformer
 
 
 logger = logging.get_logger(__name__)
+
+# what each Auto class makes of a folder that was saved with code
+AUTO_MAP = {
+    "AutoConfig": "configuration_dino.DinoConfig",
+    "AutoModel": "modeling_dino.DinoModel",
+    "AutoBackbone": "modeling_dino.DinoBackbone",
+    "AutoModelForImageClassification": "modeling_dino.DinoForImageClassification",
+}
 
 
 @dataclass
@@ -157,12 +166,6 @@ class DinoPreTrainedModel(PreTrainedModel):
         if output_attentions and not self.config.is_vit:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | None = None):
-        """Save the model's code along with it from now on, the configuration's too (see `save_pretrained`)."""
-        DinoConfig.register_for_auto_class()
-        super().register_for_auto_class(auto_class or cls.default_auto_class)
-
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args, with_code: bool = False, is_main_process: bool = True, **kwargs
     ):
@@ -171,26 +174,19 @@ class DinoPreTrainedModel(PreTrainedModel):
         transform (one that is there and fits the model is kept).
 
         Args:
-            with_code: save the code too, so that `AutoModel.from_pretrained(…, trust_remote_code=True)` loads the
-                model where this package is not installed.
+            with_code: save the code too, so that the Auto classes load the folder with `trust_remote_code=True` where
+                this package is not installed; `register_for_auto_class` asks for it once and for all.
         """
-        if not with_code and self._auto_class is None and hasattr(self.config, "auto_map"):
-            del self.config.auto_map  # it would name code that is not there
-        with registered_for_auto_class(type(self)) if with_code else nullcontext():
-            super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        with_code = with_code or self._auto_class is not None
+        self.config.__dict__.pop("auto_map", None)
+        if with_code:
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             save_image_processor(self.config, save_directory)
-
-
-@contextmanager
-def registered_for_auto_class(model_class: type[DinoPreTrainedModel]):
-    """Within, the class and its configuration are registered for their Auto classes."""
-    before = model_class._auto_class, DinoConfig._auto_class
-    try:
-        model_class.register_for_auto_class()
-        yield
-    finally:
-        model_class._auto_class, DinoConfig._auto_class = before
+            if with_code:
+                for file in [__file__, *get_relative_import_files(__file__)]:
+                    shutil.copy(file, save_directory)
 
 
 class DinoModel(DinoPreTrainedModel):
@@ -206,8 +202,6 @@ class DinoModel(DinoPreTrainedModel):
     >>> features = model(pixel_values).pooler_output  # (B, C, H, W) -> (B, hidden_size)
     ```
     """
-
-    default_auto_class = "AutoModel"
 
     def __init__(self, config: DinoConfig):
         super().__init__(config)
@@ -368,7 +362,6 @@ def without_head(config: DinoConfig) -> DinoConfig:
 class DinoForImageClassification(DinoPreTrainedModel):
     """A linear classifier on the feature. It has no projection head; one in the checkpoint is left out."""
 
-    default_auto_class = "AutoModelForImageClassification"
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
     def __init__(self, config: DinoConfig):
@@ -402,7 +395,6 @@ class DinoForImageClassification(DinoPreTrainedModel):
 class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
     """Feature maps of `config.out_features` for detection and segmentation. A ViT's are normed. It has no head."""
 
-    default_auto_class = "AutoBackbone"
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
     def __init__(self, config: DinoConfig):
