@@ -27,10 +27,21 @@ AutoModel.register(DinoConfig, DinoModel)
 AutoBackbone.register(DinoConfig, DinoBackbone)
 AutoModelForImageClassification.register(DinoConfig, DinoForImageClassification)
 
+
+def __getattr__(name: str):
+    """What needs Pillow is imported when it is asked for."""
+    if name == "DinoImageProcessor":
+        from .evaluation_transform import DinoImageProcessor
+
+        return DinoImageProcessor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "DinoBackbone",
     "DinoConfig",
     "DinoForImageClassification",
+    "DinoImageProcessor",
     "DinoModel",
     "DinoModelOutput",
     "DinoPreTrainedModel",

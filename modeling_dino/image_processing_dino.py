@@ -52,7 +52,7 @@ def image_processor_config(config: DinoConfig) -> dict:
     """
     The arguments of transformers' `BitImageProcessor`, which resizes by the shorter side, for a model's image size.
 
-    Images with other than three channels are not converted to RGB.
+    Images with other than three channels are not converted to RGB. [`DinoImageProcessor`] reads the same arguments.
     """
     is_rgb = config.num_channels == 3
     mean, std = channel_statistics(config.num_channels)

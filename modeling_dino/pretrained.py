@@ -13,6 +13,7 @@
 # limitations under the License.
 """What the commands load: configuration, model and image processor behind a preset's name, a folder or a hub id."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -52,13 +53,16 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
 def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
     """The transform saved with the model, else the evaluation transform for its size; with Pillow, as the original."""
     require("PIL")
-    if cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
-        return AutoImageProcessor.from_pretrained(name, backend="pil")
-    from transformers import BitImageProcessorPil
+    from .evaluation_transform import DinoImageProcessor
 
-    arguments = image_processor_config(config)
-    del arguments["image_processor_type"]
-    return BitImageProcessorPil(**arguments)
+    ours = image_processor_config(config)
+    file = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return DinoImageProcessor(**ours)
+    saved = json.loads(Path(file).read_text(encoding="utf-8"))
+    if saved.get("image_processor_type") == ours["image_processor_type"]:
+        return DinoImageProcessor.from_pretrained(name)
+    return AutoImageProcessor.from_pretrained(name, backend="pil")
 
 
 def _is_saved_model(name: str) -> bool:

@@ -1,0 +1,53 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The evaluation transform of the original, exact to the pixel for images of every size and mode.
+
+transformers' own processors read the same `preprocessor_config.json`, but differ from torchvision, and so from the
+original, in two things. They round the offset of the centre crop down instead of half to even: where the resized image
+is larger than the crop by 3, 7, 11, … pixels they are one pixel off. And they lay transparent images over white, where
+the original drops the transparency.
+"""
+
+import numpy as np
+from PIL import Image
+from transformers import BitImageProcessorPil
+from transformers.image_utils import ImageInput, SizeDict
+
+
+class DinoImageProcessor(BitImageProcessorPil):
+    """
+    Resizes and crops as https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61, with Pillow.
+
+    What it saves is transformers' `BitImageProcessor`, which loads everywhere.
+    """
+
+    def convert_to_rgb(self, image: ImageInput, *args, **kwargs) -> ImageInput:
+        """RGB, without transparency."""
+        if isinstance(image, Image.Image):
+            image = image.convert("RGB")
+            image.info.pop("transparency", None)  # a transparent colour of a palette outlives its conversion
+        return super().convert_to_rgb(image, *args, **kwargs)
+
+    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
+        """(C, H, W) -> (C, size.height, size.width)."""
+        top, left = (round((side - crop) / 2) for side, crop in zip(image.shape[1:], (size.height, size.width)))
+        if top < 0 or left < 0:
+            return super().center_crop(image, size, **kwargs)
+        return image[:, top : top + size.height, left : left + size.width]
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "image_processor_type": "BitImageProcessor"}
+
+
+__all__ = ["DinoImageProcessor"]

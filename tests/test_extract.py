@@ -1,0 +1,273 @@
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_config
+from photographs import save_variants
+from PIL import Image
+
+from modeling_dino import DinoImageProcessor, DinoModel, feature_files, load_features
+from modeling_dino.extract import ExtractionSettings, extract_features
+from modeling_dino.features import image_features
+
+
+NUM_IMAGES = 11
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `model` and `images`, which no test changes."""
+    folder = tmp_path_factory.mktemp("extract")
+    torch.manual_seed(0)
+    DinoModel(tiny_config()).save_pretrained(folder / "model")
+    (folder / "images").mkdir()
+    for i in range(NUM_IMAGES):
+        noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
+        noise.save(folder / "images" / f"{i:02d}.png")
+    return folder
+
+
+def settings(folder: Path, images="images", **options) -> ExtractionSettings:
+    return ExtractionSettings(**{"model": str(folder / "model"), "images": str(folder / images), **options})
+
+
+def extract(folder: Path, output: Path, images="images", **options):
+    keywords = {k: options.pop(k) for k in ("num_workers", "on_error", "overwrite", "compile") if k in options}
+    return extract_features(settings(folder, images, **options), output, progress=False, **keywords)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of four images."""
+    monkeypatch.setattr(feature_files, "MAX_SHARD_ROWS", 4)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def expected_features(folder: Path, files: list[Path], *arguments) -> np.ndarray:
+    """One image at a time, by the model and its image processor."""
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    processor = DinoImageProcessor.from_pretrained(folder / "model")
+    with torch.no_grad():
+        rows = []
+        for file in files:
+            with Image.open(file) as image:
+                rows.append(image_features(model, **processor(image, return_tensors="pt"), **dict(arguments))[0])
+        return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_features_are_the_models(tmp_path, folder, num_workers):
+    summary = extract(folder, tmp_path / "out", batch_size=3, num_workers=num_workers)
+    assert (summary.rows, summary.computed, summary.skipped) == (NUM_IMAGES, NUM_IMAGES, {})
+    table = load_features(tmp_path / "out")
+    files = sorted((folder / "images").iterdir())
+    assert table["path"].tolist() == list(map(str, files))
+    assert table["feature"].dtype == np.float32
+    np.testing.assert_allclose(table["feature"], expected_features(folder, files), rtol=0, atol=1e-5)
+    assert "label" not in table
+
+
+@pytest.mark.parametrize(
+    ("kind", "last_blocks", "shape"),
+    [
+        ("cls", 3, (96,)),
+        ("patch_mean", 1, (32,)),
+        ("cls_patch_mean", 1, (64,)),
+        ("patches", 1, (16, 32)),
+        ("projection", 1, (24,)),
+    ],
+)
+def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
+    extract(folder, tmp_path / "out", features=kind, last_blocks=last_blocks)
+    features = load_features(tmp_path / "out")["feature"]
+    assert features.shape == (NUM_IMAGES, *shape)
+    files = sorted((folder / "images").iterdir())
+    expected = expected_features(folder, files, ("kind", kind), ("last_blocks", last_blocks))
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_other_libraries_read_the_shards(tmp_path, folder):
+    extract(folder, tmp_path / "out")
+    table = load_features(tmp_path / "out")
+    files = sorted(map(str, (tmp_path / "out").glob("*.parquet")))
+    assert len(files) == 3
+    frame = pd.concat(map(pd.read_parquet, files))
+    np.testing.assert_array_equal(np.stack(frame["feature"]), table["feature"])
+    data = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features["feature"].length == 32
+    np.testing.assert_array_equal(np.array(data.with_format("numpy")["feature"]), table["feature"])
+    assert data["path"][:] == frame["path"].tolist() == table["path"].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_and_stored_in_float32(tmp_path, folder, dtype):
+    extract(folder, tmp_path / "full")
+    extract(folder, tmp_path / "half", dtype=dtype)
+    full, half = (load_features(tmp_path / name)["feature"] for name in ("full", "half"))
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+def test_compiled(tmp_path, folder):
+    extract(folder, tmp_path / "plain", batch_size=11)
+    extract(folder, tmp_path / "compiled", batch_size=11, compile=True)
+    plain, compiled = (load_features(tmp_path / name)["feature"] for name in ("plain", "compiled"))
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-5)
+
+
+def test_labels_come_from_sub_folders(tmp_path, folder):
+    for i, name in enumerate(("dog", "cat", "cat")):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "images" / f"{i:02d}.png", tmp_path / "classes" / name)
+    extract(folder, tmp_path / "out", images=tmp_path / "classes")
+    assert load_features(tmp_path / "out")["label"].tolist() == ["cat", "cat", "dog"]
+
+
+def test_a_resnet(tmp_path, folder):
+    DinoModel(tiny_config("resnet")).save_pretrained(tmp_path / "resnet")
+    extract(folder, tmp_path / "out", model=str(tmp_path / "resnet"))
+    assert load_features(tmp_path / "out")["feature"].shape == (NUM_IMAGES, 64)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, folder, monkeypatch):
+    extract(folder, tmp_path / "whole")
+    write = feature_files.FeatureFolder.write
+
+    def stop_in_the_second_shard(self, shard, *arguments):
+        if shard == 1:
+            (self.path / ".features-000001.parquet.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        write(self, shard, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_files.FeatureFolder, "write", stop_in_the_second_shard)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not complete: run the same"):
+        load_features(tmp_path / "out")
+    summary = extract(folder, tmp_path / "out")
+    assert (summary.rows, summary.computed) == (NUM_IMAGES, NUM_IMAGES - 4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert extract(folder, tmp_path / "out").computed == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_features_of_other_settings_are_kept_unless_told_otherwise(tmp_path, folder):
+    output = tmp_path / "out"
+    extract(folder, output)
+    before = contents(output)
+    for options, difference in (
+        ({"features": "patches"}, "features: cls -> patches"),
+        ({"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
+        ({"images": folder / "images" / "00.png"}, "images: "),
+    ):
+        with pytest.raises(ValueError, match=f"has features of other settings, {difference}"):
+            extract(folder, output, **options)
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(output, tmp_path / "copy" / "out")
+    assert contents(output) == before
+    extract(folder, output, features="patches", overwrite=True)
+    assert load_features(output)["feature"].shape == (NUM_IMAGES, 16, 32)
+
+
+def test_a_changed_model_or_image_is_noticed(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "here")
+    here = tmp_path / "here"
+    extract(here, here / "out")
+    model = DinoModel.from_pretrained(here / "model")
+    with torch.no_grad():
+        model.backbone.norm.bias += 1e-3
+    model.save_pretrained(here / "model")
+    with pytest.raises(ValueError, match="model_fingerprint: "):
+        extract(here, here / "out")
+    shutil.copy(folder / "model" / "model.safetensors", here / "model")
+    assert extract(here, here / "out").computed == 0
+    Image.new("RGB", (100, 90)).save(here / "images" / "00.png")
+    with pytest.raises(ValueError, match="images_fingerprint: "):
+        extract(here, here / "out")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_anything_else_is_left_alone(tmp_path, folder, overwrite):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something other than features"):
+        extract(folder, tmp_path, overwrite=overwrite)
+    with pytest.raises(ValueError, match="is a file: choose another output folder"):
+        extract(folder, tmp_path / "thesis.txt", overwrite=overwrite)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.fixture
+def spoiled(tmp_path, folder) -> Path:
+    """The images, of which two cannot be read, and a model."""
+    shutil.copytree(folder, tmp_path / "spoiled")
+    images = tmp_path / "spoiled" / "images"
+    (images / "03.png").write_bytes((images / "03.png").read_bytes()[:200])
+    (images / "07.png").write_text("not an image")
+    return tmp_path / "spoiled"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_unreadable_images_are_skipped_named_and_counted(tmp_path, spoiled):
+    summary = extract(spoiled, tmp_path / "out")
+    assert summary.rows == NUM_IMAGES - 2
+    assert [Path(path).name for path in summary.skipped] == ["03.png", "07.png"]
+    assert "2 skipped" in str(summary)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["skipped"] == summary.skipped
+    assert "cannot identify image file" in manifest["skipped"][str(spoiled / "images" / "07.png")]
+    table = load_features(tmp_path / "out")
+    good = [file for file in sorted((spoiled / "images").iterdir()) if file.name not in ("03.png", "07.png")]
+    assert table["path"].tolist() == list(map(str, good))
+    np.testing.assert_allclose(table["feature"], expected_features(spoiled, good), rtol=0, atol=1e-5)
+
+
+def test_unreadable_images_fail_the_run_if_asked(tmp_path, spoiled):
+    with pytest.raises(ValueError, match=r"cannot read .*03.png: .*--on-error skip"):
+        extract(spoiled, tmp_path / "out", on_error="fail")
+
+
+def test_nothing_but_unreadable_images(tmp_path, spoiled):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read; the first: .*07.png"):
+        extract(spoiled, tmp_path / "out", images="images/07.png")
+
+
+def test_every_mode_of_photographs(tmp_path, folder):
+    files = sorted(save_variants(tmp_path / "photographs"))
+    summary = extract(folder, tmp_path / "out", images=tmp_path / "photographs")
+    assert summary.rows == 20
+    assert [Path(path).name for path in summary.notes] == ["sixteen-bit.png"]
+    features = load_features(tmp_path / "out")["feature"]
+    np.testing.assert_allclose(features, expected_features(folder, files), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "class"}, "unknown features 'class'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': allowed are float32, bfloat16, float16"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"on_error": "ignore"}, "unknown on_error 'ignore': allowed are skip, fail"),
+        ({"model": "dino_vits16"}, "dino_vits16 is a configuration without weights"),
+        ({"images": "nothing"}, "is neither a folder"),
+    ],
+)
+def test_arguments_that_cannot_work_leave_nothing_behind(tmp_path, folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        extract(folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_load_features_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="holds something other than features"):
+        load_features(tmp_path)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from conftest import tiny_config
+from processes import run_python
+
+from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
+
+
+CODE_FILES = {
+    "checkpoint_files.py",
+    "configuration_dino.py",
+    "image_processing_dino.py",
+    "modeling_dino.py",
+    "projection_head.py",
+    "resnet.py",
+    "vision_transformer.py",
+}
+
+LOAD = """
+import importlib.util, torch
+from transformers import AutoConfig, {auto_class}
+assert importlib.util.find_spec("modeling_dino") is None
+model = {auto_class}.from_pretrained("model", trust_remote_code=True)
+assert AutoConfig.from_pretrained("model", trust_remote_code=True).backbone == model.config.backbone
+assert model.config.head_type == {head_type!r}
+images, expected = torch.load("images.pt"), torch.load("output.pt")
+with torch.no_grad():
+    output = model(images)
+assert list(output) == list(expected)
+for name, value in expected.items():
+    values = zip(output[name], value) if isinstance(value, (tuple, list)) else [(output[name], value)]
+    assert all(torch.equal(a, b) for a, b in values), name
+model.save_pretrained("again")
+assert {auto_class}.from_pretrained("again", trust_remote_code=True).config.to_dict()["backbone"]
+"""
+
+
+def save_with_output(model, folder, images):
+    with torch.no_grad():
+        torch.save(dict(model.eval()(images)), folder / "output.pt")
+    torch.save(images, folder / "images.pt")
+
+
+@pytest.mark.parametrize("head_type", ["dino", "simple", None])
+def test_loads_where_the_package_is_not_installed(tmp_path, family, head_type):
+    model = DinoModel(tiny_config(family, head_type=head_type, head_use_bn=True))
+    model.save_pretrained(tmp_path / "model", with_code=True)
+    assert {path.name for path in (tmp_path / "model").glob("*.py")} == CODE_FILES
+    save_with_output(model, tmp_path, torch.randn(2, 3, 32, 40))
+    code = LOAD.format(auto_class="AutoModel", head_type=head_type)
+    run_python(code, tmp_path, blocked=("modeling_dino", "conversion_scripts", "PIL", "torchvision", "typer"))
+
+
+def test_a_classifier_loads_where_the_package_is_not_installed(tmp_path, family):
+    model = DinoForImageClassification(tiny_config(family, num_labels=4))
+    model.save_pretrained(tmp_path / "model", with_code=True)
+    save_with_output(model, tmp_path, torch.randn(2, 3, 32, 32))
+    code = LOAD.format(auto_class="AutoModelForImageClassification", head_type=None)
+    run_python(code, tmp_path, blocked=("modeling_dino",))
+
+
+def test_a_model_saved_with_code_is_all_the_other_classes_too(tmp_path, family):
+    DinoModel(tiny_config(family, head_type=None)).save_pretrained(tmp_path / "model", with_code=True)
+    code = """
+from transformers import AutoBackbone, AutoModelForImageClassification
+from transformers.models.auto import auto_factory
+auto_factory.hf_api().__class__.repo_exists = lambda self, repo_id: True  # else it takes the folder for a timm name
+backbone = AutoBackbone.from_pretrained("model", trust_remote_code=True, out_features=["stage1", "stage2"])
+assert type(backbone).__name__ == "DinoBackbone" and len(backbone.channels) == 2
+classifier = AutoModelForImageClassification.from_pretrained("model", trust_remote_code=True, num_labels=7)
+assert classifier.classifier.out_features == 7
+"""
+    run_python(code, tmp_path, blocked=("modeling_dino",))
+
+
+def test_registering_saves_code_from_then_on(tmp_path):
+    code = f"""
+from modeling_dino import DinoConfig, DinoModel
+model = DinoModel(DinoConfig(**{tiny_config().to_diff_dict()!r}))
+model.save_pretrained("without")
+DinoModel.register_for_auto_class()
+model.save_pretrained("with")
+"""
+    run_python(code, tmp_path)
+    assert not list((tmp_path / "without").glob("*.py"))
+    assert {path.name for path in (tmp_path / "with").glob("*.py")} == CODE_FILES
+    load = 'from transformers import AutoModel; AutoModel.from_pretrained("with", trust_remote_code=True)'
+    run_python(load, tmp_path, blocked=("modeling_dino",))
+
+
+def test_code_does_not_run_unless_trusted(tmp_path):
+    DinoModel(tiny_config()).save_pretrained(tmp_path / "model", with_code=True)
+    load = 'from transformers import AutoModel; AutoModel.from_pretrained("model")'
+    done = run_python(load, tmp_path, blocked=("modeling_dino",), check=False)
+    assert done.returncode != 0
+    assert "trust_remote_code=True" in done.stderr
+
+
+def test_saving_without_code_leaves_no_trace_of_it(tmp_path):
+    model = DinoModel(tiny_config())
+    model.save_pretrained(tmp_path / "with", with_code=True)
+    model.save_pretrained(tmp_path / "without")
+    for model_class in (DinoModel, DinoBackbone, DinoForImageClassification, DinoConfig):
+        assert model_class._auto_class is None
+    assert "auto_map" not in (tmp_path / "without" / "config.json").read_text()

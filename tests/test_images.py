@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import pytest
+from photographs import save_variants
+from PIL import Image
+
+from modeling_dino.images import find_images, read_image
+
+
+def make(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+    return str(path)
+
+
+def test_a_folder_is_searched_to_any_depth_in_the_order_of_paths(tmp_path):
+    files = [make(tmp_path / name) for name in ("b.png", "a/z.JPG", "a/b/c.jpeg", "c.bmp")]
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "folder.png").mkdir()
+    found = find_images(str(tmp_path))
+    assert found.paths == sorted(files, key=Path)
+    assert found.labels is None
+
+
+def test_sub_folders_are_classes_where_every_image_is_in_one(tmp_path):
+    for name in ("dog/1.png", "cat/x/2.png", "cat/1.png"):
+        make(tmp_path / name)
+    assert find_images(str(tmp_path)).labels == ["cat", "cat", "dog"]
+
+
+def test_a_text_file_keeps_its_order_and_repeats(tmp_path):
+    absolute = make(tmp_path / "elsewhere" / "a.png")
+    make(tmp_path / "lists" / "b.png")
+    list_file = tmp_path / "lists" / "images.txt"
+    list_file.write_text(f"b.png\n\n{absolute}\nb.png\nmissing.png\n")
+    folder = tmp_path / "lists"
+    assert find_images(str(list_file)).paths == [
+        str(folder / "b.png"),
+        absolute,
+        str(folder / "b.png"),
+        str(folder / "missing.png"),
+    ]
+
+
+def test_a_single_image(tmp_path):
+    path = make(tmp_path / "a.png")
+    assert find_images(path).paths == [path]
+
+
+def test_sources_without_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no images in"):
+        find_images(str(tmp_path))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="no images in"):
+        find_images(str(tmp_path / "empty.txt"))
+    with pytest.raises(ValueError, match="is neither a folder, nor a text file of paths, nor an image"):
+        find_images(str(tmp_path / "nothing"))
+    (tmp_path / "binary").write_bytes(os.urandom(100) + b"\xff")
+    with pytest.raises(ValueError, match="is neither an image nor a text file of paths"):
+        find_images(str(tmp_path / "binary"))
+
+
+def test_every_mode_is_read_as_the_original_reads_it(tmp_path):
+    for file in save_variants(tmp_path):
+        image, note = read_image(str(file))
+        with Image.open(file) as original:
+            assert image.tobytes() == original.convert("RGB").tobytes(), file
+        assert (note is not None) == (file.name == "sixteen-bit.png")
+    assert "values above 255 are clipped" in read_image(str(tmp_path / "sixteen-bit.png"))[1]
+
+
+def test_grey_for_a_model_of_one_channel(tmp_path):
+    image, _ = read_image(make(tmp_path / "a.png"), num_channels=1)
+    assert image.mode == "L"
+    with pytest.raises(ValueError, match="image files have 1 or 3 channels, the model has 13"):
+        read_image(str(tmp_path / "a.png"), num_channels=13)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tif"])
+def test_damaged_files_are_refused_with_a_reason(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    Image.effect_noise((60, 60), 80).convert("RGB").save(path)
+    whole = path.read_bytes()
+    for part in (b"", whole[:3], whole[: len(whole) // 2], b"text" * 50):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match=r"\w+") as error:
+            read_image(str(path))
+        assert "\n" not in str(error.value)
+        assert str(path) not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        read_image(str(tmp_path / "missing.png"))
