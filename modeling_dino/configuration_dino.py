@@ -249,6 +249,17 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {multiple} for {self.backbone}")
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """
+        Raises:
+            OSError: if there is no configuration; the inherited method gives an empty one, which means all defaults.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            raise OSError(f"no config.json in {str(pretrained_model_name_or_path)!r}: is a saved model there?")
+        return config_dict, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
         Raises:
