@@ -14,6 +14,7 @@ def dino(monkeypatch, capsys):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before
         with pytest.raises(SystemExit) as stop:
             cli.main()
         output = capsys.readouterr()
@@ -127,14 +128,10 @@ def test_damaged_weights(dino, folder):
     arguments = ("extract", "--model", folder / "vit", "--images", folder / "images", "--output", folder / "out")
     weights = folder / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    code, _, err = dino(
-        "extract", "--model", folder / "vit", "--images", folder / "images", "--output", folder / "out"
-    )
+    code, _, err = dino(*arguments)
     assert code == 2
     assert "model.safetensors is truncated or damaged" in err
     weights.unlink()
-    code, _, err = dino(
-        "extract", "--model", folder / "vit", "--images", folder / "images", "--output", folder / "out"
-    )
+    code, _, err = dino(*arguments)
     assert code == 2
     assert "no model.safetensors in" in err

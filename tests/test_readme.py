@@ -43,7 +43,7 @@ def test_make_targets_and_files_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make (\w+)`?", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    for path in re.findall(r"`([\w/]+/(?:[\w.]+)?|[\w/]+\.(?:py|json|md))`", README):
+    for path in re.findall(r"`(\w+/[\w/.]*)`", README):
         assert (ROOT / path).exists(), path
 
 
