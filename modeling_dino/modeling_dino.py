@@ -158,12 +158,16 @@ class DinoPreTrainedModel(PreTrainedModel):
                 )
         return pixel_values.to(self.get_input_embeddings().weight.dtype)
 
-    def check_attention(self, output_attentions: bool | None):
+    def check_attention(self, output_attentions: bool | None = None):
         """
+        Args:
+            output_attentions: whether attention is asked for; `config.output_attentions` where not given.
+
         Raises:
-            ValueError: if attention is asked of a ResNet.
+            ValueError: if it is asked of a ResNet.
         """
-        if output_attentions and not self.config.is_vit:
+        asked = self.config.output_attentions if output_attentions is None else output_attentions
+        if asked and not self.config.is_vit:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
 
     def save_pretrained(

@@ -131,8 +131,9 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.query_key_value(hidden_states)
-        # Only the eager kernel can show its weights, so who asks for them in one call gets it for that call.
-        implementation = "eager" if kwargs.get("output_attentions") else self.config._attn_implementation
+        # Only the eager kernel can show its weights, so who asks for them gets it for that call.
+        show_weights = kwargs.get("output_attentions", self.config.output_attentions)
+        implementation = "eager" if show_weights else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attn_drop if self.training else 0.0
         attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
