@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 
 # the arguments of `from_pretrained` that say where the files are
-_LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def checkpoint_keys(
@@ -41,7 +41,7 @@ def checkpoint_keys(
     """
     if state_dict is not None:
         return list(state_dict)
-    location = {name: kwargs[name] for name in _LOCATION_ARGUMENTS if name in kwargs}
+    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
     for file_name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant is not None:
             stem, _, suffix = file_name.partition(".safetensors")
@@ -67,4 +67,4 @@ def _keys_of_index(path: Path) -> list[str]:
         raise OSError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
-__all__ = ["checkpoint_keys"]
+__all__ = ["LOCATION_ARGUMENTS", "checkpoint_keys"]

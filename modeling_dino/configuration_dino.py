@@ -103,6 +103,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         head_num_layers (`int`, defaults to 3): linear layers of the head's MLP.
         head_use_bn (`bool`, defaults to `False`): batch norm in the head's MLP.
         norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
+        head_weight_norm (`bool`, defaults to `True`): whether the last layer of the `"dino"` head is weight-normed.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
     Raises:
@@ -143,6 +144,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     head_num_layers: int = 3
     head_use_bn: bool = False
     norm_last_layer: bool = True
+    head_weight_norm: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

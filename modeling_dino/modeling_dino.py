@@ -38,12 +38,13 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import checkpoint_keys
+from .checkpoint_files import LOCATION_ARGUMENTS, checkpoint_keys
 from .configuration_dino import DinoConfig
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .projection_head import WeightNormLinear, build_head
-from .resnet import ResNet, ResNetStage
-from .vision_transformer import Attention, Block, VisionTransformer
+from .resnet import ResNet
+from .stage import Stage
+from .vision_transformer import Attention, VisionTransformer
 
 
 logger = logging.get_logger(__name__)
@@ -93,7 +94,7 @@ class DinoPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _checked_range = False
-    _can_record_outputs = {"hidden_states": [Block, ResNetStage], "attentions": Attention}
+    _can_record_outputs = {"hidden_states": Stage, "attentions": Attention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -218,16 +219,40 @@ class DinoModel(DinoPreTrainedModel):
         """
         [`~transformers.PreTrainedModel.from_pretrained`], but a checkpoint without a head gives a model without one.
 
+        Takes folders and hub ids of transformers' ViT and of timm's ViTs and ResNets as well, and says what it found.
+
         Args:
             head_type: `"dino"` or `"simple"` asks for a head all the same; it is initialised as for training.
 
         Raises:
             OSError: if the weights are missing or damaged.
         """
+        if config is None and pretrained_model_name_or_path is not None:
+            location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+            config_dict, _ = DinoConfig.get_config_dict(pretrained_model_name_or_path, **location)
+            if config_dict.get("model_type") == "vit" or "architecture" in config_dict:
+                return cls._from_foreign(pretrained_model_name_or_path, location, *model_args, **kwargs)
         keys = checkpoint_keys(pretrained_model_name_or_path, **kwargs)
         if config is None and "head_type" not in kwargs and not any(key.startswith("head.") for key in keys):
             kwargs["head_type"] = None
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _from_foreign(cls, name: str | os.PathLike, location: dict, *model_args, **kwargs):
+        """A model of another library, by the code behind `dino convert`."""
+        try:
+            from conversion_scripts.convert import to_dino
+        except ImportError as error:
+            raise ImportError(f"{name} is a model of another library: install modeling-dino to convert it") from error
+        conversion = to_dino(name, **location)
+        logger.warning(f"{conversion}{''.join(f'; {note}' for note in conversion.checkpoint.notes)}")
+        config = conversion.config
+        kwargs = {key: value for key, value in kwargs.items() if key not in location}
+        for key in [key for key in kwargs if hasattr(config, key) and key != "dtype"]:
+            setattr(config, key, kwargs.pop(key))
+        return super().from_pretrained(
+            None, *model_args, config=config, state_dict=conversion.state_dict, **{"dtype": conversion.dtype, **kwargs}
+        )
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -77,9 +77,11 @@ class DinoHead(nn.Module):
         hidden_dims = [config.head_hidden_dim] * (config.head_num_layers - 1)
         dims = [config.hidden_size, *hidden_dims, config.head_bottleneck_dim]
         self.mlp = build_mlp(dims, nn.GELU, config.head_use_bn)
-        self.last_layer = WeightNormLinear(
-            config.head_bottleneck_dim, config.projection_dim, frozen_gain=config.norm_last_layer
-        )
+        last_dims = (config.head_bottleneck_dim, config.projection_dim)
+        if config.head_weight_norm:
+            self.last_layer = WeightNormLinear(*last_dims, frozen_gain=config.norm_last_layer)
+        else:
+            self.last_layer = nn.Linear(*last_dims, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, hidden_size) -> (B, projection_dim)."""

@@ -28,6 +28,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dino import DinoConfig
+from .stage import Stage
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -109,8 +110,8 @@ class Bottleneck(ResidualBlock):
         return self.bn3(self.conv3(hidden_states))
 
 
-class ResNetStage(nn.Sequential):
-    """Residual blocks at one resolution; a class of its own, so that output capturing finds it."""
+class ResNetStage(Stage, nn.Sequential):
+    """Residual blocks at one resolution."""
 
     def __init__(self, block: type[ResidualBlock], in_channels: int, width: int, depth: int, stride: int):
         out_channels = width * block.expansion

@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_dino import DinoConfig
+from .stage import Stage
 
 
 class PatchEmbed(nn.Module):
@@ -190,7 +191,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
-class Block(GradientCheckpointingLayer):
+class Block(Stage, GradientCheckpointingLayer):
     """A pre-norm transformer block."""
 
     def __init__(self, config: DinoConfig, drop_path_rate: float):

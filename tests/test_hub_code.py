@@ -13,6 +13,7 @@ CODE_FILES = {
     "modeling_dino.py",
     "projection_head.py",
     "resnet.py",
+    "stage.py",
     "vision_transformer.py",
 }
 

@@ -66,7 +66,8 @@ def test_transformers_own_equals_it_but_for_crops_and_transparency(tmp_path, bac
     for file in save_variants(tmp_path / "photographs"):
         difference, differs = compare(processor, file, image_size)
         if differs:
-            assert difference.max() > 2, file  # else ours need not be another
+            # else ours need not be another; transformers 5.17 drops transparency as well
+            assert difference.max() > 2 or file.name in TRANSPARENT, file
             continue
         compared += 1
         if backend == "pil":
@@ -95,8 +96,11 @@ def test_loads_without_this_package_and_without_torchvision(tmp_path):
     code = """
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
-processor = AutoImageProcessor.from_pretrained("model")
+from transformers import AutoImageProcessor, BitImageProcessorPil
+try:
+    processor = AutoImageProcessor.from_pretrained("model")
+except ImportError:  # transformers 5.17 wants torchvision for the Auto class itself
+    processor = BitImageProcessorPil.from_pretrained("model")
 pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"][0]
 torch.testing.assert_close(pixel_values, torch.load("expected.pt"))
 print(type(processor).__name__)

@@ -1,0 +1,158 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Any DINO checkpoint in, any format out: recognises, converts, writes, and compares the two."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import save_file
+
+from modeling_dino import DinoConfig, DinoModel
+
+from . import lesson, original, timm, torchvision, transformers_vit
+from .checkpoint import Checkpoint, read_checkpoint, refuse_existing, replace_folder_or_file, write_export
+from .sizes import check_state_dict, first
+
+
+# in the order in which they are tried: those known by a folder's configuration or by names of their own come first
+FORMATS: dict[str, ModuleType] = {
+    "transformers": transformers_vit,
+    "lesson": lesson,
+    "timm": timm,
+    "original": original,
+    "torchvision": torchvision,
+}
+TARGETS = ("dino", *sorted(FORMATS))
+NETWORKS = ("teacher", "student")
+
+
+@dataclass
+class Conversion:
+    """What was made of a checkpoint: its format, our configuration and tensors, and what is to be said about it."""
+
+    checkpoint: Checkpoint
+    format: str
+    config: DinoConfig
+    state_dict: dict[str, torch.Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(tensor.dtype for tensor in self.state_dict.values() if tensor.is_floating_point())
+
+    def build_model(self) -> DinoModel:
+        """A model around the tensors as they are, in their dtype."""
+        return DinoModel.from_pretrained(None, config=self.config, state_dict=self.state_dict, dtype=self.dtype).eval()
+
+    def __str__(self) -> str:
+        size = f"{self.config.backbone}, {self.config.hidden_size} wide"
+        patch = f", patch {self.config.patch_size}" if self.config.is_vit else ""
+        head = "no head" if self.config.head_type is None else f"{self.config.head_type} head"
+        return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}"
+
+
+def recognise(checkpoint: Checkpoint) -> str:
+    """
+    The name of a checkpoint's format.
+
+    Raises:
+        ValueError: if it is of none.
+    """
+    if checkpoint.config is not None and checkpoint.config.get("model_type") == DinoConfig.model_type:
+        return "dino"
+    for name, module in FORMATS.items():
+        if module.matches(checkpoint):
+            return name
+    if checkpoint.config is not None and "model_type" in checkpoint.config:
+        raise ValueError(f"{checkpoint.source} is a model of type {checkpoint.config['model_type']!r}, not a DINO")
+    raise ValueError(
+        f"{checkpoint.source} is not a DINO of any known format; its first keys are "
+        f"{first(checkpoint.contents) or 'none'}"
+    )
+
+
+def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, **location) -> Conversion:
+    """
+    Reads a checkpoint of any format.
+
+    Args:
+        source: file, folder, or id on the hub.
+        which: `"teacher"` or `"student"` of a full checkpoint.
+        num_heads: attention heads, where neither the width (64 a head) nor a configuration tells.
+        location: `revision`, `token`, `cache_dir`, … for the hub.
+
+    Raises:
+        ValueError: if it is not a whole DINO of a known format, or unsafe to load; in one line.
+        OSError: if there is no such thing.
+    """
+    if which not in NETWORKS:
+        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
+    checkpoint = read_checkpoint(source, **location)
+    name = recognise(checkpoint)
+    if name == "dino":
+        config, state_dict = DinoConfig.from_dict(checkpoint.config), checkpoint.contents
+        check_state_dict(config, state_dict)
+    else:
+        config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
+    return Conversion(checkpoint, name, config, state_dict)
+
+
+def convert(
+    source: str, output: str, to: str = "dino", which: str = "teacher", num_heads: int | None = None
+) -> list[str]:
+    """
+    Converts a checkpoint.
+
+    Args:
+        output: a folder, or a file for the formats original, lesson and torchvision; must not exist.
+        to: dino, original, timm, transformers, torchvision or lesson.
+
+    Returns:
+        what was done and what was left out, a line each.
+
+    Raises:
+        ValueError: if the source is not a DINO, or the target cannot hold it; nothing is written then.
+        OSError: if there is no such source.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"unknown format {to!r}: allowed are {', '.join(TARGETS)}")
+    refuse_existing(Path(output))
+    conversion = to_dino(source, which, num_heads)
+    lines = [str(conversion), *conversion.checkpoint.notes]
+    if to == "dino":
+        lines += write_dino(conversion, Path(output))
+    else:
+        export = FORMATS[to].from_dino(conversion.config, conversion.state_dict)
+        write_export(export, Path(output))
+        lines += export.notes
+    return [*lines, f"wrote {output}"]
+
+
+def write_dino(conversion: Conversion, output: Path) -> list[str]:
+    """A folder for `DinoModel.from_pretrained`, with what pretraining goes on from beside it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    conversion.build_model().save_pretrained(partial)
+    state = original.training_state(conversion.checkpoint) if conversion.format == "original" else {}
+    center = state.pop("center", None)
+    if center is not None:
+        save_file({"center": center.contiguous()}, partial / "center.safetensors")
+    if state:
+        (partial / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    replace_folder_or_file(partial, output)
+    carried = ["center.safetensors"] * (center is not None) + ["training.json"] * bool(state)
+    return [f"carried along: {', '.join(carried)}"] * bool(carried)

@@ -1,0 +1,166 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A configuration from the tensors of a state dict under our names, and the check that the two belong together."""
+
+import math
+import re
+
+import torch
+
+from modeling_dino import DinoConfig, DinoModel
+from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES
+
+
+PUBLISHED_HEAD_WIDTH = 64  # of all published ViTs
+
+
+def infer_config(state_dict: dict[str, torch.Tensor], num_heads: int | None = None, **known) -> DinoConfig:
+    """
+    The configuration of `backbone.*` and `head.*` tensors.
+
+    Args:
+        num_heads: attention heads, which no tensor tells; by default one for every 64 of the width.
+        known: arguments of `DinoConfig` that the tensors do not tell.
+
+    Raises:
+        ValueError: if they are not a DINO's, or the number of heads cannot be told.
+    """
+    values = {**infer_head(state_dict), **known}
+    if "backbone.patch_embed.proj.weight" in state_dict:
+        return DinoConfig(**infer_vit(state_dict, num_heads), **values)
+    if "backbone.conv1.weight" in state_dict:
+        return DinoConfig(**infer_resnet(state_dict, values.pop("image_size", None)), **values)
+    raise ValueError(f"neither a ViT nor a ResNet; the first keys are {first(state_dict)}")
+
+
+def infer_vit(state_dict: dict[str, torch.Tensor], num_heads: int | None) -> dict:
+    """The arguments of `DinoConfig` that a ViT's tensors tell."""
+    missing = [
+        name
+        for name in ("cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
+        if f"backbone.{name}" not in state_dict
+    ]
+    if missing:
+        raise ValueError(f"a ViT without {', '.join(missing)}")
+    hidden_size, num_channels, patch_size, _ = state_dict["backbone.patch_embed.proj.weight"].shape
+    depth = count(state_dict, r"backbone\.blocks\.(\d+)\.")
+    num_patches = state_dict["backbone.pos_embed"].shape[1] - 1
+    if math.isqrt(num_patches) ** 2 != num_patches:
+        raise ValueError(f"positions of {num_patches} patches are not those of a square image")
+    mlp_ratio = state_dict["backbone.blocks.0.mlp.fc1.weight"].shape[0] / hidden_size
+    return {
+        "backbone": nearest_vit(hidden_size, depth),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": depth,
+        "num_attention_heads": infer_num_heads(hidden_size, num_heads),
+        "num_channels": num_channels,
+        "patch_size": patch_size,
+        "image_size": math.isqrt(num_patches) * patch_size,
+        "mlp_ratio": int(mlp_ratio) if mlp_ratio.is_integer() else mlp_ratio,
+        "qkv_bias": "backbone.blocks.0.attn.qkv.bias" in state_dict,
+    }
+
+
+def infer_num_heads(hidden_size: int, num_heads: int | None) -> int:
+    """One head for every 64 of the width, unless told otherwise."""
+    if num_heads is not None:
+        return num_heads
+    if hidden_size % PUBLISHED_HEAD_WIDTH != 0:
+        raise ValueError(f"the number of heads of a ViT {hidden_size} wide cannot be told: pass --num-heads")
+    return hidden_size // PUBLISHED_HEAD_WIDTH
+
+
+def nearest_vit(hidden_size: int, depth: int) -> str:
+    """The name of these sizes; of sizes that have none, the nearest in width."""
+    return min(VIT_SIZES, key=lambda name: (abs(VIT_SIZES[name][0] - hidden_size), abs(VIT_SIZES[name][1] - depth)))
+
+
+def infer_resnet(state_dict: dict[str, torch.Tensor], image_size: int | None) -> dict:
+    """The arguments of `DinoConfig` that a ResNet's tensors tell."""
+    stem = state_dict["backbone.conv1.weight"]
+    is_bottleneck = "backbone.layer1.0.conv3.weight" in state_dict
+    depths = []
+    while blocks := count(state_dict, rf"backbone\.layer{len(depths) + 1}\.(\d+)\."):
+        depths.append(blocks)
+    names = [name for name in RESNET_DEPTHS if (name in BOTTLENECK_RESNETS) == is_bottleneck]
+    last = state_dict.get(f"backbone.layer{len(depths)}.0.conv{3 if is_bottleneck else 2}.weight")
+    if last is None:
+        raise ValueError("a ResNet without residual blocks")
+    is_cifar = stem.shape[-1] == 3
+    return {
+        # ResNet-34 and -50 have the same depths, so the kind of block decides first
+        "backbone": min(names, key=lambda name: abs(sum(RESNET_DEPTHS[name]) - sum(depths))),
+        "hidden_size": last.shape[0],
+        "depths": depths,
+        "num_channels": stem.shape[1],
+        "resnet_stem": "cifar" if is_cifar else "imagenet",
+        "image_size": image_size or (32 if is_cifar else 224),
+    }
+
+
+def infer_head(state_dict: dict[str, torch.Tensor]) -> dict:
+    """The arguments of `DinoConfig` that a head's tensors tell."""
+    head = {name.removeprefix("head."): t for name, t in state_dict.items() if name.startswith("head.")}
+    if not head:
+        return {"head_type": None}
+    linears = [name for name, t in head.items() if name.startswith("mlp.") and t.ndim == 2]
+    linears.sort(key=lambda name: int(re.sub(r"\D", "", name) or 0))
+    if not linears:
+        raise ValueError(f"a head without an MLP; its first keys are {first(head)}")
+    values = {
+        "head_num_layers": len(linears),
+        "head_use_bn": any(name.startswith("mlp.") and name.endswith("running_mean") for name in head),
+    }
+    if len(linears) > 1:
+        values["head_hidden_dim"] = head[linears[0]].shape[0]
+    output_dim = head[linears[-1]].shape[0]
+    if not any(name.startswith("last_layer.") for name in head):
+        return {**values, "head_type": "simple", "projection_dim": output_dim}
+    has_weight_norm = "last_layer.weight_v" in head
+    last = head.get("last_layer.weight_v" if has_weight_norm else "last_layer.weight")
+    if last is None:
+        raise ValueError("a head whose last layer has no weight")
+    values |= {"head_type": "dino", "head_bottleneck_dim": output_dim, "projection_dim": last.shape[0]}
+    if not has_weight_norm:
+        return {**values, "head_weight_norm": False}
+    gain = head.get("last_layer.weight_g")
+    return {**values, "norm_last_layer": gain is None or bool((gain == 1).all())}
+
+
+def check_state_dict(config: DinoConfig, state_dict: dict[str, torch.Tensor]):
+    """
+    Raises:
+        ValueError: if names or shapes are not those of the configuration; the first of them are named.
+    """
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in DinoModel(config).state_dict().items()}
+    missing = [name for name in expected if name not in state_dict]
+    extra = [name for name in state_dict if name not in expected]
+    if missing or extra:
+        parts = [f"lacks {first(missing)}"] * bool(missing) + [f"also has {first(extra)}"] * bool(extra)
+        raise ValueError(f"not a whole {config.backbone}: it {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if state_dict[name].shape != shape:
+            raise ValueError(f"{name} is {tuple(state_dict[name].shape)}, but must be {tuple(shape)}")
+
+
+def count(names, pattern: str) -> int:
+    """How many different numbers stand in the names."""
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def first(names, number: int = 3) -> str:
+    """The first few names."""
+    names = list(names)
+    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")

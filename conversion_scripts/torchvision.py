@@ -1,0 +1,62 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""State dicts of torchvision's ResNets, with or without `fc`; the published DINO ResNet-50 backbone is one."""
+
+import torch
+
+from modeling_dino import DinoConfig
+
+from .checkpoint import Checkpoint, Export, is_state_dict, rename
+from .sizes import check_state_dict, infer_config
+
+
+KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
+CLASSIFIER = ("fc.weight", "fc.bias")
+
+
+def matches(checkpoint: Checkpoint) -> bool:
+    """Whether it is a bare ResNet."""
+    return is_state_dict(checkpoint.contents) and {"conv1.weight", "layer1.0.conv1.weight"} <= set(checkpoint.contents)
+
+
+def to_dino(
+    checkpoint: Checkpoint, which: str = "teacher", num_heads: int | None = None
+) -> tuple[DinoConfig, dict[str, torch.Tensor]]:
+    """
+    Args:
+        which, num_heads: unused; there is one network, without attention.
+
+    Raises:
+        ValueError: if it is not a whole ResNet.
+    """
+    backbone = {name: tensor for name, tensor in checkpoint.contents.items() if name not in CLASSIFIER}
+    checkpoint.notes += ["left out: fc, the classifier"] * (len(backbone) < len(checkpoint.contents))
+    state_dict = rename(backbone, KEYS, inverse=True)
+    config = infer_config(state_dict)
+    check_state_dict(config, state_dict)
+    return config, state_dict
+
+
+def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
+    """
+    A bare state dict, which torchvision's models take once their `fc` is an `Identity`.
+
+    Raises:
+        ValueError: if it is not a ResNet.
+    """
+    if config.is_vit:
+        raise ValueError(f"torchvision's format is for ResNets, not for {config.backbone}")
+    backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
+    notes = [] if config.head_type is None else ["left out: the projection head, which torchvision has not"]
+    return Export(rename(backbone, KEYS), notes=notes)
