@@ -21,11 +21,16 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
+from conversion_scripts import lesson, original, timm, torchvision, transformers_vit
+from conversion_scripts.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    refuse_existing,
+    replace_folder_or_file,
+    write_export,
+)
+from conversion_scripts.sizes import check_state_dict, first
 from modeling_dino import DinoConfig, DinoModel
-
-from . import lesson, original, timm, torchvision, transformers_vit
-from .checkpoint import Checkpoint, read_checkpoint, refuse_existing, replace_folder_or_file, write_export
-from .sizes import check_state_dict, first
 
 
 # in the order in which they are tried: those known by a folder's configuration or by names of their own come first
@@ -112,7 +117,12 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
 
 
 def convert(
-    source: str, output: str, to: str = "dino", which: str = "teacher", num_heads: int | None = None
+    source: str,
+    output: str,
+    to: str = "dino",
+    which: str = "teacher",
+    num_heads: int | None = None,
+    verify: bool = False,
 ) -> list[str]:
     """
     Converts a checkpoint.
@@ -120,6 +130,7 @@ def convert(
     Args:
         output: a folder, or a file for the formats original, lesson and torchvision; must not exist.
         to: dino, original, timm, transformers, torchvision or lesson.
+        verify: compare the outputs of the source, run by its own library, with the result's.
 
     Returns:
         what was done and what was left out, a line each.
@@ -139,7 +150,24 @@ def convert(
         export = FORMATS[to].from_dino(conversion.config, conversion.state_dict)
         write_export(export, Path(output))
         lines += export.notes
-    return [*lines, f"wrote {output}"]
+    lines.append(f"wrote {output}")
+    if verify:
+        lines.append(verification(conversion, Path(output), num_heads))
+    return lines
+
+
+@torch.no_grad()
+def verification(conversion: Conversion, output: Path, num_heads: int | None) -> str:
+    """The largest difference between features of the source, by its own library, and of what was written."""
+    config = conversion.config
+    reference = getattr(FORMATS.get(conversion.format), "reference", None)
+    by = f"by {conversion.format}" if reference else "as converted, since its format has no library"
+    expected = reference(conversion.checkpoint) if reference else lambda x: conversion.build_model()(x).pooler_output
+    result = to_dino(str(output), num_heads=num_heads or config.num_attention_heads).build_model()
+    images = torch.randn(2, config.num_channels, config.image_size, config.image_size, dtype=conversion.dtype)
+    expected, actual = expected(images).float(), result(images).pooler_output.float()
+    difference = (expected - actual).abs().max() / expected.abs().max()
+    return f"verified: the result's features differ from the source's ({by}) by {difference:.1e} of the largest"
 
 
 def write_dino(conversion: Conversion, output: Path) -> list[str]:

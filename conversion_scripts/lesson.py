@@ -15,10 +15,9 @@
 
 import torch
 
+from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
+from conversion_scripts.sizes import check_state_dict, infer_config
 from modeling_dino import DinoConfig
-
-from .checkpoint import Checkpoint, Export, is_state_dict, rename
-from .sizes import check_state_dict, infer_config
 
 
 KEYS = [  # ours, theirs
@@ -40,9 +39,10 @@ def state_dict_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 def matches(checkpoint: Checkpoint) -> bool:
     """By the names that only the lesson has."""
-    return any(
-        name.startswith(("projection_head.", "backbone.patch_embed.projection.")) for name in state_dict_of(checkpoint)
-    )
+    names = state_dict_of(checkpoint)
+    if "model_state_dict" in checkpoint.contents:
+        return any(name.startswith("backbone.") for name in names)
+    return any(name.startswith(("projection_head.", "backbone.patch_embed.projection.")) for name in names)
 
 
 def to_dino(
@@ -71,3 +71,9 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     if config.is_vit and config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but the lesson's model has {LAYER_NORM_EPS}")
     return Export({"model_state_dict": rename(state_dict, KEYS)}, notes=notes)
+
+
+if __name__ == "__main__":
+    from conversion_scripts.script import main
+
+    main("lesson")

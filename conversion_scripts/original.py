@@ -20,11 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
+from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
+from conversion_scripts.sizes import check_state_dict, infer_config
 from modeling_dino import DinoConfig
 from modeling_dino.configuration_dino import VIT_SIZES, canonical_backbone
-
-from .checkpoint import Checkpoint, Export, is_state_dict, rename
-from .sizes import check_state_dict, infer_config
 
 
 KEYS = [  # ours, theirs; PyTorch's newer weight norm has other names
@@ -149,3 +148,9 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     notes = [] if config.head_type is None else [f"left out: the {config.head_type} head, which the original has not"]
     backbone = {n.removeprefix("backbone."): t for n, t in state_dict.items() if n.startswith("backbone.")}
     return Export(backbone, notes=notes)
+
+
+if __name__ == "__main__":
+    from conversion_scripts.script import main
+
+    main("original")

@@ -17,16 +17,16 @@ import re
 
 import torch
 
+from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
+from conversion_scripts.sizes import check_state_dict, first, infer_config
 from modeling_dino import DinoConfig
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
-
-from .checkpoint import Checkpoint, Export, is_state_dict, rename
-from .sizes import check_state_dict, first, infer_config
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
 CLASSIFIERS = ("head.weight", "head.bias", "fc.weight", "fc.bias")
 VIT_NAME = re.compile(r"(?:vit|deit)_(tiny|small|base|large)_patch(\d+)_(\d+)")
+LAYER_NORM_EPS = 1e-6
 CROP_PCT = 0.9  # of timm's published DINO ViTs
 
 
@@ -63,6 +63,20 @@ def to_dino(
     return config, state_dict
 
 
+def reference(checkpoint: Checkpoint):
+    """The checkpoint as timm's own model: images -> features; raises ImportError where timm is not installed."""
+    from importlib import import_module
+
+    settings = checkpoint.config or {}
+    if "architecture" not in settings:
+        raise ValueError("a bare state dict does not name its timm model: verify from a folder")
+    model_args = {**(settings.get("model_args") or {}), "num_classes": 0}
+    model = import_module("timm").create_model(settings["architecture"], **model_args).eval()
+    backbone = {name: tensor for name, tensor in checkpoint.contents.items() if name not in CLASSIFIERS}
+    model.load_state_dict(backbone)
+    return model.to(next(iter(backbone.values())).dtype)
+
+
 def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
     """
     A folder as on the hub; its `model.safetensors` is what `timm.create_model(…, checkpoint_path=…)` takes.
@@ -76,6 +90,8 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
             f"timm resizes positions in its own way (position_interpolation is {config.position_interpolation!r}): "
             f"sizes other than {config.image_size} px differ a little"
         )
+    if config.is_vit and config.layer_norm_eps != LAYER_NORM_EPS:
+        notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but timm's ViTs have {LAYER_NORM_EPS}")
     backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
     settings = {
         "architecture": architecture_of(config),
@@ -121,3 +137,9 @@ def model_args_of(config: DinoConfig) -> dict:
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
     }
+
+
+if __name__ == "__main__":
+    from conversion_scripts.script import main
+
+    main("timm")

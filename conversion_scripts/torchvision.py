@@ -15,10 +15,9 @@
 
 import torch
 
+from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
+from conversion_scripts.sizes import check_state_dict, infer_config
 from modeling_dino import DinoConfig
-
-from .checkpoint import Checkpoint, Export, is_state_dict, rename
-from .sizes import check_state_dict, infer_config
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
@@ -48,6 +47,17 @@ def to_dino(
     return config, state_dict
 
 
+def reference(checkpoint: Checkpoint):
+    """The checkpoint as torchvision's own model: images -> features; raises ImportError where it is not installed."""
+    from importlib import import_module
+
+    config, _ = to_dino(checkpoint)
+    model = import_module("torchvision").models.get_model(config.backbone)
+    model.fc = torch.nn.Identity()
+    model.load_state_dict({name: t for name, t in checkpoint.contents.items() if name not in CLASSIFIER})
+    return model.eval().to(checkpoint.contents["conv1.weight"].dtype)
+
+
 def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
     """
     A bare state dict, which torchvision's models take once their `fc` is an `Identity`.
@@ -60,3 +70,9 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
     notes = [] if config.head_type is None else ["left out: the projection head, which torchvision has not"]
     return Export(rename(backbone, KEYS), notes=notes)
+
+
+if __name__ == "__main__":
+    from conversion_scripts.script import main
+
+    main("torchvision")

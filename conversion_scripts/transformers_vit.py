@@ -15,10 +15,9 @@
 
 import torch
 
+from conversion_scripts.checkpoint import Checkpoint, Export, rename
+from conversion_scripts.sizes import check_state_dict, first, infer_config
 from modeling_dino import DinoConfig
-
-from .checkpoint import Checkpoint, Export, rename
-from .sizes import check_state_dict, first, infer_config
 
 
 KEYS = [  # ours, theirs in files
@@ -110,6 +109,14 @@ def fuse(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state_dict
 
 
+def reference(checkpoint: Checkpoint):
+    """The checkpoint as transformers' own model: images -> features."""
+    from transformers import ViTModel
+
+    model = ViTModel.from_pretrained(checkpoint.source, add_pooling_layer=False).eval()
+    return lambda images: model(images).last_hidden_state[:, 0]
+
+
 def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
     """
     A folder that `ViTModel.from_pretrained(folder, add_pooling_layer=False)` loads.
@@ -140,3 +147,9 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
         elif name.startswith("backbone."):
             tensors |= rename({name: tensor}, KEYS)
     return Export(tensors, theirs.to_diff_dict(), notes)
+
+
+if __name__ == "__main__":
+    from conversion_scripts.script import main
+
+    main("transformers")

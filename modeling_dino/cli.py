@@ -45,6 +45,22 @@ def info(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="File, folder or hub id of any DINO; its format is recognised.")],
+    output: Annotated[str, typer.Argument(help="Folder, or file for original, lesson and torchvision.")],
+    to: Annotated[str, typer.Option(help="dino, original, timm, transformers, torchvision or lesson.")] = "dino",
+    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher or student.")] = "teacher",
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, if not width / 64.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the source's library.")] = False,
+):
+    """Converts any DINO checkpoint into any format; says what it recognised and what it left out."""
+    from conversion_scripts.convert import convert as convert_checkpoint
+
+    for line in convert_checkpoint(source, output, to, which, num_heads, verify):
+        typer.echo(line)
+
+
+@app.command()
 def extract(
     model: Model,
     images: Annotated[str, typer.Option(help="Folder, text file with a path a line, or an image.")],
@@ -109,14 +125,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def main():
-    """Runs the command line; errors a user can cause are one line, and exit with 2."""
+def run(app: typer.Typer, **kwargs):
+    """Runs a command line; errors a user can cause are one line, and exit with 2."""
     logging.disable_progress_bar()
     try:
-        app(prog_name="dino")
+        app(**kwargs)
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         print(f"dino: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def main():
+    """Runs `dino`."""
+    run(app, prog_name="dino")
 
 
 if __name__ == "__main__":
