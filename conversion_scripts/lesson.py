@@ -13,6 +13,14 @@
 # limitations under the License.
 """Checkpoints of a lesson's own DINO: `{"model_state_dict": …}` or bare; LayerNorm eps 1e-5."""
 
+import sys
+from pathlib import Path
+
+
+if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename

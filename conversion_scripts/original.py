@@ -16,6 +16,14 @@
 Its names are ours, but for prefixes; so the tables are of what else there is.
 """
 
+import sys
+from pathlib import Path
+
+
+if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
 from dataclasses import dataclass
 
 import torch

@@ -13,6 +13,14 @@
 # limitations under the License.
 """timm's ViTs and ResNets: hub folders, and files of `timm.create_model(…).state_dict()`; no head."""
 
+import sys
+from pathlib import Path
+
+
+if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
 import re
 
 import torch

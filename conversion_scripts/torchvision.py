@@ -13,6 +13,14 @@
 # limitations under the License.
 """State dicts of torchvision's ResNets, with or without `fc`; the published DINO ResNet-50 backbone is one."""
 
+import sys
+from pathlib import Path
+
+
+if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename

@@ -13,6 +13,14 @@
 # limitations under the License.
 """Folders of transformers' ViT, under the names in files and those of the installed release; no head."""
 
+import sys
+from pathlib import Path
+
+
+if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, rename

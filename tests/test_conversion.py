@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 import zipfile
 from argparse import Namespace
@@ -549,3 +550,13 @@ def test_every_format_is_a_script(monkeypatch, capsys, tmp_path, module):
         runpy.run_module(f"conversion_scripts.{module}", run_name="__main__")
     assert stop.value.code == 0
     assert "SOURCE" in capsys.readouterr().out.upper()
+
+
+@pytest.mark.parametrize("module", ["timm", "torchvision"])
+def test_a_script_run_by_its_path_does_not_shadow_the_library(tmp_path, module):
+    script = Path(lesson.__file__).parent / f"{module}.py"
+    source = GOLDEN_DIR / "backbone_checkpoint.pth"
+    command = [sys.executable, script, source, tmp_path / "out", "--to", "dino", "--num-heads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert DinoModel.from_pretrained(tmp_path / "out").config.num_attention_heads == 1
