@@ -25,6 +25,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
+def is_foreign(config_dict: dict) -> bool:
+    """Whether a `config.json` is of another library's model that we can convert: transformers' ViT, or timm's."""
+    return config_dict.get("model_type") == "vit" or "architecture" in config_dict
+
+
 def checkpoint_keys(
     name_or_path: str | os.PathLike | None, state_dict: dict | None = None, variant: str | None = None, **kwargs
 ) -> list[str]:
@@ -67,4 +72,4 @@ def _keys_of_index(path: Path) -> list[str]:
         raise OSError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
-__all__ = ["LOCATION_ARGUMENTS", "checkpoint_keys"]
+__all__ = ["LOCATION_ARGUMENTS", "checkpoint_keys", "is_foreign"]

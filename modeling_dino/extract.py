@@ -37,7 +37,7 @@ from .feature_files import FeatureFolder
 from .features import check_features, image_features
 from .images import ImageList, find_images, read_image
 from .modeling_dino import DinoModel
-from .pretrained import load_config, load_image_processor, load_model
+from .pretrained import load_image_processor, load_model
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,10 +155,10 @@ def extract_features(
     require("pyarrow")
     started = time.perf_counter()
     images = find_images(settings.images)
-    config = load_config(settings.model)
+    model = load_model(settings.model, DTYPES[settings.dtype])
+    config = model.config
     check_features(config, settings.features, settings.last_blocks)
     processor = load_image_processor(settings.model, config)
-    model = load_model(settings.model, DTYPES[settings.dtype])
     folder = FeatureFolder(output, len(images), feature_shape(config, processor, settings))
     folder.open(describe(settings, images, model, processor), overwrite)
 
@@ -166,7 +166,8 @@ def extract_features(
     compute = FeatureComputer(model, settings, folder.feature_shape, compile)
     dataset = ImageBatches(images, processor, config.num_channels)
     computed = 0
-    with tqdm(total=len(images), unit=" images", disable=not progress) as bar:
+    missing = sum(len(folder.images_of(shard)) for shard in folder.missing_shards())
+    with tqdm(total=len(images), initial=len(images) - missing, unit=" images", disable=not progress) as bar:
         for shard, batches in read_shards(folder, dataset, settings.batch_size, num_workers):
             rows, features = Batch(), [torch.empty(0, *folder.feature_shape)]
             for batch in batches:
@@ -176,10 +177,10 @@ def extract_features(
                 rows.indices += batch.indices
                 rows.skipped |= batch.skipped
                 rows.notes |= batch.notes
+                bar.update(len(batch.indices) + len(batch.skipped))
             remarks = {"skipped": rows.skipped, "notes": rows.notes}
             folder.write(shard, columns_of(images, rows.indices), torch.cat(features).numpy(), remarks)
             computed += len(rows.indices)
-            bar.update(folder.images_of(shard).stop - bar.n)
     manifest = folder.close()
     if not manifest["rows"]:
         path, reason = next(iter(manifest["skipped"].items()))

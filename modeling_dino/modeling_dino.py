@@ -38,7 +38,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import LOCATION_ARGUMENTS, checkpoint_keys
+from .checkpoint_files import LOCATION_ARGUMENTS, checkpoint_keys, is_foreign
 from .configuration_dino import DinoConfig
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .projection_head import WeightNormLinear, build_head
@@ -230,7 +230,7 @@ class DinoModel(DinoPreTrainedModel):
         if config is None and pretrained_model_name_or_path is not None:
             location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
             config_dict, _ = DinoConfig.get_config_dict(pretrained_model_name_or_path, **location)
-            if config_dict.get("model_type") == "vit" or "architecture" in config_dict:
+            if is_foreign(config_dict):
                 return cls._from_foreign(pretrained_model_name_or_path, location, *model_args, **kwargs)
         keys = checkpoint_keys(pretrained_model_name_or_path, **kwargs)
         if config is None and "head_type" not in kwargs and not any(key.startswith("head.") for key in keys):

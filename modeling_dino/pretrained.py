@@ -20,6 +20,7 @@ import torch
 from transformers import AutoImageProcessor, ImageProcessingMixin
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from .checkpoint_files import is_foreign
 from .configuration_dino import DinoConfig
 from .extras import require
 from .image_processing_dino import image_processor_config
@@ -27,9 +28,11 @@ from .modeling_dino import DinoModel
 
 
 def load_config(name: str) -> DinoConfig:
-    """The configuration of a preset, or of a model saved in a folder or on the hub."""
+    """The configuration of a preset, or of a model saved in a folder or on the hub, also by timm or transformers."""
     if not _is_saved_model(name):
         return DinoConfig.from_preset(name)
+    if is_foreign(DinoConfig.get_config_dict(name)[0]):
+        return load_model(name).config
     return DinoConfig.from_pretrained(name)
 
 
@@ -51,13 +54,17 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
 
 
 def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
-    """The transform saved with the model, else the evaluation transform for its size; with Pillow, as the original."""
+    """
+    The transform saved with the model, with Pillow; where there is none, the original's evaluation transform.
+
+    timm's and transformers' own are left aside: they crop less, or squash the aspect ratio.
+    """
     require("PIL")
     from .evaluation_transform import DinoImageProcessor
 
     ours = image_processor_config(config)
     file = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
-    if file is None:
+    if file is None or is_foreign(DinoConfig.get_config_dict(name)[0]):
         return DinoImageProcessor(**ours)
     saved = json.loads(Path(file).read_text(encoding="utf-8"))
     if saved.get("image_processor_type") == ours["image_processor_type"]:

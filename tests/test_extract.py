@@ -6,10 +6,12 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import tiny_config
 from photographs import save_variants
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_dino import DinoImageProcessor, DinoModel, feature_files, load_features
 from modeling_dino.extract import ExtractionSettings, extract_features
@@ -136,6 +138,21 @@ def test_a_resnet(tmp_path, folder):
     DinoModel(tiny_config("resnet")).save_pretrained(tmp_path / "resnet")
     extract(folder, tmp_path / "out", model=str(tmp_path / "resnet"))
     assert load_features(tmp_path / "out")["feature"].shape == (NUM_IMAGES, 64)
+
+
+def test_models_of_other_libraries(tmp_path, folder):
+    """Their own image processors, which squash or crop less, are left aside."""
+    timm.models.save_for_hf(timm.create_model("resnet18", num_classes=0), tmp_path / "timm")
+    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    for name, width in (("timm", 512), ("vit", 32)):
+        extract(folder, tmp_path / f"{name}-out", model=str(tmp_path / name))
+        features = load_features(tmp_path / f"{name}-out")["feature"]
+        assert features.shape == (NUM_IMAGES, width)
+        DinoModel.from_pretrained(tmp_path / name).save_pretrained(tmp_path / f"{name}-ours")
+        extract(folder, tmp_path / f"{name}-ours-out", model=str(tmp_path / f"{name}-ours"))
+        np.testing.assert_array_equal(load_features(tmp_path / f"{name}-ours-out")["feature"], features)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import tiny_config
+from transformers import ViTConfig, ViTModel
 
 from modeling_dino import DinoConfig, DinoModel
 from modeling_dino.info import info_table, model_sizes
@@ -20,6 +21,11 @@ def test_table_has_a_line_for_every_preset():
 def test_flops_are_those_of_the_literature(name, multiply_adds):
     """Twice the multiply-adds that the DeiT paper and torchvision's model zoo give."""
     assert abs(model_sizes(name).flops / (2 * multiply_adds) - 1) < 0.01
+
+
+def test_a_model_of_another_library(tmp_path):
+    ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
+    assert info_table([str(tmp_path)]).splitlines()[1].split()[1:5] == ["vit_tiny", "224", "32", "-"]
 
 
 @pytest.mark.parametrize("head_type", ["dino", None])
