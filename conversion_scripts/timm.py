@@ -34,6 +34,19 @@ from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
 CLASSIFIERS = ("head.weight", "head.bias", "fc.weight", "fc.bias")
 VIT_NAME = re.compile(r"(?:vit|deit)_(tiny|small|base|large)_patch(\d+)_(\d+)")
+# timm's names with the sizes they stand for; other sizes go by arguments
+VIT_NAMES = {
+    f"vit_{size}_patch{patch}_224"
+    for size, patch in [
+        ("tiny", 16),
+        ("small", 16),
+        ("small", 8),
+        ("base", 16),
+        ("base", 8),
+        ("large", 16),
+        ("large", 14),
+    ]
+}
 LAYER_NORM_EPS = 1e-6
 CROP_PCT = 0.9  # of timm's published DINO ViTs
 
@@ -122,7 +135,8 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
 def architecture_of(config: DinoConfig) -> str:
     """timm's name for the backbone; what differs from it goes into the arguments."""
     if config.is_vit:
-        return f"{config.backbone}_patch16_224"
+        name = f"{config.backbone}_patch{config.patch_size}_{config.image_size}"
+        return name if name in VIT_NAMES else f"{config.backbone}_patch16_224"
     if config.depths != list(RESNET_DEPTHS[config.backbone]) or config.resnet_width != 64:
         raise ValueError(f"timm has no {config.backbone} of depths {config.depths} and width {config.resnet_width}")
     return config.backbone

@@ -260,6 +260,10 @@ def test_timm(tmp_path, name):
     weights = str(tmp_path / "back" / "model.safetensors")
     again = timm.create_model(settings["architecture"], checkpoint_path=weights, **settings["model_args"], **dynamic)
     check_against(again.eval(), model, sizes)
+    by_name = timm.create_model(name, checkpoint_path=weights, num_classes=0, **dynamic)
+    check_against(by_name.eval(), model, sizes)
+    local = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True, **dynamic)
+    check_against(local.eval(), model, sizes)
 
 
 @pytest.mark.parametrize("names", ["in files", "in modules"])
