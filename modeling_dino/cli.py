@@ -81,6 +81,8 @@ def extract(
     summary = extract_features(
         settings, output, num_workers=num_workers, compile=compile, on_error=on_error, overwrite=overwrite
     )
+    if summary is None:  # not the main process
+        return
     for kind, remarks in (("skipped", summary.skipped), ("note", summary.notes)):
         for path, reason in remarks.items():
             typer.echo(f"{kind} {path}: {reason}", err=True)

@@ -134,9 +134,11 @@ def extract_features(
     on_error: str = "skip",
     overwrite: bool = False,
     progress: bool = True,
-) -> ExtractionSummary:
+) -> ExtractionSummary | None:
     """
     Extracts features into a folder; goes on where an earlier run of the same settings stopped.
+
+    Under `accelerate launch` every process computes whole shards, so what is written is the same for any number.
 
     Args:
         output: a new or empty folder, or one with features of the same settings.
@@ -144,7 +146,10 @@ def extract_features(
         compile: run the model through `torch.compile`.
         on_error: `"skip"` unreadable images (manifest and summary name them), or `"fail"` at the first.
         overwrite: start anew where the folder has features.
-        progress: show a progress bar.
+        progress: show a progress bar, on the main process.
+
+    Returns:
+        what was done; None on processes other than the main one.
 
     Raises:
         ValueError: if an argument cannot work, or no image can be read, or (with `on_error="fail"`) one cannot.
@@ -153,6 +158,7 @@ def extract_features(
     if on_error not in ON_ERROR:
         raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
     require("pyarrow")
+    state = require("accelerate").PartialState()
     started = time.perf_counter()
     images = find_images(settings.images)
     model = load_model(settings.model, DTYPES[settings.dtype])
@@ -160,15 +166,19 @@ def extract_features(
     check_features(config, settings.features, settings.last_blocks)
     processor = load_image_processor(settings.model, config)
     folder = FeatureFolder(output, len(images), feature_shape(config, processor, settings))
-    folder.open(describe(settings, images, model, processor), overwrite)
+    if state.is_main_process:
+        folder.open(describe(settings, images, model, processor), overwrite)
+    state.wait_for_everyone()
+    missing = folder.missing_shards()
+    shards = missing[state.process_index :: state.num_processes]
+    state.wait_for_everyone()  # before the first of them is written
 
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(state.device)
     compute = FeatureComputer(model, settings, folder.feature_shape, compile)
     dataset = ImageBatches(images, processor, config.num_channels)
-    computed = 0
-    missing = sum(len(folder.images_of(shard)) for shard in folder.missing_shards())
-    with tqdm(total=len(images), initial=len(images) - missing, unit=" images", disable=not progress) as bar:
-        for shard, batches in read_shards(folder, dataset, settings.batch_size, num_workers):
+    total = sum(len(folder.images_of(shard)) for shard in shards)
+    with tqdm(total=total, unit=" images", disable=not (progress and state.is_main_process)) as bar:
+        for shard, batches in read_shards(folder, shards, dataset, settings.batch_size, num_workers):
             rows, features = Batch(), [torch.empty(0, *folder.feature_shape)]
             for batch in batches:
                 if on_error == "fail":
@@ -180,13 +190,21 @@ def extract_features(
                 bar.update(len(batch.indices) + len(batch.skipped))
             remarks = {"skipped": rows.skipped, "notes": rows.notes}
             folder.write(shard, columns_of(images, rows.indices), torch.cat(features).numpy(), remarks)
-            computed += len(rows.indices)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
     manifest = folder.close()
     if not manifest["rows"]:
         path, reason = next(iter(manifest["skipped"].items()))
         raise ValueError(f"none of the {len(images)} images can be read; the first: {path}: {reason}")
-    seconds = time.perf_counter() - started
-    return ExtractionSummary(folder.path, manifest["rows"], computed, seconds, manifest["skipped"], manifest["notes"])
+    return ExtractionSummary(
+        output=folder.path,
+        rows=manifest["rows"],
+        computed=folder.count_rows(missing),
+        seconds=time.perf_counter() - started,
+        skipped=manifest["skipped"],
+        notes=manifest["notes"],
+    )
 
 
 class FeatureComputer:
@@ -206,11 +224,11 @@ class FeatureComputer:
 
 
 def read_shards(
-    folder: FeatureFolder, dataset: ImageBatches, batch_size: int, num_workers: int | None
+    folder: FeatureFolder, shards: list[int], dataset: ImageBatches, batch_size: int, num_workers: int | None
 ) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The missing shards, each with its batches, read ahead in worker processes; no batch spans two shards."""
+    """The given shards, each with its batches, read ahead in worker processes; no batch spans two shards."""
     plan = []
-    for shard in folder.missing_shards():
+    for shard in shards:
         positions = folder.images_of(shard)
         plan += [(shard, list(positions[i : i + batch_size])) for i in range(0, len(positions), batch_size)]
     if num_workers is None:

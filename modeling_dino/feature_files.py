@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = "modeling-dino features 1"
 SHARD_BYTES = 64 * 2**20
-MAX_SHARD_ROWS = 16384
+MIN_SHARD_ROWS, MAX_SHARD_ROWS = 256, 16384
+SHARDS_TO_SHARE = 256  # enough for many processes to have the same number
 
 
-def rows_per_shard(feature_shape: tuple[int, ...]) -> int:
-    """How many images a shard covers: a matter of the size of a feature alone, so that every run cuts the same."""
-    return max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // (4 * math.prod(feature_shape))))
+def rows_per_shard(num_images: int, feature_shape: tuple[int, ...]) -> int:
+    """How many images a shard covers: a matter of what is extracted alone, so that every run cuts the same."""
+    shared = min(max(MIN_SHARD_ROWS, -(-num_images // SHARDS_TO_SHARE)), MAX_SHARD_ROWS)
+    return max(1, min(shared, SHARD_BYTES // (4 * math.prod(feature_shape))))
 
 
 class FeatureFolder:
@@ -50,7 +52,7 @@ class FeatureFolder:
         self.path = Path(path)
         self.num_images = num_images
         self.feature_shape = feature_shape
-        self.shard_rows = rows_per_shard(feature_shape)
+        self.shard_rows = rows_per_shard(num_images, feature_shape)
 
     def open(self, settings: dict, overwrite: bool):
         """
@@ -103,6 +105,11 @@ class FeatureFolder:
         partial = self.path / f".{self._shard_path(shard).name}.partial"
         pq.write_table(table, partial, compression="none", use_dictionary=["label"])
         partial.replace(self._shard_path(shard))
+
+    def count_rows(self, shards: list[int]) -> int:
+        """Rows in the given shards."""
+        pq = require("pyarrow.parquet")
+        return sum(pq.read_metadata(self._shard_path(shard)).num_rows for shard in shards)
 
     def close(self) -> dict:
         """Completes the manifest from the shards, and returns it."""
