@@ -19,7 +19,8 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,24 +199,37 @@ def refuse_existing(output: Path):
         raise ValueError(f"{output} exists already: choose another place, or remove it")
 
 
-def write_export(export: Export, output: Path):
-    """Writes a folder or a file; it appears whole, by a rename."""
+@contextmanager
+def appearing_whole(output: Path) -> Iterator[Path]:
+    """A place beside the output to write to; it takes the output's place at the end, and is gone if anything fails."""
     refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
-    if export.config is None:
-        torch.save(export.contents, partial)
+    remove(partial)
+    try:
+        yield partial
+        if output.is_dir():  # an empty one
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path):
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        shutil.rmtree(partial, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+
+def write_export(export: Export, output: Path):
+    """Writes a folder or a file."""
+    with appearing_whole(output) as partial:
+        if export.config is None:
+            torch.save(export.contents, partial)
+            return
         partial.mkdir()
         (partial / CONFIG_NAME).write_text(json.dumps(export.config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.contiguous() for name, tensor in export.contents.items()}
         save_file(tensors, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    replace_folder_or_file(partial, output)
-
-
-def replace_folder_or_file(partial: Path, output: Path):
-    """Puts what was written beside into its place; there may be an empty folder."""
-    if output.is_dir():
-        output.rmdir()
-    partial.rename(output)

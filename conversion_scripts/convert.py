@@ -22,13 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from conversion_scripts import lesson, original, timm, torchvision, transformers_vit
-from conversion_scripts.checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    refuse_existing,
-    replace_folder_or_file,
-    write_export,
-)
+from conversion_scripts.checkpoint import Checkpoint, appearing_whole, read_checkpoint, refuse_existing, write_export
 from conversion_scripts.sizes import check_state_dict, first
 from modeling_dino import DinoConfig, DinoModel
 
@@ -160,27 +154,32 @@ def convert(
 def verification(conversion: Conversion, output: Path, num_heads: int | None) -> str:
     """The largest difference between features of the source, by its own library, and of what was written."""
     config = conversion.config
-    reference = getattr(FORMATS.get(conversion.format), "reference", None)
-    by = f"by {conversion.format}" if reference else "as converted, since its format has no library"
-    expected = reference(conversion.checkpoint) if reference else lambda x: conversion.build_model()(x).pooler_output
+    reference, by = conversion.build_model(), "as converted, since its format has no library"
+    make_reference = getattr(FORMATS.get(conversion.format), "reference", None)
+    if make_reference is not None:
+        try:
+            reference, by = make_reference(conversion.checkpoint), f"by {conversion.format}"
+        except (ModuleNotFoundError, ValueError) as error:
+            return f"not verified: {error}"
     result = to_dino(str(output), num_heads=num_heads or config.num_attention_heads).build_model()
     images = torch.randn(2, config.num_channels, config.image_size, config.image_size, dtype=conversion.dtype)
-    expected, actual = expected(images).float(), result(images).pooler_output.float()
-    difference = (expected - actual).abs().max() / expected.abs().max()
+    expected = reference(images)
+    expected = (expected if isinstance(expected, torch.Tensor) else expected.pooler_output).float()
+    difference = (result(images).pooler_output.float() - expected).abs().max() / expected.abs().max()
     return f"verified: the result's features differ from the source's ({by}) by {difference:.1e} of the largest"
 
 
 def write_dino(conversion: Conversion, output: Path) -> list[str]:
     """A folder for `DinoModel.from_pretrained`, with what pretraining goes on from beside it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    conversion.build_model().save_pretrained(partial)
     state = original.training_state(conversion.checkpoint) if conversion.format == "original" else {}
     center = state.pop("center", None)
-    if center is not None:
-        save_file({"center": center.contiguous()}, partial / "center.safetensors")
-    if state:
-        (partial / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    replace_folder_or_file(partial, output)
-    carried = ["center.safetensors"] * (center is not None) + ["training.json"] * bool(state)
+    carried = []
+    with appearing_whole(output) as partial:
+        conversion.build_model().save_pretrained(partial)
+        if center is not None:
+            carried.append("center.safetensors")
+            save_file({"center": center.contiguous()}, partial / carried[-1])
+        if state:
+            carried.append("training.json")
+            (partial / carried[-1]).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     return [f"carried along: {', '.join(carried)}"] * bool(carried)

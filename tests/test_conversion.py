@@ -528,6 +528,28 @@ def test_an_output_that_is_there_is_left_alone(dino, tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("to", ["dino", "original", "timm"])
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, to):
+    DinoModel(tiny_config(num_attention_heads=2)).save_pretrained(tmp_path / "dino")
+
+    def disk_full(*arguments, **keywords):
+        raise OSError("No space left on device")
+
+    for name in ("conversion_scripts.checkpoint.torch.save", "conversion_scripts.checkpoint.save_file"):
+        monkeypatch.setattr(name, disk_full)
+    monkeypatch.setattr("modeling_dino.modeling_dino.save_image_processor", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(str(tmp_path / "dino"), str(tmp_path / "out"), to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["dino"]
+
+
+def test_what_cannot_be_verified_is_said(tmp_path):
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "bare.pth")
+    lines = convert(str(tmp_path / "bare.pth"), str(tmp_path / "out"), verify=True)
+    assert lines[0].endswith("as timm: vit_tiny, 192 wide, patch 16, no head")
+    assert lines[-1] == "not verified: a bare state dict does not name its timm model: verify from a folder"
+
+
 @pytest.mark.parametrize(
     ("to", "family", "message"),
     [
