@@ -35,7 +35,7 @@ from .configuration_dino import DinoConfig
 from .extras import require
 from .feature_files import FeatureFolder
 from .features import check_features, image_features
-from .images import ImageList, find_images, read_image
+from .images import ImageList, as_text, find_images, read_image
 from .modeling_dino import DinoModel
 from .pretrained import load_image_processor, load_model
 
@@ -116,12 +116,12 @@ class ImageBatches(Dataset):
             try:
                 image, note = read_image(path, self.num_channels)
             except ValueError as error:
-                batch.skipped[path] = str(error)
+                batch.skipped[as_text(path)] = str(error)
                 continue
             batch.indices.append(index)
             batch.pixel_values.append(self.processor(image, return_tensors="pt")["pixel_values"][0])
             if note:
-                batch.notes[path] = note
+                batch.notes[as_text(path)] = note
         return batch
 
 
@@ -258,9 +258,9 @@ def feature_shape(
 
 def columns_of(images: ImageList, indices: list[int]) -> dict[str, list[str]]:
     """The columns beside the feature: path, and label where the images have classes."""
-    columns = {"path": [images.paths[i] for i in indices]}
+    columns = {"path": [as_text(images.paths[i]) for i in indices]}
     if images.labels is not None:
-        columns["label"] = [images.labels[i] for i in indices]
+        columns["label"] = [as_text(images.labels[i]) for i in indices]
     return columns
 
 
@@ -300,7 +300,7 @@ def images_fingerprint(images: ImageList) -> str:
     digest = hashlib.sha256()
     for path in images.paths:
         size = os.path.getsize(path) if os.path.exists(path) else None
-        digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
+        digest.update(os.fsencode(path) + f"\0{size}\0".encode())
     return digest.hexdigest()
 
 

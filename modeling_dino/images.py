@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image files: which there are, and how each is read."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,10 +98,15 @@ def _images_of_folder(folder: Path) -> ImageList:
 
 def _images_of_list(file: Path) -> ImageList:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is neither an image nor a text file of paths") from error
     return ImageList(str(file), [str(file.parent / line.strip()) for line in lines if line.strip()])
+
+
+def as_text(path: str) -> str:
+    """A path that can be stored: bytes of a name that are no UTF-8 appear as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_image(path: str, num_channels: int = 3) -> "tuple[Image.Image, str | None]":
@@ -118,6 +124,10 @@ def read_image(path: str, num_channels: int = 3) -> "tuple[Image.Image, str | No
     modes = {1: "L", 3: "RGB"}
     if num_channels not in modes:
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}: pass it tensors")
+    if not os.path.exists(path):
+        raise ValueError("no such file")
+    if not os.path.isfile(path):  # a pipe, say, which would never end
+        raise ValueError("not a file")
     try:
         with Image.open(path) as image:
             note = None

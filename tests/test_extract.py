@@ -308,6 +308,26 @@ def test_every_mode_of_photographs(tmp_path, folder):
     np.testing.assert_allclose(features, expected_features(folder, files), rtol=0, atol=1e-5)
 
 
+def test_any_name_a_file_can_have(tmp_path, folder):
+    names = [
+        "with space.png",
+        "quote'\"s.png",
+        "new\nline.png",
+        "ünïcode-写真.PNG",
+        "a,b;c.png",
+        os.fsdecode(b"bytes-\xff.png"),
+    ]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        shutil.copy(folder / "images" / "00.png", tmp_path / "images" / name)
+    (tmp_path / "images" / os.fsdecode(b"bad-\xfe.png")).write_text("not an image")
+    summary = extract(folder, tmp_path / "out", images=tmp_path / "images")
+    assert [Path(path).name for path in summary.skipped] == ["bad-\\xfe.png"]
+    table = load_features(tmp_path / "out")
+    assert {Path(path).name for path in table["path"]} == {*names[:-1], "bytes-\\xff.png"}
+    np.testing.assert_allclose(table["feature"], table["feature"][[0] * len(names)], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -91,5 +91,23 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path, suffix):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="no such file"):
         read_image(str(tmp_path / "missing.png"))
+    (tmp_path / "broken.png").symlink_to(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match="no such file"):
+        read_image(str(tmp_path / "broken.png"))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(ValueError, match="not a file"):
+            read_image(str(tmp_path / name))
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (50, 50)).save(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match="could be decompression bomb"):
+        read_image(str(tmp_path / "bomb.png"))
