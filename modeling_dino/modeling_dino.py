@@ -34,7 +34,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -186,12 +186,18 @@ class DinoPreTrainedModel(PreTrainedModel):
         self.config.__dict__.pop("auto_map", None)
         if with_code:
             self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
+        if is_main_process:  # first, so that `push_to_hub=True` takes these along
+            os.makedirs(save_directory, exist_ok=True)
             save_image_processor(self.config, save_directory)
             if with_code:
                 for file in [__file__, *get_relative_import_files(__file__)]:
                     shutil.copy(file, save_directory)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """What `push_to_hub=True` takes for unchanged: not what `save_pretrained` has just put there."""
+        timestamps = super()._get_files_timestamps(working_dir)
+        return {name: t for name, t in timestamps.items() if name != IMAGE_PROCESSOR_NAME and name[-3:] != ".py"}
 
 
 class DinoModel(DinoPreTrainedModel):
