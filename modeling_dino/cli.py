@@ -92,7 +92,7 @@ def extract(
 @app.command()
 def attention(
     model: Model,
-    image: Annotated[str, typer.Option(help="The image.")],
+    image: Annotated[str, typer.Option("--image", "--images", help="The image.")],
     output: Output,
     size: Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")] = 480,
     layer: Annotated[int, typer.Option(help="Block, counted from 0; negative ones from the end.")] = -1,
