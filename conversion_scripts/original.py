@@ -87,7 +87,7 @@ def to_dino(
     """
     Args:
         which: `"teacher"` or `"student"` of a full checkpoint.
-        num_heads: where the width does not tell.
+        num_heads: where neither the width nor the arguments of the run tell.
 
     Raises:
         ValueError: if the network is not there, is not a whole DINO, or its heads cannot be told.
@@ -97,6 +97,7 @@ def to_dino(
         raise ValueError(f"{checkpoint.source} has no {which}, only a {' and a '.join(networks.by_name)}")
     state_dict = without_prefixes(networks.by_name.get(which) or networks.bare)
     args = vars(checkpoint.contents["args"]) if hasattr(checkpoint.contents.get("args"), "__dict__") else {}
+    num_heads = num_heads or (args["num_heads"] if isinstance(args.get("num_heads"), int) else None)
     config = infer_config(state_dict, num_heads, **known_from(args, state_dict))
     check_state_dict(config, state_dict)
     checkpoint.notes += contradictions(args, config)

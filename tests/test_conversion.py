@@ -512,6 +512,9 @@ def test_numbers_of_numpy_are_allowed_and_nothing_else_of_it(tmp_path):
 
 
 def test_what_cannot_be_told_is_asked_for(tmp_path):
+    model = DinoModel(tiny_config(num_attention_heads=2))
+    torch.save({"teacher": model.state_dict(), "args": Namespace(num_heads=2)}, tmp_path / "file.pth")
+    assert to_dino(str(tmp_path / "file.pth")).config.num_attention_heads == 2
     state = OrderedDict(DinoModel(tiny_config(num_attention_heads=2)).state_dict())
     with pytest.raises(ValueError, match="the number of heads of a ViT 32 wide cannot be told: pass --num-heads"):
         infer_config(state)
