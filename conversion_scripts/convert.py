@@ -36,7 +36,6 @@ FORMATS: dict[str, ModuleType] = {
     "torchvision": torchvision,
 }
 TARGETS = ("dino", *sorted(FORMATS))
-NETWORKS = ("teacher", "student")
 
 
 @dataclass
@@ -98,8 +97,8 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
         ValueError: if it is not a whole DINO of a known format, or unsafe to load; in one line.
         OSError: if there is no such thing.
     """
-    if which not in NETWORKS:
-        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
+    if which not in original.NETWORKS:
+        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(original.NETWORKS)}")
     checkpoint = read_checkpoint(source, **location)
     name = recognise(checkpoint)
     if name == "dino":

@@ -24,8 +24,11 @@ if not __package__:  # run by its path: this folder must not come before the lib
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
@@ -96,7 +99,7 @@ def to_dino(
     if networks.by_name and which not in networks.by_name:
         raise ValueError(f"{checkpoint.source} has no {which}, only a {' and a '.join(networks.by_name)}")
     state_dict = without_prefixes(networks.by_name.get(which) or networks.bare)
-    args = vars(checkpoint.contents["args"]) if hasattr(checkpoint.contents.get("args"), "__dict__") else {}
+    args = args_of(checkpoint)
     num_heads = num_heads or (args["num_heads"] if isinstance(args.get("num_heads"), int) else None)
     config = infer_config(state_dict, num_heads, **known_from(args, state_dict))
     check_state_dict(config, state_dict)
@@ -105,6 +108,13 @@ def to_dino(
         left_out = [name for name in checkpoint.contents if name not in (which, *CARRIED)]
         checkpoint.notes += [f"left out: {', '.join(left_out)}"] * bool(left_out)
     return config, state_dict
+
+
+def args_of(checkpoint: Checkpoint) -> dict:
+    """The arguments of the run, as JSON knows them; none if the file has none."""
+    args = checkpoint.contents.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    return {str(name): as_json(value) for name, value in args.items()} if isinstance(args, Mapping) else {}
 
 
 def known_from(args: dict, state_dict: dict[str, torch.Tensor]) -> dict:
@@ -134,19 +144,21 @@ def contradictions(args: dict, config: DinoConfig) -> list[str]:
 
 def training_state(checkpoint: Checkpoint) -> dict:
     """What of a training run goes along: its arguments, epoch and the loss's center."""
-    state = {}
-    if networks_of(checkpoint).by_name:
-        args = checkpoint.contents.get("args")
-        state["args"] = {name: as_json(value) for name, value in vars(args).items()} if args is not None else {}
-        state["epoch"] = as_json(checkpoint.contents.get("epoch"))
-        center = (checkpoint.contents.get("dino_loss") or {}).get("center")
-        state["center"] = None if center is None else center
-    return state
+    if not networks_of(checkpoint).by_name:
+        return {}
+    loss = checkpoint.contents.get("dino_loss")
+    center = loss.get("center") if isinstance(loss, Mapping) else None
+    return {
+        "args": args_of(checkpoint),
+        "epoch": as_json(checkpoint.contents.get("epoch")),
+        "center": center if isinstance(center, torch.Tensor) else None,
+    }
 
 
 def as_json(value: object) -> object:
     """Numbers of numpy as Python's; what JSON does not know as text."""
-    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        value = value.item()
     return value if isinstance(value, (bool, int, float, str, list, type(None))) else str(value)
 
 

@@ -29,6 +29,7 @@ from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, ren
 from conversion_scripts.sizes import check_state_dict, first, infer_config
 from modeling_dino import DinoConfig
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
+from modeling_dino.image_processing_dino import channel_statistics
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
@@ -114,6 +115,7 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     if config.is_vit and config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but timm's ViTs have {LAYER_NORM_EPS}")
     backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
+    mean, std = channel_statistics(config.num_channels)
     settings = {
         "architecture": architecture_of(config),
         "num_classes": 0,
@@ -123,8 +125,8 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
             "input_size": [config.num_channels, config.image_size, config.image_size],
             "interpolation": "bicubic",
             "crop_pct": CROP_PCT,
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
+            "mean": mean,
+            "std": std,
             "num_classes": 0,
             "first_conv": "patch_embed.proj" if config.is_vit else "conv1",
         },

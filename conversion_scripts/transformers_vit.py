@@ -52,7 +52,7 @@ INSTALLED = [  # theirs in files, and in the modules of transformers 5
     ("encoder.layer.{i}.{p}", "layers.{i}.{p}"),
 ]
 NOT_DINOS = ("pooler.", "classifier.")
-# theirs -> ours, in the configuration
+# called the same in both configurations
 SHARED_FIELDS = (
     "image_size",
     "patch_size",

@@ -95,7 +95,7 @@ class ExtractionSummary:
 
 @dataclass
 class Batch:
-    """Images of one forward pass, then their features; those that could not be read are not among them."""
+    """Images of one forward pass; those that could not be read are not among them, but named with the reason."""
 
     indices: list[int] = field(default_factory=list)
     pixel_values: list[torch.Tensor] = field(default_factory=list)

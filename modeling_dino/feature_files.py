@@ -64,7 +64,7 @@ class FeatureFolder:
         self.settings = json.loads(json.dumps(settings))
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another output folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(not _is_partial(file) for file in self.path.iterdir()):
             manifest = read_manifest(self.path)
             if overwrite:
                 for file in [self.path / MANIFEST, *self.path.glob("features-*.parquet*")]:
@@ -138,6 +138,11 @@ class FeatureFolder:
         partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(self.path / MANIFEST)
         return manifest
+
+
+def _is_partial(file: Path) -> bool:
+    """Whether it is what a run that was killed had not finished writing."""
+    return file.name.startswith(".") and file.name.endswith(".partial")
 
 
 def shard_files(folder: str | os.PathLike) -> list[Path]:

@@ -41,6 +41,8 @@ def channel_statistics(num_channels: int) -> tuple[list[float], list[float]]:
 
 def is_rescaled_twice(pixel_values: torch.Tensor) -> bool:
     """Whether normalised images (B, C, H, W) lie within one grey level of black, as if divided by 255 twice."""
+    if not pixel_values.numel():
+        return False
     mean, std = (torch.tensor(v, device=pixel_values.device) for v in channel_statistics(pixel_values.shape[1]))
     low, high = torch.aminmax(pixel_values.float().transpose(0, 1).flatten(1), dim=1)
     low, high = low * std + mean, high * std + mean

@@ -44,13 +44,16 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
         name: a folder, or an id on the hub.
 
     Raises:
-        ValueError: if it is the name of a preset, which has no weights.
+        ValueError: if it is the name of a preset, which has no weights, or not all weights are there.
         OSError: if there is no such model.
     """
     if not _is_saved_model(name):
         DinoConfig.from_preset(name)  # refuses an unknown name
         raise ValueError(f"{name} is a configuration without weights: pass the folder or hub id of a saved model")
-    return DinoModel.from_pretrained(name, dtype=dtype).eval()
+    model, report = DinoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
+    return model.eval()
 
 
 def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from modeling_dino import DinoModel, cli, load_features
 
@@ -127,10 +128,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(dino, folder, monkeypatch, 
 def test_damaged_weights(dino, folder):
     arguments = ("extract", "--model", folder / "vit", "--images", folder / "images", "--output", folder / "out")
     weights = folder / "vit" / "model.safetensors"
+    weights.with_name("whole.safetensors").write_bytes(weights.read_bytes())
     weights.write_bytes(weights.read_bytes()[:1000])
     code, _, err = dino(*arguments)
     assert code == 2
     assert "model.safetensors is truncated or damaged" in err
+    tensors = load_file(weights.with_name("whole.safetensors"))
+    save_file({k: v for k, v in tensors.items() if "norm1" not in k}, weights, metadata={"format": "pt"})
+    code, _, err = dino(*arguments)
+    assert code == 2
+    assert "is not whole: it lacks backbone.blocks.0.norm1.bias and 5 more" in err
     weights.unlink()
     code, _, err = dino(*arguments)
     assert code == 2

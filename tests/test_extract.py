@@ -254,6 +254,12 @@ def test_a_changed_model_or_image_is_noticed(tmp_path, folder):
         extract(here, here / "out")
 
 
+def test_a_run_killed_while_it_began_goes_on(tmp_path, folder):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".manifest.json.partial").write_text("{")
+    assert extract(folder, tmp_path / "out").computed == NUM_IMAGES
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_with_anything_else_is_left_alone(tmp_path, folder, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
