@@ -30,6 +30,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="Folder or hub id of a saved model.")]
+IMAGES_HELP = (
+    "Folder of images, tars or Parquet files; one of these; a text file with a path a line; or the id of a data set, "
+    "user/name[/subset]. A split after a colon."
+)
 Output = Annotated[str, typer.Option(help="Folder to write to.")]
 
 
@@ -63,13 +67,20 @@ def convert(
 @app.command()
 def extract(
     model: Model,
-    images: Annotated[str, typer.Option(help="Folder, text file with a path a line, or an image.")],
+    images: Annotated[str, typer.Option(help=IMAGES_HELP)],
     output: Output,
-    features: Annotated[str, typer.Option(help="cls, patch_mean, cls_patch_mean, patches or projection.")] = "cls",
+    features: Annotated[
+        str, typer.Option(help="cls, patch_mean, cls_patch_mean, patches or projection; several with commas.")
+    ] = "cls",
     last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read a data set of the hub without storing it.")
+    ] = False,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
@@ -77,7 +88,9 @@ def extract(
     """Features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
     from .extract import ExtractionSettings, extract_features
 
-    settings = ExtractionSettings(model, images, features, last_blocks, batch_size, dtype)
+    settings = ExtractionSettings(
+        model, images, features, last_blocks, batch_size, dtype, streaming, image_column, label_column
+    )
     summary = extract_features(
         settings, output, num_workers=num_workers, compile=compile, on_error=on_error, overwrite=overwrite
     )

@@ -13,18 +13,23 @@
 # limitations under the License.
 """Features of many images: read and transformed in worker processes, computed in batches, written shard by shard.
 
-A shard is the unit of work, in batches of its own: its bytes depend neither on which shards were there before nor on
-who computes the others.
+A shard is the unit of work, in batches of its own, and on a CPU each batch is computed by one thread: its bytes depend
+neither on which shards were there before, nor on how many processes and threads compute the others.
 """
 
 import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -33,16 +38,23 @@ from transformers import ImageProcessingMixin
 
 from .configuration_dino import DinoConfig
 from .extras import require
-from .feature_files import FeatureFolder
+from .feature_files import FeatureFolder, rows_per_shard
 from .features import check_features, image_features
-from .images import ImageList, as_text, find_images, read_image
+from .image_source import FileRange, ImageRecord, ImageSource, Unreadable
+from .images import check_resized, read_image
 from .modeling_dino import DinoModel
 from .pretrained import load_image_processor, load_model
+from .sources import open_source
 
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
 FEW_IMAGES = 256  # not worth starting worker processes for
+THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
+PATIENCE = timedelta(days=30)  # of a process that is done, for those that are not
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,12 @@ class ExtractionSettings:
 
     Args:
         model: folder or hub id of a saved model.
-        images: see [`find_images`].
-        features, last_blocks: see [`image_features`].
+        images: see [`open_source`].
+        features: a kind of [`image_features`], or several, separated by commas.
+        last_blocks: see [`image_features`].
         batch_size: images in one forward pass.
         dtype: float32, bfloat16 or float16, of weights and arithmetic; features are stored in float32.
+        streaming, image_column, label_column: see [`open_source`].
 
     Raises:
         ValueError: if a value cannot work.
@@ -67,12 +81,30 @@ class ExtractionSettings:
     last_blocks: int = 1
     batch_size: int = 32
     dtype: str = "float32"
+    streaming: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of features, and the kind in each."""
+        kinds = [kind.strip() for kind in self.features.split(",")]
+        return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
+
+    def open_source(self) -> ImageSource:
+        """The images."""
+        return open_source(
+            self.images,
+            streaming=self.streaming,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,36 +125,82 @@ class ExtractionSummary:
         return f"{self.rows} images{before}{skipped}, {self.seconds:.1f} s, {rate:.1f} images/s -> {self.output}"
 
 
-@dataclass
-class Batch:
-    """Images of one forward pass; those that could not be read are not among them, but named with the reason."""
+@dataclass(frozen=True)
+class Place:
+    """Where a batch belongs: to which shard (part and chunk), and whether it is the last of the chunk and the part."""
 
-    indices: list[int] = field(default_factory=list)
-    pixel_values: list[torch.Tensor] = field(default_factory=list)
+    part: int
+    chunk: int
+    ends_chunk: bool
+    ends_part: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records of one forward pass."""
+
+    place: Place
+    records: list[ImageRecord]
+
+
+@dataclass
+class Images:
+    """A batch, read and transformed; images that cannot be read are not among `rows`, but named with the reason."""
+
+    place: Place
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pixel_values: torch.Tensor | None = None  # (rows, C, H, W)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    def pin_memory(self) -> "Images":
+        """For the loader, which asks for it before copies to a GPU."""
+        if self.pixel_values is not None:
+            self.pixel_values = self.pixel_values.pin_memory()
+        return self
 
-class ImageBatches(Dataset):
-    """Reads and transforms the images at given positions; runs in the loader's workers."""
 
-    def __init__(self, images: ImageList, processor: ImageProcessingMixin, num_channels: int):
-        self.images, self.processor, self.num_channels = images, processor, num_channels
+class ImageReader(Dataset):
+    """Reads and transforms batches; runs in the loader's workers."""
 
-    def __getitem__(self, indices: list[int]) -> Batch:
-        batch = Batch()
-        for index in indices:
-            path = self.images.paths[index]
+    def __init__(self, processor: ImageProcessingMixin, num_channels: int):
+        self.processor, self.num_channels = processor, num_channels
+        self.shorter_side = min(dict(processor.size).values())
+
+    def __getitem__(self, batch: Batch) -> Images:
+        images, pixel_values = Images(batch.place), []
+        for record in batch.records:
             try:
-                image, note = read_image(path, self.num_channels)
-            except ValueError as error:
-                batch.skipped[as_text(path)] = str(error)
+                image, note = read_image(encoded_image(record), self.num_channels)
+                check_resized(image, self.shorter_side)
+            except (ValueError, OSError) as error:
+                images.skipped[record.name] = str(error)
                 continue
-            batch.indices.append(index)
-            batch.pixel_values.append(self.processor(image, return_tensors="pt")["pixel_values"][0])
+            images.rows.append(record.columns)
+            pixel_values.append(self.processor(image, return_tensors="pt")["pixel_values"][0])
             if note:
-                batch.notes[as_text(path)] = note
-        return batch
+                images.notes[record.name] = note
+        if pixel_values:
+            images.pixel_values = torch.stack(pixel_values)
+        return images
+
+
+def encoded_image(record: ImageRecord) -> str | bytes:
+    """
+    What [`read_image`] takes.
+
+    Raises:
+        ValueError, OSError: if there is nothing to read.
+    """
+    content = record.content
+    if isinstance(content, Unreadable):
+        raise ValueError(content.reason)
+    if isinstance(content, FileRange):
+        return content.read()
+    if isinstance(content, str) and "://" in content:  # as streamed data sets give
+        with require("fsspec").open(content, "rb") as file:
+            return file.read()
+    return content
 
 
 def extract_features(
@@ -153,136 +231,253 @@ def extract_features(
 
     Raises:
         ValueError: if an argument cannot work, or no image can be read, or (with `on_error="fail"`) one cannot.
-        OSError: if the model is missing or damaged.
+        OSError: if the model is missing or damaged, or the output cannot be written.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
     require("pyarrow")
-    state = require("accelerate").PartialState()
+    state = require("accelerate").PartialState(timeout=PATIENCE)
     started = time.perf_counter()
-    images = find_images(settings.images)
+    source = settings.open_source()
     model = load_model(settings.model, DTYPES[settings.dtype])
-    config = model.config
-    check_features(config, settings.features, settings.last_blocks)
-    processor = load_image_processor(settings.model, config)
-    folder = FeatureFolder(output, len(images), feature_shape(config, processor, settings))
+    processor = load_image_processor(settings.model, model.config)
+    shapes = feature_shapes(model.config, processor, settings)
+    folder = FeatureFolder(output, source.columns, shapes)
     if state.is_main_process:
-        folder.open(describe(settings, images, model, processor), overwrite)
+        folder.open(describe(settings, source, model, processor, state.device), overwrite)
     state.wait_for_everyone()
-    missing = folder.missing_shards()
-    shards = missing[state.process_index :: state.num_processes]
-    state.wait_for_everyone()  # before the first of them is written
+    folder.look()
+    rows_before = folder.count_rows()
+    state.wait_for_everyone()  # before the first shard is written
 
-    model.to(state.device)
-    compute = FeatureComputer(model, settings, folder.feature_shape, compile)
-    dataset = ImageBatches(images, processor, config.num_channels)
-    total = sum(len(folder.images_of(shard)) for shard in shards)
-    with tqdm(total=total, unit=" images", disable=not (progress and state.is_main_process)) as bar:
-        for shard, batches in read_shards(folder, shards, dataset, settings.batch_size, num_workers):
-            rows, features = Batch(), [torch.empty(0, *folder.feature_shape)]
-            for batch in batches:
-                if on_error == "fail":
-                    refuse_unreadable(batch)
-                features.append(compute(batch.pixel_values))
-                rows.indices += batch.indices
-                rows.skipped |= batch.skipped
-                rows.notes |= batch.notes
-                bar.update(len(batch.indices) + len(batch.skipped))
-            remarks = {"skipped": rows.skipped, "notes": rows.notes}
-            folder.write(shard, columns_of(images, rows.indices), torch.cat(features).numpy(), remarks)
+    plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size, state)
+    batches = read_batches(plan, ImageReader(processor, model.config.num_channels), num_workers, state)
+    compute = FeatureComputer(model.to(state.device), settings, shapes, compile)
+    with tqdm(total=plan.num_images, unit=" images", disable=not (progress and state.is_main_process)) as bar:
+        write_shards(folder, batches, compute, on_error, bar)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    manifest = folder.close()
-    if not manifest["rows"]:
-        path, reason = next(iter(manifest["skipped"].items()))
-        raise ValueError(f"none of the {len(images)} images can be read; the first: {path}: {reason}")
+    manifest = folder.close(len(plan.parts))
+    if manifest["skipped"] and not manifest["rows"]:
+        name, reason = next(iter(manifest["skipped"].items()))
+        raise ValueError(f"none of the {len(manifest['skipped'])} images can be read; the first: {name}: {reason}")
     return ExtractionSummary(
         output=folder.path,
         rows=manifest["rows"],
-        computed=folder.count_rows(missing),
+        computed=manifest["rows"] - rows_before,
         seconds=time.perf_counter() - started,
         skipped=manifest["skipped"],
-        notes=manifest["notes"],
+        notes={**source.notes, **manifest["notes"]},
+    )
+
+
+class Plan:
+    """
+    The batches that are left to this process, in order; none spans two shards.
+
+    Parts are dealt out to the processes whole, so that each is read once; where there are fewer than processes, it is
+    their shards that are dealt out.
+    """
+
+    def __init__(
+        self, source: ImageSource, folder: FeatureFolder, shard_rows: int, batch_size: int, state: "PartialState"
+    ):
+        self.source, self.folder, self.shard_rows, self.batch_size = source, folder, shard_rows, batch_size
+        self.rank, self.num_processes = state.process_index, state.num_processes
+        self.parts = source.parts(shard_rows)
+        self.share_parts = len(self.parts) >= self.num_processes
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images are left to this process, where that can be told."""
+        left = [part for i, part in enumerate(self.parts) if self._has_to_read(i)]
+        return sum(map(len, left)) if all(isinstance(part, range) for part in left) else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i, part in enumerate(self.parts):
+            if self._has_to_read(i):
+                yield from self._batches_of(i, part)
+
+    def _has_to_read(self, part: int) -> bool:
+        mine = not self.share_parts or part % self.num_processes == self.rank
+        return mine and not self.folder.is_whole(part)
+
+    def _has_to_compute(self, part: int, chunk: int) -> bool:
+        mine = self.share_parts or (part + chunk) % self.num_processes == self.rank
+        return mine and (part, chunk) not in self.folder.shards
+
+    def _batches_of(self, i: int, part: Any) -> Iterator[Batch]:
+        records = iter(self.source.read(part))
+        ahead = list(itertools.islice(records, 1))
+        for chunk in itertools.count():
+            wanted, left = self._has_to_compute(i, chunk), self.shard_rows
+            while left:
+                batch = ahead + list(itertools.islice(records, min(self.batch_size, left) - 1))
+                ahead = list(itertools.islice(records, 1))
+                left = (left - len(batch)) if ahead else 0
+                if wanted:
+                    yield Batch(Place(i, chunk, ends_chunk=not left, ends_part=not ahead), batch)
+            if not ahead:
+                return
+
+
+def read_batches(plan: Plan, reader: ImageReader, num_workers: int | None, state: "PartialState") -> DataLoader:
+    """The batches of a plan, read ahead in worker processes."""
+    if num_workers is None:
+        few = plan.source.num_images is not None and plan.source.num_images <= FEW_IMAGES
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = 0 if few else max(1, cores // state.num_processes - 1)
+    return DataLoader(
+        reader,
+        batch_size=None,  # the plan makes the batches
+        sampler=plan,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
 class FeatureComputer:
-    """Features of images (B, C, H, W), given as a list, in float32 on the CPU."""
+    """
+    Features of batches of images, in float32 on the CPU, for several threads.
 
-    def __init__(self, model: DinoModel, settings: ExtractionSettings, shape: tuple[int, ...], compile: bool):
-        self.model, self.settings, self.shape = model, settings, shape
+    Where memory does not suffice for a batch, it is computed in smaller ones from then on.
+    """
+
+    def __init__(
+        self, model: DinoModel, settings: ExtractionSettings, shapes: dict[str, tuple[int, ...]], compile: bool
+    ):
+        self.model, self.settings, self.shapes = model, settings, shapes
+        self.max_batch_size = settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
     @torch.inference_mode()
-    def __call__(self, images: list[torch.Tensor]) -> torch.Tensor:
-        if not images:
-            return torch.empty(0, *self.shape)
-        pixel_values = torch.stack(images).to(self.model.device, non_blocking=True)
-        features = self.function(self.model, pixel_values, self.settings.features, self.settings.last_blocks)
-        return features.float().cpu()
+    def __call__(self, images: Images) -> dict[str, torch.Tensor]:
+        """
+        Raises:
+            ValueError: if memory does not suffice for a single image.
+        """
+        if images.pixel_values is None:
+            return {column: torch.empty(0, *shape) for column, shape in self.shapes.items()}
+        size = self.max_batch_size
+        while True:
+            try:
+                parts = [self._compute(part) for part in images.pixel_values.split(size)]
+                return {column: torch.cat([part[column] for part in parts]) for column in self.shapes}
+            except RuntimeError as error:
+                memory = require("accelerate.utils.memory")
+                if not memory.should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise ValueError(f"one image is too large for the memory of {self.model.device}") from error
+            memory.clear_device_cache(garbage_collection=True)
+            size = self.max_batch_size = max(1, min(size, len(images.pixel_values)) // 2)
+
+    def _compute(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixel_values = pixel_values.to(self.model.device, non_blocking=True)
+        kinds = self.settings.columns
+        features = self.function(self.model, pixel_values, list(kinds.values()), self.settings.last_blocks)
+        return {column: features[kind].float().cpu() for column, kind in kinds.items()}
 
 
-def read_shards(
-    folder: FeatureFolder, shards: list[int], dataset: ImageBatches, batch_size: int, num_workers: int | None
-) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The given shards, each with its batches, read ahead in worker processes; no batch spans two shards."""
-    plan = []
-    for shard in shards:
-        positions = folder.images_of(shard)
-        plan += [(shard, list(positions[i : i + batch_size])) for i in range(0, len(positions), batch_size)]
-    if num_workers is None:
-        few = sum(len(positions) for _, positions in plan) <= FEW_IMAGES
-        num_workers = 0 if few else max(1, (os.cpu_count() or 1) - 1)
-    batches = DataLoader(
-        dataset,
-        batch_size=None,  # the dataset makes the batches
-        sampler=[positions for _, positions in plan],
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for shard, group in itertools.groupby(zip(plan, batches), key=lambda planned: planned[0][0]):
-        yield shard, (batch for _, batch in group)
+@contextmanager
+def computing_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """
+    Threads to compute batches in: on a CPU as many as PyTorch would give to one batch, each with a batch of its own.
+
+    That is faster, and PyTorch's last digits depend on the number of threads that share a batch.
+    """
+    num_threads = torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    with ThreadPoolExecutor(num_threads if on_cpu else THREADS_OF_DEVICE) as pool:
+        try:
+            if on_cpu:
+                torch.set_num_threads(1)
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(num_threads)
 
 
-def feature_shape(
+def write_shards(folder: FeatureFolder, batches: Iterable[Images], compute: FeatureComputer, on_error: str, bar: tqdm):
+    """Computes the batches, and writes each shard when its last one is there."""
+    with computing_threads(compute.model.device) as pool:
+        done = in_order(pool, compute, refuse_unreadable(batches) if on_error == "fail" else batches)
+        rows, features, skipped, notes = [], [], {}, {}
+        for images, computed in done:
+            rows += images.rows
+            features.append(computed)
+            skipped |= images.skipped
+            notes |= images.notes
+            bar.update(len(images.rows) + len(images.skipped))
+            if images.place.ends_chunk:
+                arrays = {name: torch.cat([batch[name] for batch in features]).numpy() for name in folder.shapes}
+                remarks = {"skipped": skipped, "notes": notes, "ends_part": images.place.ends_part}
+                folder.write(images.place.part, images.place.chunk, rows, arrays, remarks)
+                rows, features, skipped, notes = [], [], {}, {}
+
+
+def in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator[tuple[Any, Any]]:
+    """Items and what the function makes of them, in order; a few are computed ahead."""
+    waiting = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > pool._max_workers:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    for item, result in waiting:
+        yield item, result.result()
+
+
+def feature_shapes(
     config: DinoConfig, processor: ImageProcessingMixin, settings: ExtractionSettings
-) -> tuple[int, ...]:
-    """Shape of one image's features, from a model without memory behind its weights."""
+) -> dict[str, tuple[int, ...]]:
+    """
+    Columns of features, and the shape of an image's, from a model without memory behind its weights.
+
+    Raises:
+        ValueError: if the model has no such features.
+    """
+    for kind in settings.columns.values():
+        check_features(config, kind, settings.last_blocks)
     size = processor.crop_size
     with torch.device("meta"):
         model = DinoModel(config).eval()
         image = torch.empty(1, config.num_channels, size["height"], size["width"])
-        return tuple(image_features(model, image, settings.features, settings.last_blocks).shape[1:])
+        features = image_features(model, image, list(settings.columns.values()), settings.last_blocks)
+    return {column: tuple(features[kind].shape[1:]) for column, kind in settings.columns.items()}
 
 
-def columns_of(images: ImageList, indices: list[int]) -> dict[str, list[str]]:
-    """The columns beside the feature: path, and label where the images have classes."""
-    columns = {"path": [as_text(images.paths[i]) for i in indices]}
-    if images.labels is not None:
-        columns["label"] = [as_text(images.labels[i]) for i in indices]
-    return columns
-
-
-def refuse_unreadable(batch: Batch):
+def refuse_unreadable(batches: Iterable[Images]) -> Iterator[Images]:
     """
+    The batches, as long as all images can be read.
+
     Raises:
-        ValueError: if an image of the batch could not be read.
+        ValueError: at the first that cannot.
     """
-    for path, reason in batch.skipped.items():
-        raise ValueError(f"cannot read {path}: {reason} (--on-error skip goes on without it)")
+    for batch in batches:
+        for name, reason in batch.skipped.items():
+            raise ValueError(f"cannot read {name}: {reason} (--on-error skip goes on without it)")
+        yield batch
 
 
 def describe(
-    settings: ExtractionSettings, images: ImageList, model: DinoModel, processor: ImageProcessingMixin
+    settings: ExtractionSettings,
+    source: ImageSource,
+    model: DinoModel,
+    processor: ImageProcessingMixin,
+    device: torch.device,
 ) -> dict:
     """Everything the features depend on, for the manifest."""
     return {
         **asdict(settings),
+        "model_revision": getattr(model.config, "_commit_hash", None),
         "model_fingerprint": model_fingerprint(model),
-        "images_fingerprint": images_fingerprint(images),
+        "num_images": source.num_images,
+        "images_fingerprint": source.fingerprint(),
         "transform": processor.to_dict(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "pillow")},
+        "device": device.type,
+        "versions": {name: version(name) for name in ("modeling-dino", "torch", "transformers", "pillow")},
     }
 
 
@@ -292,15 +487,6 @@ def model_fingerprint(model: DinoModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def images_fingerprint(images: ImageList) -> str:
-    """A hash of the paths and sizes of the files."""
-    digest = hashlib.sha256()
-    for path in images.paths:
-        size = os.path.getsize(path) if os.path.exists(path) else None
-        digest.update(os.fsencode(path) + f"\0{size}\0".encode())
     return digest.hexdigest()
 
 

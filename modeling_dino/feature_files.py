@@ -13,46 +13,60 @@
 # limitations under the License.
 """A folder of features: Parquet shards in the order of the images, and what they are in a manifest.
 
-    manifest.json              the settings the features depend on; whether all are there; which images were skipped
-    features-000000.parquet    rows: path, [label,] feature (fixed-size list of float32)
+    manifest.json                     what the features depend on; whether all are there; which images were skipped
+    features-000000-000000.parquet    rows: path or index, [label,] feature (fixed-size list of float32)
 
-A shard holds a fixed range of the images, so which are missing can be seen from the names; its metadata says which
-images it skipped. Every file appears whole, by a rename.
+The images come in parts, and a part in chunks of so many rows: a shard is one chunk. Its metadata says which images it
+skipped, and whether it is the last of its part, so which shards are missing can be seen from those that are there.
+Every file appears whole, by a rename.
 """
 
 import json
 import math
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .extras import require
+from .whole_files import is_partial, whole_file
 
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
-FORMAT = "modeling-dino features 1"
+FORMAT = "modeling-dino features 2"
+SHARD_NAME = re.compile(r"features-(\d{6,})-(\d{6,})\.parquet")
 SHARD_BYTES = 64 * 2**20
 MIN_SHARD_ROWS, MAX_SHARD_ROWS = 256, 16384
+UNCOUNTED_SHARD_ROWS = 2048  # where the number of images is not known
 SHARDS_TO_SHARE = 256  # enough for many processes to have the same number
 
 
-def rows_per_shard(num_images: int, feature_shape: tuple[int, ...]) -> int:
+def rows_per_shard(num_images: int | None, shapes: dict[str, tuple[int, ...]]) -> int:
     """How many images a shard covers: a matter of what is extracted alone, so that every run cuts the same."""
-    shared = min(max(MIN_SHARD_ROWS, -(-num_images // SHARDS_TO_SHARE)), MAX_SHARD_ROWS)
-    return max(1, min(shared, SHARD_BYTES // (4 * math.prod(feature_shape))))
+    shared = UNCOUNTED_SHARD_ROWS if num_images is None else -(-num_images // SHARDS_TO_SHARE)
+    shared = min(max(MIN_SHARD_ROWS, shared), MAX_SHARD_ROWS)
+    return max(1, min(shared, SHARD_BYTES // (4 * sum(map(math.prod, shapes.values())))))
 
 
 class FeatureFolder:
-    """Writes the shards and the manifest of one folder."""
+    """
+    Writes the shards and the manifest of one folder.
 
-    def __init__(self, path: str | os.PathLike, num_images: int, feature_shape: tuple[int, ...]):
+    Args:
+        columns: those beside the features, and their types in Arrow.
+        shapes: columns of features, and the shape of an image's.
+    """
+
+    def __init__(self, path: str | os.PathLike, columns: dict[str, str], shapes: dict[str, tuple[int, ...]]):
         self.path = Path(path)
-        self.num_images = num_images
-        self.feature_shape = feature_shape
-        self.shard_rows = rows_per_shard(num_images, feature_shape)
+        self.columns = columns
+        self.shapes = shapes
+        self.shards: set[tuple[int, int]] = set()
+        self.lengths: dict[int, int] = {}
 
     def open(self, settings: dict, overwrite: bool):
         """
@@ -60,60 +74,83 @@ class FeatureFolder:
 
         Raises:
             ValueError: if it has features of other settings (and `overwrite` is not given), or anything else.
+            OSError: if it cannot be written to.
         """
         self.settings = json.loads(json.dumps(settings))
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another output folder")
-        if self.path.is_dir() and any(not _is_partial(file) for file in self.path.iterdir()):
+        partial, whole = [], []
+        for file in self.path.iterdir() if self.path.is_dir() else ():
+            (partial if is_partial(file) else whole).append(file)
+        if whole:
             manifest = read_manifest(self.path)
             if overwrite:
-                for file in [self.path / MANIFEST, *self.path.glob("features-*.parquet*")]:
+                for file in [self.path / MANIFEST, *shard_files(self.path)]:
                     file.unlink()
             elif manifest["settings"] != self.settings:
                 raise ValueError(
                     f"{self.path} has features of other settings, "
                     f"{_difference(manifest['settings'], self.settings)}: choose another folder, or --overwrite them"
                 )
+        for file in partial:
+            file.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_manifest(complete=False)
 
-    def missing_shards(self) -> list[int]:
-        """The shards that are not there yet, in order."""
-        shards = range(-(-self.num_images // self.shard_rows))
-        return [shard for shard in shards if not self._shard_path(shard).exists()]
+    def look(self):
+        """Sees which shards are there, and how many each part has of which the last one is there."""
+        pq = require("pyarrow.parquet")
+        self.shards, self.lengths = set(), {}
+        for file in shard_files(self.path):
+            part, chunk = map(int, SHARD_NAME.fullmatch(file.name).groups())
+            self.shards.add((part, chunk))
+            if json.loads(pq.read_metadata(file).metadata[b"dino"])["ends_part"]:
+                self.lengths[part] = chunk + 1
 
-    def images_of(self, shard: int) -> range:
-        """Positions of the images that a shard covers."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_images))
+    def is_whole(self, part: int) -> bool:
+        """Whether all shards of a part were there when last looked."""
+        return part in self.lengths and all((part, chunk) in self.shards for chunk in range(self.lengths[part]))
 
-    def write(self, shard: int, columns: dict[str, list[str]], features: "np.ndarray", remarks: dict):
+    def write(self, part: int, chunk: int, rows: list[dict], features: "dict[str, np.ndarray]", remarks: dict):
         """
         Writes a shard.
 
         Args:
-            columns: path, and label where there are labels; one entry a row.
-            features: (rows, *feature_shape), float32.
-            remarks: `skipped` and `notes`, each path -> reason.
+            rows: what is in the columns beside the features.
+            features: (rows, *shape) of each of `shapes`, float32.
+            remarks: `skipped` and `notes`, each name of an image -> text, and `ends_part`.
+
+        Raises:
+            OSError: if it cannot be written; the other shards stay as they are.
         """
         pa, pq = require("pyarrow"), require("pyarrow.parquet")
-        size = math.prod(self.feature_shape)
-        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), size)
-        table = pa.table(
-            {**{name: pa.array(column, pa.string()) for name, column in columns.items()}, "feature": values}
-        )
-        table = table.replace_schema_metadata({"dino": json.dumps(remarks)})
-        partial = self.path / f".{self._shard_path(shard).name}.partial"
-        pq.write_table(table, partial, compression="none", use_dictionary=["label"])
-        partial.replace(self._shard_path(shard))
+        columns = {
+            name: pa.array([row.get(name) for row in rows], pa.type_for_alias(kind))
+            for name, kind in self.columns.items()
+        }
+        for name, shape in self.shapes.items():
+            values = pa.array(features[name].reshape(-1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(values, math.prod(shape))
+        table = pa.table(columns).replace_schema_metadata({"dino": json.dumps(remarks)})
+        with whole_file(self.path / f"features-{part:06d}-{chunk:06d}.parquet") as partial:
+            pq.write_table(table, partial, compression="none", use_dictionary=["label"])
 
-    def count_rows(self, shards: list[int]) -> int:
-        """Rows in the given shards."""
+    def count_rows(self) -> int:
+        """Rows in the shards that are there."""
         pq = require("pyarrow.parquet")
-        return sum(pq.read_metadata(self._shard_path(shard)).num_rows for shard in shards)
+        return sum(pq.read_metadata(file).num_rows for file in shard_files(self.path))
 
-    def close(self) -> dict:
-        """Completes the manifest from the shards, and returns it."""
+    def close(self, num_parts: int) -> dict:
+        """
+        Completes the manifest from the shards, and returns it.
+
+        Raises:
+            OSError: if a shard is missing.
+        """
         pq = require("pyarrow.parquet")
+        self.look()
+        if not all(map(self.is_whole, range(num_parts))):
+            raise OSError(f"{self.path} lacks shards that were written: run it again, and it goes on")
         rows, skipped, notes = 0, {}, {}
         for file in shard_files(self.path):
             metadata = pq.read_metadata(file)
@@ -123,31 +160,16 @@ class FeatureFolder:
             notes.update(remarks["notes"])
         return self._write_manifest(complete=True, rows=rows, skipped=skipped, notes=notes)
 
-    def _shard_path(self, shard: int) -> Path:
-        return self.path / f"features-{shard:06d}.parquet"
-
     def _write_manifest(self, **state) -> dict:
-        manifest = {
-            "format": FORMAT,
-            **state,
-            "num_images": self.num_images,
-            "feature_shape": list(self.feature_shape),
-            "settings": self.settings,
-        }
-        partial = self.path / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.path / MANIFEST)
+        manifest = {"format": FORMAT, **state, "features": self.shapes, "settings": self.settings}
+        with whole_file(self.path / MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return manifest
-
-
-def _is_partial(file: Path) -> bool:
-    """Whether it is what a run that was killed had not finished writing."""
-    return file.name.startswith(".") and file.name.endswith(".partial")
 
 
 def shard_files(folder: str | os.PathLike) -> list[Path]:
     """The shards of a folder, in order."""
-    return sorted(Path(folder).glob("features-*.parquet"))
+    return sorted(file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name))
 
 
 def read_manifest(folder: str | os.PathLike) -> dict:
@@ -171,7 +193,9 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
     The features that `dino extract` wrote, in the order of the images.
 
     Returns:
-        `feature`: (rows, *feature_shape), float32; `path`: (rows,); `label`: (rows,), where the images have classes.
+        `feature`: (rows, *shape), float32, of several kinds `feature_cls` and so on; `path` or `index`: (rows,);
+        `label`: (rows,), where the images have classes. Features of a single shard are not copied, and not to be
+        written to; those of several are copied once.
 
     Raises:
         ValueError: if it is not a folder of features, or a run has not finished.
@@ -180,17 +204,33 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
     manifest = read_manifest(folder)
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not complete: run the same `dino extract` again, and it goes on")
-    arrays = {"feature": np.empty((manifest["rows"], *manifest["feature_shape"]), np.float32)}
-    columns: dict[str, list] = {}
+    parts: dict[str, list] = {}
+    arrays: dict[str, Any] = {}
     start = 0
     for file in shard_files(folder):
         table = pq.read_table(file)
-        rows = arrays["feature"][start : start + len(table)]
-        rows[:] = table["feature"].combine_chunks().flatten().to_numpy().reshape(rows.shape)
+        for name in table.column_names:
+            if name not in manifest["features"]:
+                parts.setdefault(name, []).append(table[name].to_numpy())
+                continue
+            values = _values(table[name], manifest["features"][name])
+            if len(values) == manifest["rows"]:
+                arrays[name] = values
+            elif len(values):
+                arrays.setdefault(name, np.empty((manifest["rows"], *values.shape[1:]), np.float32))
+                arrays[name][start : start + len(values)] = values
         start += len(table)
-        for name in table.column_names[:-1]:
-            columns.setdefault(name, []).append(table[name].to_numpy())
-    return {**{name: np.concatenate(parts) for name, parts in columns.items()}, **arrays}
+    return {**{name: np.concatenate(columns) for name, columns in parts.items()}, **arrays}
+
+
+def _values(column: "pa.ChunkedArray", shape: list[int]) -> "np.ndarray":
+    """A column of lists as (rows, *shape), without a copy."""
+    pa = require("pyarrow")
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    values = (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)) if chunks else None
+    if values is None:
+        return require("numpy").empty((0, *shape), "float32")
+    return values.flatten().to_numpy().reshape(len(values), *shape)
 
 
 def _difference(old: dict, new: dict) -> str:

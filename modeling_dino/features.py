@@ -16,6 +16,8 @@
 As the original's evaluation: https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L120.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from .configuration_dino import DinoConfig
@@ -43,34 +45,54 @@ def check_features(config: DinoConfig, kind: str, last_blocks: int):
 
 
 def image_features(
-    model: DinoModel, pixel_values: torch.Tensor, kind: str = "cls", last_blocks: int = 1
-) -> torch.Tensor:
+    model: DinoModel, pixel_values: torch.Tensor, kinds: str | Sequence[str] = "cls", last_blocks: int = 1
+) -> torch.Tensor | dict[str, torch.Tensor]:
     """
-    Features of images.
+    Features of images, by one pass through the model.
 
     Args:
         pixel_values: (B, C, H, W).
-        kind: `"cls"`: CLS tokens, or a ResNet's global average pool; `"patch_mean"`: means of the patch tokens;
+        kinds: `"cls"`: CLS tokens, or a ResNet's global average pool; `"patch_mean"`: means of the patch tokens;
             `"cls_patch_mean"`: CLS tokens, and the mean of the last block's patch tokens; `"patches"`: patch tokens,
             or the cells of a ResNet's map; `"projection"`: the head's output.
         last_blocks: of how many last blocks (each normed), side by side.
 
     Returns:
-        (B, dim), for patches (B, h * w, dim).
+        (B, dim), for patches (B, h * w, dim); of several kinds one each, by their names.
 
     Raises:
         ValueError: if the model has no such features.
     """
-    check_features(model.config, kind, last_blocks)
-    if kind == "projection":
-        return model(pixel_values).projection
-    if not model.config.is_vit:
-        feature_map = model.backbone(model.check_pixel_values(pixel_values))
-        return model.backbone.pool(feature_map) if kind == "cls" else feature_map.flatten(2).transpose(1, 2)
+    if isinstance(kinds, str):
+        return image_features(model, pixel_values, [kinds], last_blocks)[kinds]
+    for kind in kinds:
+        check_features(model.config, kind, last_blocks)
+    of_backbone = _vit_features if model.config.is_vit else _resnet_features
+    return of_backbone(model, pixel_values, kinds, last_blocks)
+
+
+def _vit_features(
+    model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int
+) -> dict[str, torch.Tensor]:
     layers = model.get_intermediate_layers(pixel_values, n=last_blocks, return_class_token=True)
-    if kind == "patches":
-        return torch.cat([patches for patches, _ in layers], dim=-1)
-    parts = [patches.mean(dim=1) if kind == "patch_mean" else cls for patches, cls in layers]
-    if kind == "cls_patch_mean":
-        parts.append(layers[-1][0].mean(dim=1))
-    return torch.cat(parts, dim=-1)
+    last_patches, last_cls = layers[-1]
+    compute = {
+        "cls": lambda: torch.cat([cls for _, cls in layers], dim=-1),
+        "patch_mean": lambda: torch.cat([patches.mean(dim=1) for patches, _ in layers], dim=-1),
+        "cls_patch_mean": lambda: torch.cat([*(cls for _, cls in layers), last_patches.mean(dim=1)], dim=-1),
+        "patches": lambda: torch.cat([patches for patches, _ in layers], dim=-1),
+        "projection": lambda: model.head(last_cls),
+    }
+    return {kind: compute[kind]() for kind in kinds}
+
+
+def _resnet_features(
+    model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int
+) -> dict[str, torch.Tensor]:
+    feature_map = model.backbone(model.check_pixel_values(pixel_values))
+    compute = {
+        "cls": lambda: model.backbone.pool(feature_map),
+        "patches": lambda: feature_map.flatten(2).transpose(1, 2),
+        "projection": lambda: model.head(model.backbone.pool(feature_map)),
+    }
+    return {kind: compute[kind]() for kind in kinds}

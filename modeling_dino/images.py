@@ -11,14 +11,20 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image files: which there are, and how each is read."""
+"""How an image file is read."""
 
+import io
+import logging
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .extras import require
+from .image_loading import load_whole
 
 
 if TYPE_CHECKING:
@@ -45,63 +51,13 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     ]
 )
+# Those of the suffixes. Pillow knows others, some of which it hands to other programs, as EPS to Ghostscript. TGA has
+# no signature, and is tried last.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+MAX_FILE_BYTES = 2**30  # 6 a pixel of the largest image that Pillow reads
+MODES = {1: "L", 3: "RGB"}  # channels -> mode
 MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "F")
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """
-    Paths of images in a fixed order.
-
-    Args:
-        source: where they were found.
-        paths: as they can be opened.
-        labels: the class of each, where the source has them.
-    """
-
-    source: str
-    paths: list[str]
-    labels: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-def find_images(source: str) -> ImageList:
-    """
-    The images of a folder (searched to any depth, in the order of their paths), of a text file with a path a line
-    (relative ones to the file's folder), or a single image.
-
-    In a folder where every image lies in a sub-folder, the sub-folders are the classes, as in ImageNet.
-
-    Raises:
-        ValueError: if there is no such source, or it has no images.
-    """
-    path = Path(source)
-    if path.is_dir():
-        images = _images_of_folder(path)
-    elif path.is_file():
-        images = ImageList(source, [source]) if path.suffix.lower() in IMAGE_SUFFIXES else _images_of_list(path)
-    else:
-        raise ValueError(f"{source} is neither a folder, nor a text file of paths, nor an image")
-    if not len(images):
-        raise ValueError(f"no images in {source} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
-
-
-def _images_of_folder(folder: Path) -> ImageList:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    relative = [path.relative_to(folder) for path in found]
-    has_classes = all(len(path.parts) > 1 for path in relative)
-    return ImageList(str(folder), list(map(str, found)), [path.parts[0] for path in relative] if has_classes else None)
-
-
-def _images_of_list(file: Path) -> ImageList:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is neither an image nor a text file of paths") from error
-    return ImageList(str(file), [str(file.parent / line.strip()) for line in lines if line.strip()])
+_PILLOW, _SILENCE = threading.Lock(), logging.NullHandler()
 
 
 def as_text(path: str) -> str:
@@ -109,31 +65,101 @@ def as_text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_image(path: str, num_channels: int = 3) -> "tuple[Image.Image, str | None]":
+def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image, str | None]":
     """
     An image file in RGB, or in grey for a model of one channel, as the original's loader reads it: rotations noted in
-    EXIF are not applied.
+    EXIF are not applied. Of several frames or pages it is the first.
+
+    Args:
+        source: path or content of the file.
 
     Returns:
         the image, and a note on what was lost in reading it, if anything.
 
     Raises:
-        ValueError: if it cannot be read whole; the message says why, without the path.
+        ValueError: if it cannot be read whole, or has more pixels than Pillow allows (twice `Image.MAX_IMAGE_PIXELS`);
+            the message says why, without the path.
     """
-    Image = require("PIL.Image")
-    modes = {1: "L", 3: "RGB"}
-    if num_channels not in modes:
+    if num_channels not in MODES:
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}: pass it tensors")
-    if not os.path.exists(path):
-        raise ValueError("no such file")
-    if not os.path.isfile(path):  # a pipe, say, which would never end
-        raise ValueError("not a file")
+    content = source if isinstance(source, bytes) else _read_file(source)
+    if not content:
+        raise ValueError("empty")
+    Image = require("PIL.Image")
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with Image.open(path) as image:
-            note = None
-            if image.mode in MODES_OF_16_BITS:
-                note = f"mode {image.mode}: values above 255 are clipped, as in the original; convert it to 8 bits"
-            return image.convert(modes[num_channels]), note
+        with strict_pillow(), Image.open(io.BytesIO(content), formats=formats) as image:
+            load_whole(image, content)
+            return image.convert(MODES[num_channels]), _note(image)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error).replace(repr(path), "").replace(path, "").strip() or type(error).__name__
-        raise ValueError(" ".join(reason.split())) from error
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def check_resized(image: "Image.Image", shorter_side: int):
+    """
+    Raises:
+        ValueError: if an image is so thin that it would take gigabytes when its shorter side is resized to this.
+    """
+    limit = require("PIL.Image").MAX_IMAGE_PIXELS
+    longer_side = shorter_side * max(image.size) // min(image.size)
+    if limit is not None and shorter_side * longer_side > limit:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are too thin: with a shorter side of {shorter_side}, the longer "
+            f"one has {longer_side}"
+        )
+
+
+@contextmanager
+def strict_pillow() -> Iterator[None]:
+    """
+    Pillow, silent, and refusing images that are cut off, whatever the program has set.
+
+    These are settings of the whole process, so only one thread reads at a time.
+    """
+    ImageFile, log = require("PIL.ImageFile"), logging.getLogger("PIL")
+    with _PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.addHandler(_SILENCE)
+        load_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = load_truncated
+            log.removeHandler(_SILENCE)
+
+
+def _read_file(path: str) -> bytes:
+    """
+    Raises:
+        ValueError: if it cannot be read, or is too large for an image.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe, say, which would never end
+            raise ValueError("not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError("no such file" if isinstance(error, FileNotFoundError) else error.strerror) from error
+
+
+def _note(image: "Image.Image") -> str | None:
+    """What is lost of an image."""
+    if image.mode in MODES_OF_16_BITS:
+        return f"mode {image.mode}: values above 255 are clipped, as in the original; convert it to 8 bits"
+    # nearly every camera's MPO has a preview behind its photograph
+    if image.format != "MPO" and _has_more_frames(image):
+        return "the first of several frames or pages"
+    return None
+
+
+def _has_more_frames(image: "Image.Image") -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # there are more, but damaged
+        return True

@@ -26,6 +26,7 @@ from torch import nn
 from .extras import require
 from .images import read_image
 from .modeling_dino import DinoModel
+from .whole_files import whole_file
 
 
 if TYPE_CHECKING:
@@ -122,9 +123,8 @@ def draw_attention(
     pictures = {f"{name}-head{i}.png": colored(head, patch_size) for i, head in enumerate(attention)}
     pictures[f"{name}-attention.png"] = mosaic(image, attention)
     for file, picture in pictures.items():
-        partial = output / f".{file}.partial"
-        picture.save(partial, format="PNG")
-        partial.replace(output / file)
+        with whole_file(output / file) as partial:
+            picture.save(partial, format="PNG")
     return [output / file for file in pictures]
 
 

@@ -66,7 +66,7 @@ def test_extract(dino, folder):
     code, out, err = dino(*arguments, "--overwrite", "--num-workers", 1, "--on-error", "skip")
     assert code == 0
     assert "4 images, 1 skipped" in out
-    assert f"skipped {folder / 'images' / '3.png'}: cannot identify image file" in err
+    assert f"skipped {folder / 'images' / '3.png'}: no image in a known format" in err
     code, _, err = dino(*arguments, "--overwrite", "--on-error", "fail")
     assert code == 2
     assert "3.png" in err
@@ -98,8 +98,7 @@ def test_demo(dino, folder):
         ("info dino_vits15", "unknown preset 'dino_vits15': did you mean dino_vits16"),
         ("info ./nothing", "./nothing is not a folder with a saved model"),
         ("info images", "no config.json in 'images': is a saved model there?"),
-        ("extract --model vit --images nothing --output out", "nothing is neither a folder, nor a text file"),
-        ("extract --model vit --images vit --output out", "no images in vit"),
+        ("extract --model vit --images nothing --output out", "nothing is neither a folder, nor an image"),
         ("extract --model dino_vits8 --images images --output out", "dino_vits8 is a configuration without weights"),
         ("extract --model images --images images --output out", "no config.json in 'images'"),
         ("extract --model vit --images images --output resnet", "resnet holds something other than features"),

@@ -95,7 +95,7 @@ def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
     features = load_features(tmp_path / "out")["feature"]
     assert features.shape == (NUM_IMAGES, *shape)
     files = sorted((folder / "images").iterdir())
-    expected = expected_features(folder, files, ("kind", kind), ("last_blocks", last_blocks))
+    expected = expected_features(folder, files, ("kinds", kind), ("last_blocks", last_blocks))
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_many_processes_write_the_same_table(tmp_path, folder, num_images):
         assert out.startswith(f"{num_images} images")
         assert len(out.splitlines()) == 1  # the main process alone says what was done
         assert contents(tmp_path / "many") == contents(tmp_path / "one")
-        (tmp_path / "many" / "features-000000.parquet").unlink()  # as if the run had been stopped
+        (tmp_path / "many" / "features-000000-000000.parquet").unlink()  # as if the run had been stopped
 
 
 def test_features_of_other_settings_are_kept_unless_told_otherwise(tmp_path, folder):
@@ -288,7 +288,7 @@ def test_unreadable_images_are_skipped_named_and_counted(tmp_path, spoiled):
     assert "2 skipped" in str(summary)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["skipped"] == summary.skipped
-    assert "cannot identify image file" in manifest["skipped"][str(spoiled / "images" / "07.png")]
+    assert "no image in a known format" in manifest["skipped"][str(spoiled / "images" / "07.png")]
     table = load_features(tmp_path / "out")
     good = [file for file in sorted((spoiled / "images").iterdir()) if file.name not in ("03.png", "07.png")]
     assert table["path"].tolist() == list(map(str, good))

@@ -5,60 +5,13 @@ import pytest
 from photographs import save_variants
 from PIL import Image
 
-from modeling_dino.images import find_images, read_image
+from modeling_dino.images import read_image
 
 
 def make(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(path)
     return str(path)
-
-
-def test_a_folder_is_searched_to_any_depth_in_the_order_of_paths(tmp_path):
-    files = [make(tmp_path / name) for name in ("b.png", "a/z.JPG", "a/b/c.jpeg", "c.bmp")]
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / "folder.png").mkdir()
-    found = find_images(str(tmp_path))
-    assert found.paths == sorted(files, key=Path)
-    assert found.labels is None
-
-
-def test_sub_folders_are_classes_where_every_image_is_in_one(tmp_path):
-    for name in ("dog/1.png", "cat/x/2.png", "cat/1.png"):
-        make(tmp_path / name)
-    assert find_images(str(tmp_path)).labels == ["cat", "cat", "dog"]
-
-
-def test_a_text_file_keeps_its_order_and_repeats(tmp_path):
-    absolute = make(tmp_path / "elsewhere" / "a.png")
-    make(tmp_path / "lists" / "b.png")
-    list_file = tmp_path / "lists" / "images.txt"
-    list_file.write_text(f"b.png\n\n{absolute}\nb.png\nmissing.png\n")
-    folder = tmp_path / "lists"
-    assert find_images(str(list_file)).paths == [
-        str(folder / "b.png"),
-        absolute,
-        str(folder / "b.png"),
-        str(folder / "missing.png"),
-    ]
-
-
-def test_a_single_image(tmp_path):
-    path = make(tmp_path / "a.png")
-    assert find_images(path).paths == [path]
-
-
-def test_sources_without_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no images in"):
-        find_images(str(tmp_path))
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="no images in"):
-        find_images(str(tmp_path / "empty.txt"))
-    with pytest.raises(ValueError, match="is neither a folder, nor a text file of paths, nor an image"):
-        find_images(str(tmp_path / "nothing"))
-    (tmp_path / "binary").write_bytes(os.urandom(100) + b"\xff")
-    with pytest.raises(ValueError, match="is neither an image nor a text file of paths"):
-        find_images(str(tmp_path / "binary"))
 
 
 def test_every_mode_is_read_as_the_original_reads_it(tmp_path):

@@ -1,0 +1,90 @@
+# Copyright 2026 The modeling-dino authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Images in tars, as WebDataset (https://github.com/webdataset/webdataset) writes them, or as they come."""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+
+from .image_source import FileRange, ImageRecord, ImageSource, Unreadable, files_fingerprint
+from .images import IMAGE_SUFFIXES, as_text
+
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LABEL_SUFFIX = ".cls"
+SAMPLES_WITH_LABEL = 100  # among so many a label must be seen
+
+
+class ImageTars(ImageSource):
+    """
+    The images in tars, in the order they lie there.
+
+    Members that follow each other and share their name up to its first dot belong together; `.cls` is their label.
+    """
+
+    def __init__(self, tars: Sequence[str]):
+        self.tars = list(tars)
+        has_labels = any("label" in record.columns for record in islice(self.read(self.tars[0]), SAMPLES_WITH_LABEL))
+        self.columns = {"path": "string", "label": "string"} if has_labels else {"path": "string"}
+
+    def parts(self, rows: int) -> list[str]:
+        return self.tars
+
+    def read(self, part: str) -> Iterator[ImageRecord]:
+        """A damaged tar gives what lies before the damage, and then a record that says so."""
+        try:
+            with tarfile.open(part) as tar:
+                for _, files in groupby(contents(tar), key=lambda file: sample_key(file[0])):
+                    yield from records_of_sample(part, dict(files))
+        except (tarfile.TarError, OSError, EOFError) as error:
+            name = as_text(part)
+            yield ImageRecord(name, {"path": name}, Unreadable(f"the tar is damaged: {error}"))
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.tars)
+
+
+def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
+    """Names of the images and labels in a tar, and what is in them, or where, if it is not compressed."""
+    is_plain = isinstance(tar.fileobj, io.BufferedReader)
+    while (member := tar.next()) is not None:
+        tar.members = []  # it would keep all there were
+        suffix = os.path.splitext(member.name)[1].lower()
+        if not member.isreg() or (suffix not in IMAGE_SUFFIXES and suffix != LABEL_SUFFIX):
+            continue
+        if is_plain and suffix != LABEL_SUFFIX:
+            yield member.name, FileRange(tar.name, member.offset_data, member.size)
+        else:
+            yield member.name, tar.extractfile(member).read()
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at damage without a word
+        raise tarfile.ReadError("no end mark after the last member")
+
+
+def sample_key(name: str) -> str:
+    """The name of a member up to the first dot of its last part."""
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
+
+
+def records_of_sample(tar: str, files: dict[str, bytes | FileRange]) -> Iterator[ImageRecord]:
+    """The images among the files of a sample."""
+    label = {}
+    for name in [name for name in files if name.lower().endswith(LABEL_SUFFIX)]:
+        label["label"] = files.pop(name).decode("utf-8", "replace").strip()
+    for name, content in files.items():
+        path = as_text(os.path.join(tar, name))
+        yield ImageRecord(path, {"path": path, **label}, content)
