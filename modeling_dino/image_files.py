@@ -103,7 +103,7 @@ def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     with os.scandir(folder) as entries:
         entries = sorted(entries, key=lambda entry: entry.name)
     for entry in entries:
-        if not entry.is_dir():
+        if not os.path.isdir(entry.path):  # entry.is_dir() fails on a link to itself
             yield entry.path
         elif os.path.realpath(entry.path) not in above:
             yield from walk(entry.path, above)

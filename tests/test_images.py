@@ -5,7 +5,7 @@ import pytest
 from photographs import save_variants
 from PIL import Image
 
-from modeling_dino.images import read_image
+from modeling_dino.images import check_resized, read_image
 
 
 def make(path: Path) -> str:
@@ -17,6 +17,7 @@ def make(path: Path) -> str:
 def test_every_mode_is_read_as_the_original_reads_it(tmp_path):
     for file in save_variants(tmp_path):
         image, note = read_image(str(file))
+        assert read_image(file.read_bytes()) == (image, note)
         with Image.open(file) as original:
             assert image.tobytes() == original.convert("RGB").tobytes(), file
         assert (note is not None) == (file.name == "sixteen-bit.png")
@@ -46,6 +47,8 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path, suffix):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read_image(str(tmp_path / "missing.png"))
+    with pytest.raises(ValueError, match="null"):
+        read_image("a\0b.png")
     (tmp_path / "broken.png").symlink_to(tmp_path / "missing.png")
     with pytest.raises(ValueError, match="no such file"):
         read_image(str(tmp_path / "broken.png"))
@@ -64,3 +67,13 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (50, 50)).save(tmp_path / "bomb.png")
     with pytest.raises(ValueError, match="could be decompression bomb"):
         read_image(str(tmp_path / "bomb.png"))
+
+
+def test_what_is_too_thin_to_be_resized_is_refused(monkeypatch):
+    thin = Image.new("RGB", (1, 60000))
+    with pytest.raises(ValueError, match=r"1 x 60000 pixels are too thin: .* of 256, the longer one has 15360000"):
+        check_resized(thin, 256)
+    check_resized(thin, 36)
+    check_resized(Image.new("RGB", (60000, 1000)), 256)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # no limit, as the user wants
+    check_resized(thin, 256)
