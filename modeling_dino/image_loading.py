@@ -17,9 +17,9 @@ Pillow refuses files that end too soon. But where the end is there, or zeros sta
 that was broken off, libjpeg fills what is missing with grey and only warns, which Pillow drops; and of PNG files it
 leaves the checksums of the pixels aside.
 
-Not noticed are a progressive JPEG cut within its last scan, which refines its lower part; most wrong bytes of a JPEG
-other than zeros, and with optimised tables some holes of zeros; and zeros in the place of pixels in formats without
-checksums: AVIF, BMP, JPEG 2000, PPM, TGA, TIFF and WebP.
+Not noticed are a progressive JPEG cut within its last scan, which refines its lower part; some holes of zeros in JPEGs
+with tables of their own, as progressive ones have, and most other wrong bytes in any; zeros in the place of pixels in
+formats without checksums, AVIF, BMP, JPEG 2000, PPM, TGA, TIFF and WebP; and a PNG that was written with too few rows.
 """
 
 import io

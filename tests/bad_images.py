@@ -125,6 +125,9 @@ def filled_up() -> Iterator[tuple[str, BadImage]]:
         yield f"{kind}-ends-early.jpg", wrong(jpeg[:half] + jpeg[-2:], "some of the image is missing|last scans")
         if kind != "progressive":
             yield f"{kind}-hole.jpg", wrong(replaced(jpeg, half, bytes(500)), "zeros in the place")
+    jpeg = encode("JPEG", open_photograph("coffee.png"), progressive=True)
+    in_another_scan_than_the_last = replaced(jpeg, len(jpeg) * 2 // 5, bytes(500))
+    yield "progressive-hole.jpg", wrong(in_another_scan_than_the_last, "some of the image is missing")
     thumbnail = Image.Exif()
     thumbnail[0x010E] = encode("JPEG", photograph().resize((16, 12))).decode("latin-1")
     jpeg = encode("JPEG", exif=thumbnail.tobytes())
@@ -137,6 +140,8 @@ def filled_up() -> Iterator[tuple[str, BadImage]]:
     end = pixels + 4 + struct.unpack(">I", content[pixels - 4 : pixels])[0]
     yield "wrong-checksum.png", wrong(replaced(content, end, bytes(4)), "checksum of the pixels is wrong")
     yield "wrong-header-checksum.png", wrong(replaced(content, 29, bytes(4)), UNKNOWN)
+    content = encode("TIFF", compression="tiff_lzw")
+    yield "hole.tif", wrong(replaced(content, len(content) // 2, bytes(300)), "decoder error")
     yield "ends-early.gif", wrong(encode("GIF")[:4000] + b"\0;", "truncated")
 
 
@@ -146,7 +151,13 @@ def whole_though_it_looks_cut() -> Iterator[tuple[str, BadImage]]:
     for kind, options in {"plain": {}, "optimised": {"optimize": True}, "progressive": {"progressive": True}}.items():
         yield f"all-grey-{kind}.jpg", right(encode("JPEG", grey, **options), grey)
         yield f"all-white-{kind}.jpg", right(encode("JPEG", white, **options), white)
-    for name, content in {"trailer.jpg": encode("JPEG"), "trailer.png": encode("PNG")}.items():
+    jpeg, flat = encode("JPEG"), encode("JPEG", white, progressive=True)
+    table = jpeg.index(b"\xff\xc4\x00\xb5\x10")  # of luminance: no long run of zeros has a meaning in it
+    scan = flat.index(SCAN)
+    yield "unused-table.jpg", right(flat[:scan] + jpeg[table : table + 2 + 0xB5] + flat[scan:], white)
+    scan = jpeg.index(SCAN)
+    yield "padded-marker.jpg", right(jpeg[:scan] + b"\xff\xff" + jpeg[scan:], as_encoded("JPEG"))
+    for name, content in {"trailer.jpg": jpeg, "trailer.png": encode("PNG")}.items():
         yield f"zeros-{name}", right(content + bytes(5000))
     yield "a-preview-too.mpo.jpg", right(encode("MPO", save_all=True, append_images=[photograph().resize((40, 30))]))
     text = chunk(b"tEXt", b"Comment\0IDAT")
