@@ -236,7 +236,7 @@ def extract_features(
     if on_error not in ON_ERROR:
         raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
     require("pyarrow")
-    state = require("accelerate").PartialState(timeout=PATIENCE)
+    state = processes()
     started = time.perf_counter()
     source = settings.open_source()
     model = load_model(settings.model, DTYPES[settings.dtype])
@@ -270,6 +270,13 @@ def extract_features(
         skipped=manifest["skipped"],
         notes={**source.notes, **manifest["notes"]},
     )
+
+
+def processes() -> "PartialState":
+    """The processes of `accelerate launch` or torchrun; accelerate has to be told where there are only CPUs."""
+    accelerate = require("accelerate")
+    on_cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return accelerate.PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
 class Plan:

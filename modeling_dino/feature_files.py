@@ -85,7 +85,8 @@ class FeatureFolder:
         if whole:
             manifest = read_manifest(self.path)
             if overwrite:
-                for file in [self.path / MANIFEST, *shard_files(self.path)]:
+                self._write_manifest(complete=False, settings={})  # of nothing, until all shards are gone
+                for file in shard_files(self.path):
                     file.unlink()
             elif manifest["settings"] != self.settings:
                 raise ValueError(
@@ -161,7 +162,7 @@ class FeatureFolder:
         return self._write_manifest(complete=True, rows=rows, skipped=skipped, notes=notes)
 
     def _write_manifest(self, **state) -> dict:
-        manifest = {"format": FORMAT, **state, "features": self.shapes, "settings": self.settings}
+        manifest = {"format": FORMAT, "features": self.shapes, "settings": self.settings, **state}
         with whole_file(self.path / MANIFEST) as partial:
             partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return manifest

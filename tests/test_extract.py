@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -180,43 +178,6 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, folder, monkeypatch):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert extract(folder, tmp_path / "out").computed == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-LAUNCHED = """
-from modeling_dino import feature_files
-from modeling_dino.cli import main
-feature_files.MIN_SHARD_ROWS = 4
-main()
-"""
-
-
-def launch(folder: Path, num_processes: int, *arguments: object) -> str:
-    """Runs `dino extract` by `accelerate launch` with shards of four images; returns what it prints."""
-    script = folder / "launched.py"
-    script.write_text(LAUNCHED)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", num_processes]
-    launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
-    # the number of threads decides how sums are split, and so the last bit
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*map(str, launcher), str(script), "extract", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("num_images", [1, NUM_IMAGES])
-def test_many_processes_write_the_same_table(tmp_path, folder, num_images):
-    """Also with more processes than shards, and into a folder that lacks some of them."""
-    paths = [str(folder / "images" / f"{i:02d}.png") for i in range(num_images)]
-    (tmp_path / "list.txt").write_text("\n".join(paths))
-    arguments = ("--model", folder / "model", "--images", tmp_path / "list.txt", "--batch-size", 3, "--output")
-    launch(tmp_path, 1, *arguments, tmp_path / "one")
-    for num_processes in (2, 3):
-        out = launch(tmp_path, num_processes, *arguments, tmp_path / "many")
-        assert out.startswith(f"{num_images} images")
-        assert len(out.splitlines()) == 1  # the main process alone says what was done
-        assert contents(tmp_path / "many") == contents(tmp_path / "one")
-        (tmp_path / "many" / "features-000000-000000.parquet").unlink()  # as if the run had been stopped
 
 
 def test_features_of_other_settings_are_kept_unless_told_otherwise(tmp_path, folder):
