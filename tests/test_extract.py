@@ -1,11 +1,14 @@
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import datasets
+import duckdb
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import timm
 import torch
@@ -97,6 +100,80 @@ def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
 
 
+def test_several_kinds_in_one_pass(tmp_path, folder, monkeypatch):
+    """As each alone, by as many passes through the model as one alone takes."""
+    passes = []
+    forward = DinoModel.get_intermediate_layers
+    monkeypatch.setattr(
+        DinoModel, "get_intermediate_layers", lambda *args, **options: passes.append(0) or forward(*args, **options)
+    )
+    kinds = ("cls", "patch_mean", "patches")
+    extract(folder, tmp_path / "all", features=", ".join(kinds), last_blocks=2)
+    together = load_features(tmp_path / "all")
+    assert list(together) == ["path", *(f"feature_{kind}" for kind in kinds)]
+    num_passes = len(passes)
+    for kind in kinds:
+        passes.clear()
+        extract(folder, tmp_path / kind, features=kind, last_blocks=2)
+        assert len(passes) == num_passes
+        np.testing.assert_array_equal(together[f"feature_{kind}"], load_features(tmp_path / kind)["feature"])
+
+
+def write_sources(folder: Path, output: Path) -> dict[str, dict]:
+    """The images of the folder in every kind of source; options of `extract` by name."""
+    files = sorted((folder / "images").iterdir())
+    with tarfile.open(output / "images.tar", "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    images = datasets.Features({"image": datasets.Image()})
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    data = datasets.Dataset.from_dict({"image": rows}, features=images)
+    data.to_parquet(output / "images.parquet")
+    data.save_to_disk(output / "saved")
+    (output / "list.txt").write_text("\n".join(map(str, files)))
+    (output / "repository").mkdir()
+    shutil.copy(output / "images.parquet", output / "repository" / "train.parquet")
+    return {
+        "pattern": {"images": folder / "images" / "*.png"},
+        "list": {"images": output / "list.txt"},
+        "tar": {"images": output / "images.tar"},
+        "parquet": {"images": output / "images.parquet"},
+        "saved": {"images": output / "saved"},
+        "streamed": {"images": output / "repository", "streaming": True},
+    }
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_same_features_from_every_source(tmp_path, folder):
+    extract(folder, tmp_path / "out")
+    expected = load_features(tmp_path / "out")["feature"]
+    for name, options in write_sources(folder, tmp_path).items():
+        extract(folder, tmp_path / f"{name}-out", **options)
+        np.testing.assert_array_equal(load_features(tmp_path / f"{name}-out")["feature"], expected, err_msg=name)
+
+
+def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
+    """Batches are halved until they fit; one that cannot be is an error that says so."""
+    sizes, room = [], 3
+
+    def within_memory(self, pixel_values, *args, **options):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > room and pixel_values.device.type != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, pixel_values, *args, **options)
+
+    forward = DinoModel.get_intermediate_layers
+    extract(folder, tmp_path / "whole")
+    monkeypatch.setattr(DinoModel, "get_intermediate_layers", within_memory)
+    extract(folder, tmp_path / "out")
+    assert sizes == [1, 11, 5, 2, 2, 2, 2, 2, 1]  # the first for the shape of the features
+    expected = load_features(tmp_path / "whole")["feature"]
+    np.testing.assert_allclose(load_features(tmp_path / "out")["feature"], expected, rtol=0, atol=1e-5)
+    room = 0
+    with pytest.raises(ValueError, match="one image is too large for the memory of cpu"):
+        extract(folder, tmp_path / "none")
+
+
 @pytest.mark.usefixtures("small_shards")
 def test_other_libraries_read_the_shards(tmp_path, folder):
     extract(folder, tmp_path / "out")
@@ -109,6 +186,10 @@ def test_other_libraries_read_the_shards(tmp_path, folder):
     assert data.features["feature"].length == 32
     np.testing.assert_array_equal(np.array(data.with_format("numpy")["feature"]), table["feature"])
     assert data["path"][:] == frame["path"].tolist() == table["path"].tolist()
+    frame = polars.read_parquet(tmp_path / "out" / "*.parquet")
+    np.testing.assert_array_equal(frame["feature"].to_numpy(), table["feature"])
+    columns = duckdb.sql(f"select * from '{tmp_path / 'out' / '*.parquet'}'").fetchnumpy()
+    np.testing.assert_array_equal(np.stack(columns["feature"]), table["feature"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -196,6 +277,29 @@ def test_features_of_other_settings_are_kept_unless_told_otherwise(tmp_path, fol
     assert contents(output) == before
     extract(folder, output, features="patches", overwrite=True)
     assert load_features(output)["feature"].shape == (NUM_IMAGES, 16, 32)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_overwriting_that_was_stopped_leaves_no_old_features(tmp_path, folder, monkeypatch):
+    extract(folder, tmp_path / "out")
+    extract(folder, tmp_path / "new", dtype="bfloat16")
+    unlink = Path.unlink
+
+    def stop_at_the_second_shard(self, **options):
+        if self.name == "features-000001-000000.parquet":
+            raise KeyboardInterrupt
+        unlink(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop_at_the_second_shard)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    with pytest.raises(ValueError, match="is not complete"):
+        load_features(tmp_path / "out")
+    with pytest.raises(ValueError, match="--overwrite them"):
+        extract(folder, tmp_path / "out", dtype="bfloat16")
+    extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
 def test_a_changed_model_or_image_is_noticed(tmp_path, folder):
