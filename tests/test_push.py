@@ -167,11 +167,12 @@ model.push_to_hub("me/again")  # has its code with it
 
 # in a process that has the hub too, so that it can say when connections are cut
 MISTAKES = f"""
-import os, sys
+import atexit, os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from hub_server import Repository, running_hub
 running = running_hub()
 hub = running.__enter__()
+atexit.register(running.__exit__, None, None, None)
 os.environ.update(hub.environment())
 {START}
 from conftest import tiny_config
