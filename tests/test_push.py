@@ -58,9 +58,14 @@ def dino(*arguments):
 
 # pushed by each way there is: name -> outputs, of the model and of the pipeline
 PUSH = """
+from urllib.parse import urlsplit
 from conftest import tiny_config
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_session
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel
+
+# clients before 2.0 validate cards on the public hub, whatever HF_ENDPOINT says
+post = get_session().post
+get_session().post = lambda url, **kwargs: post(os.environ["HF_ENDPOINT"] + urlsplit(url).path, **kwargs)
 
 def expect(name, model):
     torch.save(outputs(model), f"{name}.pt")
