@@ -14,6 +14,7 @@
 """Any DINO checkpoint in, any format out: recognises, converts, writes, and compares the two."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -120,8 +121,8 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
 
 def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:
     """Where weights came from, for others to read: the id on the hub, or a name without the folders it lay in."""
-    source = Path(checkpoint.source)
-    name = source.resolve().name if source.exists() else checkpoint.source
+    source = checkpoint.source
+    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
     network = f", its {which}" if original.networks_of(checkpoint).by_name else ""
     return f"{name} ({ORIGINS[format]}{network})"
 

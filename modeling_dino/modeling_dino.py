@@ -21,6 +21,7 @@ Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T
 """
 
 import copy
+import inspect
 import os
 import shutil
 import tempfile
@@ -62,20 +63,6 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_dino.DinoBackbone",
     "AutoModelForImageClassification": "modeling_dino.DinoForImageClassification",
 }
-
-# the arguments of `push_to_hub` that `save_pretrained(…, push_to_hub=True)` passes on
-HUB_ARGUMENTS = (
-    "repo_id",
-    "license",
-    "folder",
-    "tags",
-    "private",
-    "token",
-    "revision",
-    "commit_message",
-    "commit_description",
-    "create_pr",
-)
 
 
 @dataclass
@@ -211,7 +198,8 @@ class DinoPreTrainedModel(PreTrainedModel):
             with_code: save the code too, so that the Auto classes load the folder with `trust_remote_code=True` where
                 this package is not installed; `register_for_auto_class` asks for it once and for all.
         """
-        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        of_pushing = inspect.signature(self.push_to_hub).parameters
+        hub_arguments = {name: kwargs.pop(name) for name in of_pushing if name in kwargs}
         with_code = with_code or self._auto_class is not None
         self.config.__dict__.pop("auto_map", None)
         if with_code:
