@@ -14,6 +14,7 @@
 """Any DINO checkpoint in, any format out: recognises, converts, writes, and compares the two."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,14 @@ FORMATS: dict[str, ModuleType] = {
     "torchvision": torchvision,
 }
 TARGETS = ("dino", *sorted(FORMATS))
+# what a configuration remembers of the format its weights came in
+ORIGINS = {
+    "transformers": "transformers' ViT",
+    "lesson": "the lesson's",
+    "timm": "timm's",
+    "original": "the original's",
+    "torchvision": "torchvision's ResNet",
+}
 
 
 @dataclass
@@ -106,7 +115,16 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
         check_state_dict(config, state_dict)
     else:
         config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
+        config.weights_source = weights_source(checkpoint, name, which)
     return Conversion(checkpoint, name, config, state_dict)
+
+
+def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:
+    """Where weights came from, for others to read: the id on the hub, or a name without the folders it lay in."""
+    source = checkpoint.source
+    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
+    network = f", its {which}" if original.networks_of(checkpoint).by_name else ""
+    return f"{name} ({ORIGINS[format]}{network})"
 
 
 def convert(

@@ -17,7 +17,8 @@ import sys
 from typing import Annotated
 
 import typer
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
+from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
 
@@ -121,6 +122,26 @@ def attention(
 
 
 @app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a saved model.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to push it: name or namespace/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Push the code too, for those who have not installed this package.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(help="For the model card, e.g. apache-2.0.")] = None,
+):
+    """Pushes a model to the hub, with its image transform and a model card; says where it is."""
+    from .pretrained import load_model
+
+    dino = load_model(model, dtype="auto", model_class=None)
+    if sys.stderr.isatty():
+        enable_progress_bars()  # of uploads
+    commit = dino.push_to_hub(repo_id, private=private or None, with_code=with_code, license=license)
+    typer.echo(commit.repo_url)
+
+
+@app.command()
 def demo(
     output: Output = "demo",
     model: Annotated[
@@ -145,7 +166,7 @@ def run(app: typer.Typer, **kwargs):
     logging.disable_progress_bar()
     try:
         app(**kwargs)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError, HTTPError) as error:
         print(f"dino: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 

@@ -104,6 +104,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         head_use_bn (`bool`, defaults to `False`): batch norm in the head's MLP.
         norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
         head_weight_norm (`bool`, defaults to `True`): whether the last layer of the `"dino"` head is weight-normed.
+        weights_source (`str`, *optional*): what the weights were converted from; a conversion fills it in.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
     Raises:
@@ -145,6 +146,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     head_use_bn: bool = False
     norm_last_layer: bool = True
     head_weight_norm: bool = True
+    weights_source: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

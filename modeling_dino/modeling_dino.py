@@ -21,12 +21,17 @@ Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T
 """
 
 import copy
+import inspect
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -34,13 +39,15 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, TransformersKwargs, cached_file, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import LOCATION_ARGUMENTS, checkpoint_keys, is_foreign
 from .configuration_dino import DinoConfig
+from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
+from .model_card import CARD_NAME, read_card, read_evaluation_results, renew_card
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
 from .stage import Stage
@@ -172,32 +179,114 @@ class DinoPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args, with_code: bool = False, is_main_process: bool = True, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *,
+        with_code: bool = False,
+        **kwargs,
     ):
         """
         [`~transformers.PreTrainedModel.save_pretrained`], with the `preprocessor_config.json` of the evaluation
         transform (one that is there and fits the model is kept).
 
         Args:
+            push_to_hub: then also [`~DinoPreTrainedModel.push_to_hub`], with its arguments in `kwargs`; the folder's
+                name is `repo_id` where that is not given.
             with_code: save the code too, so that the Auto classes load the folder with `trust_remote_code=True` where
                 this package is not installed; `register_for_auto_class` asks for it once and for all.
         """
+        of_pushing = inspect.signature(self.push_to_hub).parameters
+        hub_arguments = {name: kwargs.pop(name) for name in of_pushing if name in kwargs}
         with_code = with_code or self._auto_class is not None
         self.config.__dict__.pop("auto_map", None)
         if with_code:
             self.config.auto_map = dict(AUTO_MAP)
-        if is_main_process:  # first, so that `push_to_hub=True` takes these along
+        if is_main_process:
             os.makedirs(save_directory, exist_ok=True)
             save_image_processor(self.config, save_directory)
             if with_code:
                 for file in [__file__, *get_relative_import_files(__file__)]:
                     shutil.copy(file, save_directory)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub:
+            hub_arguments = {"repo_id": Path(save_directory).resolve().name, "folder": save_directory, **hub_arguments}
+            saved = {"is_main_process": is_main_process, "state_dict": state_dict, "with_code": with_code, **kwargs}
+            self.push_to_hub(**hub_arguments, **saved)
 
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        """What `push_to_hub=True` takes for unchanged: not what `save_pretrained` has just put there."""
-        timestamps = super()._get_files_timestamps(working_dir)
-        return {name: t for name, t in timestamps.items() if name != IMAGE_PROCESSOR_NAME and name[-3:] != ".py"}
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        with_code: bool = False,
+        license: str | None = None,
+        folder: str | os.PathLike | None = None,
+        tags: Sequence[str] | str = (),
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload model",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        is_main_process: bool = True,
+        **kwargs,
+    ) -> CommitInfo | None:
+        """
+        Puts the model on the hub in one commit: weights, configuration, image transform and a model card.
+
+        A card that somebody wrote or edited, in the folder or on the hub, is kept.
+
+        Args:
+            repo_id: `name` or `namespace/name`; the repository is made if it is not there.
+            with_code: push the code too, so that it loads with `trust_remote_code=True` without this package.
+            license: an identifier that the hub knows, e.g. `"apache-2.0"`, for the card.
+            folder: where a `README.md` and an `evaluation_results.json` may lie; by default where the model was loaded
+                from.
+            tags: for the card.
+            private, token, revision, commit_message, commit_description, create_pr: as everywhere in transformers.
+            kwargs: of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Returns:
+            the commit, which has a `repo_url`; None in processes other than the main one.
+
+        Raises:
+            ValueError: if the name, the evaluation results or the card's metadata cannot be.
+            OSError: if the hub cannot be reached, or refuses; in one line.
+        """
+        folder = folder or self.name_or_path or None
+        results = [] if folder is None else read_evaluation_results(folder)
+        repository = HubRepository(repo_id, token, private, revision) if is_main_process else None
+        kwargs.pop("distributed_checkpoint", None)  # others want it whole
+        with tempfile.TemporaryDirectory() as files:
+            if (processor := self._find_image_processor(folder)) is not None:
+                shutil.copy(processor, files)
+            self.save_pretrained(files, is_main_process, with_code=with_code, **kwargs)
+            if repository is None:
+                return None
+            card = renew_card(
+                [None if folder is None else read_card(folder), repository.read(CARD_NAME)],
+                self,
+                repository.repo_id,
+                license,
+                with_code=with_code or self._auto_class is not None,
+                results=results,
+                tags=[*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags)],
+            )
+            (Path(files) / CARD_NAME).write_bytes(card.encode())
+            return repository.upload(
+                files, commit_message=commit_message, commit_description=commit_description, create_pr=create_pr
+            )
+
+    def _find_image_processor(self, source: str | os.PathLike | None) -> str | None:
+        """The `preprocessor_config.json` in a folder, or on the hub where the model was loaded from there."""
+        with suppress(OSError):  # such as that there is no such folder any more
+            revision = getattr(self.config, "_commit_hash", None)
+            return source and cached_file(
+                source, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+        return None
 
 
 class DinoModel(DinoPreTrainedModel):

@@ -24,7 +24,7 @@ from .checkpoint_files import is_foreign
 from .configuration_dino import DinoConfig
 from .extras import require
 from .image_processing_dino import image_processor_config
-from .modeling_dino import DinoModel
+from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoPreTrainedModel
 
 
 def load_config(name: str) -> DinoConfig:
@@ -36,12 +36,16 @@ def load_config(name: str) -> DinoConfig:
     return DinoConfig.from_pretrained(name)
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
+def load_model(
+    name: str, dtype: torch.dtype | str = torch.float32, model_class: type[DinoPreTrainedModel] | None = DinoModel
+) -> DinoPreTrainedModel:
     """
     A saved model, ready for inference.
 
     Args:
         name: a folder, or an id on the hub.
+        dtype: `"auto"` for that of the weights.
+        model_class: None for the class that was saved.
 
     Raises:
         ValueError: if it is the name of a preset, which has no weights, or not all weights are there.
@@ -50,10 +54,18 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> DinoModel:
     if not _is_saved_model(name):
         DinoConfig.from_preset(name)  # refuses an unknown name
         raise ValueError(f"{name} is a configuration without weights: pass the folder or hub id of a saved model")
-    model, report = DinoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    if model_class is None:
+        model_class = _saved_class(DinoConfig.get_config_dict(name)[0])
+    model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
     return model.eval()
+
+
+def _saved_class(config_dict: dict) -> type[DinoPreTrainedModel]:
+    """The class that a `config.json` names; `DinoModel` for those of other libraries."""
+    named = config_dict.get("architectures") or []
+    return next((cls for cls in (DinoBackbone, DinoForImageClassification) if cls.__name__ in named), DinoModel)
 
 
 def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:

@@ -24,10 +24,10 @@ sys.meta_path[:] = [Filter(sys.meta_path[:])]
 
 
 def run_python(
-    code: str, folder: Path, blocked: tuple[str, ...] = (), check: bool = True
+    code: str, folder: Path, blocked: tuple[str, ...] = (), check: bool = True, environment: dict | None = None
 ) -> subprocess.CompletedProcess:
     """Runs code in a folder, with caches of its own there and the packages named by `blocked` not to be had."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf_home")}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf_home"), **(environment or {})}
     done = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked=set(blocked)) + code],
         cwd=folder,

@@ -95,6 +95,21 @@ def test_golden_lesson_checkpoint(dino, tmp_path):
     assert_close(model.get_attention_maps(tensors["input"])[0], tensors["last_attention"])
 
 
+@pytest.mark.parametrize(
+    ("name", "which", "source"),
+    [
+        ("full", "teacher", "full_checkpoint.pth (the original's, its teacher)"),
+        ("full", "student", "full_checkpoint.pth (the original's, its student)"),
+        ("backbone", "teacher", "backbone_checkpoint.pth (the original's)"),
+        ("lesson", "teacher", "lesson_checkpoint.pth (the lesson's)"),
+    ],
+)
+def test_the_configuration_remembers_where_weights_came_from(tmp_path, name, which, source):
+    convert(str(GOLDEN_DIR / f"{name}_checkpoint.pth"), str(tmp_path / "once"), which=which, num_heads=4)
+    convert(str(tmp_path / "once"), str(tmp_path / "twice"))
+    assert DinoModel.from_pretrained(tmp_path / "twice").config.weights_source == source
+
+
 # Round trips, bit for bit
 
 

@@ -2,7 +2,6 @@ import copy
 import json
 import logging
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,28 +75,6 @@ def test_saved_and_loaded_bit_for_bit(tmp_path, images, backbone, head_type, dty
     loaded = DinoModel.from_pretrained(tmp_path)
     assert {**loaded.config.to_dict(), "_name_or_path": ""} == model.config.to_dict()
     assert_bitwise_equal(loaded, model, images)
-
-
-@pytest.mark.parametrize("with_code", [True, False])
-def test_what_is_pushed_is_whole(tmp_path, monkeypatch, with_code):
-    """The image processor, and the code where asked, are there when transformers uploads the folder."""
-    uploaded = []
-
-    def commit(self, *, operations, **kwargs):
-        uploaded.append({operation.path_in_repo for operation in operations})
-
-    def create(self, repo_id, **kwargs):
-        return SimpleNamespace(repo_id=repo_id)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", commit)
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
-    model = DinoModel(tiny_config())
-    model.save_pretrained(tmp_path / "dino", push_to_hub=True, with_code=with_code)
-    model.push_to_hub("someone/dino")
-    files = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert all(files <= names for names in uploaded)
-    assert len(uploaded) == 2
-    assert ("modeling_dino.py" in uploaded[0]) == with_code
 
 
 @pytest.mark.parametrize("norm_last_layer", [True, False])

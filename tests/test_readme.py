@@ -1,42 +1,49 @@
-"""Everything the README shows is run: its Python and its commands, in order, in one folder."""
+"""Everything the README shows is run: its Python and its commands, in order, in one folder, with a hub on loopback."""
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
-import pytest
+from hub_server import running_hub
+from processes import run_python
 
-from modeling_dino import cli
 from modeling_dino.demo import copy_photographs
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+RUN = """
+import sys
+from modeling_dino import cli
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+for code in {steps!r}:
+    if isinstance(code, str):
+        exec(compile(code, "README.md", "exec"), {{}})
+        continue
+    sys.argv = code
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert stop.code == 0, code
+"""
 
 
-def test_python_and_commands(tmp_path, monkeypatch):
-    copy_photographs(tmp_path / "photographs")
-    monkeypatch.chdir(tmp_path)
-    ran = 0
+def steps() -> list[str | list[str]]:
+    """The Python, and the arguments of the commands."""
+    found = []
     for language, code in re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL):
-        if language == "python":
-            exec(compile(code, "README.md", "exec"), {})
-            ran += 1
-            continue
-        for line in code.splitlines():
-            command = shlex.split(line, comments=True)
-            if command[:1] == ["dino"]:
-                monkeypatch.setattr(sys, "argv", command)
-                with pytest.raises(SystemExit) as stop:
-                    cli.main()
-                assert stop.value.code == 0, line
-                ran += 1
-    assert ran >= 5
+        commands = [shlex.split(line, comments=True) for line in code.splitlines()] if language == "bash" else []
+        found += [code] if language == "python" else [command for command in commands if command[:1] == ["dino"]]
+    return found
+
+
+def test_python_and_commands(tmp_path):
+    copy_photographs(tmp_path / "photographs")
+    assert len(steps()) >= 8
+    with running_hub() as hub:
+        run_python(RUN.format(steps=steps()), tmp_path, environment=hub.environment())
+        assert "modeling_dino.py" in hub.files("me/my-dino")
 
 
 def test_make_targets_and_files_exist():
