@@ -74,7 +74,10 @@ def image_features(
 def _vit_features(
     model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int
 ) -> dict[str, torch.Tensor]:
-    layers = model.get_intermediate_layers(pixel_values, n=last_blocks, return_class_token=True)
+    if not {"cls", "projection"}.issuperset(kinds):
+        layers = model.get_intermediate_layers(pixel_values, n=last_blocks, return_class_token=True)
+    else:
+        layers = [(None, cls) for cls in model.get_cls_tokens(pixel_values, n=last_blocks)]
     last_patches, last_cls = layers[-1]
     compute = {
         "cls": lambda: torch.cat([cls for _, cls in layers], dim=-1),

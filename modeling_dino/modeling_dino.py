@@ -401,7 +401,7 @@ class DinoModel(DinoPreTrainedModel):
             raise ValueError(f"n={n} must be between 1 and {depth}")
         layers = range(depth)[-n:] if isinstance(n, int) else n
         stages = sorted({layer + 1 for layer in self._resolve_layers(layers)})
-        outputs = self.backbone.forward_stages(pixel_values, stages)
+        outputs = self.backbone(pixel_values, stages=stages)
         if not self.config.is_vit:
             return tuple(outputs)
         if norm:
@@ -411,6 +411,29 @@ class DinoModel(DinoPreTrainedModel):
         if return_class_token:
             return tuple((patch, tokens[:, 0]) for patch, tokens in zip(patches, outputs))
         return tuple(patches if reshape else outputs)
+
+    def get_cls_tokens(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
+        """
+        The CLS tokens of a ViT's last blocks after the final norm; the last block computes its other tokens no more.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            n: of how many blocks.
+
+        Returns:
+            (B, D) of each, in ascending order: those of `get_intermediate_layers`, to rounding.
+
+        Raises:
+            ValueError: for a ResNet, or if there are fewer blocks.
+        """
+        if not self.config.is_vit:
+            raise ValueError(f"{self.config.backbone} has no CLS token: use its pooler_output")
+        depth = self.config.num_hidden_layers
+        if not 1 <= n <= depth:
+            raise ValueError(f"n={n} must be between 1 and {depth}")
+        stages = list(range(depth - n + 1, depth + 1))
+        outputs = self.backbone(self.check_pixel_values(pixel_values), stages=stages, cls_only=True)
+        return tuple(self.backbone.norm(tokens)[:, 0] for tokens in outputs)
 
     def get_attention_maps(
         self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)
@@ -541,7 +564,7 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         self.check_attention(kwargs.get("output_attentions"))
         pixel_values = self.check_pixel_values(pixel_values)
         stages = [self.stage_names.index(name) for name in self.out_features]
-        outputs = self.backbone.forward_stages(pixel_values, stages, **kwargs)
+        outputs = self.backbone(pixel_values, stages=stages, **kwargs)
         return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
 
 

@@ -139,7 +139,7 @@ class ResNet(nn.Module):
             channels = config.resnet_width * 2**i * block.expansion
             self.stage_channels.append(channels)
 
-    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
         """
         The maps (B, C, h, w) after each of the given stages; later stages do not run.
 
@@ -155,8 +155,12 @@ class ResNet(nn.Module):
                 outputs.append(hidden_states)
         return outputs
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, h, w), the map after the last stage."""
+    def forward(
+        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """(B, C, H, W) -> (B, C, h, w), the map after the last stage; or `forward_stages`, as a ViT."""
+        if stages is not None:
+            return self.forward_stages(pixel_values, stages)
         (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1])
         return hidden_states
 

@@ -126,12 +126,30 @@ class Attention(nn.Module):
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(B, T, D) -> three of (B, heads, T, D / heads)."""
-        batch_size, num_tokens, _ = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, num_tokens, 3, self.num_heads, self.head_dim)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self._heads(self.qkv(hidden_states))
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = self.query_key_value(hidden_states)
+    def cls_query_key_value(self, hidden_states: torch.Tensor, parts: int = 3) -> tuple[torch.Tensor, ...]:
+        """The same, but of the queries that of the CLS token, (B, heads, 1, D / heads); no value if `parts=2`."""
+        if type(self.qkv) is not nn.Linear or hasattr(self.qkv, "_hf_hook"):
+            # An adapter or an offloaded weight: only the module as a whole knows what it computes.
+            query, *others = self.query_key_value(hidden_states)[:parts]
+            return query[:, :, :1], *others
+        width = hidden_states.shape[-1]
+        of_query, of_others = slice(0, width), slice(width, parts * width)
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = nn.functional.linear(hidden_states[:, :1], weight[of_query], None if bias is None else bias[of_query])
+        others = nn.functional.linear(hidden_states, weight[of_others], None if bias is None else bias[of_others])
+        return *self._heads(query), *self._heads(others)
+
+    def _heads(self, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, T, n * D) -> n of (B, heads, T, D / heads)."""
+        return projected.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(
+        self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        project = self.cls_query_key_value if cls_only else self.query_key_value
+        query, key, value = project(hidden_states)
         # Only the eager kernel can show its weights, so who asks for them gets it for that call.
         show_weights = kwargs.get("output_attentions", self.config.output_attentions)
         implementation = "eager" if show_weights else self.config._attn_implementation
@@ -147,11 +165,7 @@ class Attention(nn.Module):
 
     def cls_attention(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the CLS token attends to, without the other rows of the map: (B, T, D) -> (B, heads, T)."""
-        query_weight, key_weight, _ = self.qkv.weight.chunk(3)
-        query_bias, key_bias, _ = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        query = nn.functional.linear(hidden_states[:, :1], query_weight, query_bias)
-        key = nn.functional.linear(hidden_states, key_weight, key_bias)
-        query, key = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (query, key))
+        query, key = self.cls_query_key_value(hidden_states, parts=2)
         return attention_weights(query, key, self.scaling).squeeze(2)
 
 
@@ -202,9 +216,11 @@ class Block(Stage, GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.attn(self.norm1(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(attended)
+    def forward(self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs) -> torch.Tensor:
+        """(B, T, D) -> (B, T, D), or with `cls_only` the CLS token of it, (B, 1, D), for less work."""
+        attended, _ = self.attn(self.norm1(hidden_states), cls_only=cls_only, **kwargs)
+        residual = hidden_states[:, :1] if cls_only else hidden_states
+        hidden_states = residual + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
@@ -251,24 +267,33 @@ class VisionTransformer(nn.Module):
         )
         return self.pos_drop(tokens + positions)
 
-    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+    def forward_stages(
+        self, pixel_values: torch.Tensor, stages: list[int], cls_only: bool = False, **kwargs
+    ) -> list[torch.Tensor]:
         """
         The tokens (B, T, D) after each of the given stages, before the final norm; later blocks do not run.
 
         Args:
             pixel_values: (B, C, H, W).
             stages: which, in ascending order.
+            cls_only: of each the CLS token alone, (B, 1, D); the last block computes no other.
         """
         hidden_states = self.embed(pixel_values)
         outputs = [hidden_states] if 0 in stages else []
         for stage, block in enumerate(self.blocks[: stages[-1]], start=1):
+            if cls_only and stage == stages[-1]:
+                kwargs["cls_only"] = True
             hidden_states = block(hidden_states, **kwargs)
             if stage in stages:
                 outputs.append(hidden_states)
-        return outputs
+        return [tokens[:, :1] for tokens in outputs] if cls_only else outputs
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """(B, C, H, W) -> (B, T, D), after the final norm."""
+    def forward(
+        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """(B, C, H, W) -> (B, T, D), after the final norm; or `forward_stages`, with the hooks of offloading."""
+        if stages is not None:
+            return self.forward_stages(pixel_values, stages, **kwargs)
         (hidden_states,) = self.forward_stages(pixel_values, [len(self.blocks)], **kwargs)
         return self.norm(hidden_states)
 
@@ -299,7 +324,7 @@ class VisionTransformer(nn.Module):
     def _block_inputs(self, pixel_values: torch.Tensor, layers: list[int]):
         """Each of the given blocks with its input; stage i is the input of block i (counted from 0)."""
         ascending = sorted(set(layers))
-        inputs = dict(zip(ascending, self.forward_stages(pixel_values, ascending)))
+        inputs = dict(zip(ascending, self(pixel_values, stages=ascending)))
         return [(self.blocks[i], inputs[i]) for i in layers]
 
 

@@ -255,13 +255,56 @@ def test_layers_that_are_not_there_are_refused(images, layers):
 def test_a_number_of_layers_that_is_not_there_is_refused(images, n):
     with pytest.raises(ValueError, match=r"n=\d must be between 1 and 3"):
         DinoModel(tiny_config()).get_intermediate_layers(images, n=n)
+    with pytest.raises(ValueError, match=r"n=\d must be between 1 and 3"):
+        DinoModel(tiny_config()).get_cls_tokens(images, n=n)
 
 
-def test_attention_without_qkv_bias(images):
-    model = DinoModel(tiny_config(qkv_bias=False)).eval()
+def test_a_resnet_has_no_cls_tokens(images):
+    with pytest.raises(ValueError, match="resnet50 has no CLS token: use its pooler_output"):
+        DinoModel(tiny_config("resnet")).get_cls_tokens(images)
+
+
+def assert_cls_rows(model: DinoModel, images: torch.Tensor):
+    """What is computed for the CLS token alone is its row of the whole."""
     (full,) = model.get_attention_maps(images)
-    assert_close(model.get_cls_attention(images).flatten(2), full[:, :, 0, 1:])
     assert_close(full.sum(-1), torch.ones(2, 4, 17))
+    assert_close(model.get_cls_attention(images).flatten(2), full[:, :, 0, 1:])
+    assert_close(model.get_cls_tokens(images)[0], model(images).pooler_output)
+
+
+@torch.no_grad()
+def test_cls_token_without_qkv_bias(images):
+    assert_cls_rows(DinoModel(tiny_config(qkv_bias=False)).eval(), images)
+
+
+@torch.no_grad()
+def test_cls_token_with_adapters(images):
+    """They wrap the linear whose rows are taken apart."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
+    model = get_peft_model(DinoModel(tiny_config()), lora).eval().base_model.model
+    assert type(model.backbone.blocks[-1].attn.qkv) is not torch.nn.Linear
+    assert_cls_rows(model, images)
+
+
+@torch.no_grad()
+def test_cls_token_of_an_offloaded_model(tmp_path, images):
+    DinoModel(tiny_config()).save_pretrained(tmp_path)
+    device_map = {"backbone": "disk", "head": "cpu"}
+    model = DinoModel.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload").eval()
+    assert_cls_rows(model, images)
+
+
+def test_cls_tokens_have_the_gradient_of_the_whole(images):
+    model, images = DinoModel(tiny_config()).eval().double(), images.double()
+    probe = torch.randn(2, 32, dtype=torch.double)
+    (model.get_cls_tokens(images)[0] * probe).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.backbone.parameters()]
+    model.zero_grad()
+    (model(images).pooler_output * probe).sum().backward()
+    for gradient, parameter in zip(gradients, model.backbone.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-12)
 
 
 def test_memory_of_cls_attention(tmp_path):

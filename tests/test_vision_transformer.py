@@ -39,6 +39,9 @@ def test_golden_intermediate_layers(golden_model, size):
         ((patches, cls),) = golden_model.get_intermediate_layers(images, n=[layer], return_class_token=True)
         assert_close(cls, expected[layer][:, 0])
         assert_close(patches, expected[layer][:, 1:])
+    for n in range(1, depth + 1):
+        for layer, cls in zip(range(depth - n, depth), golden_model.get_cls_tokens(images, n=n), strict=True):
+            assert_close(cls, expected[layer][:, 0])
     (feature_map,) = golden_model.get_intermediate_layers(images, reshape=True)
     height, width = (side // METADATA["vit"]["patch_size"] for side in images.shape[-2:])
     assert feature_map.shape == (len(images), METADATA["vit"]["hidden_size"], height, width)
