@@ -55,7 +55,7 @@ def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature
     loss /= G * (S - 1)                # the number of pairs
     ```
 
-    The logarithm is the same for all t, so the targets are summed first: one pass over the prototypes a student crop.
+    The log_softmax is the same for all t, so the targets are summed first: one pass over prototypes a student crop.
 
     Args:
         student: (S * B, K), the head's outputs, crop by crop, global ones first.
@@ -78,12 +78,9 @@ def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature
     targets_of_all = targets.sum(0)
     total = student.new_zeros((), dtype=torch.float32)
     for crop, output in enumerate(student.chunk(num_crops)):
-        logits = output.float() / temperature  # (B, K)
-        is_global = crop < num_global_crops
-        targets_of_others = targets_of_all - targets[crop] if is_global else targets_of_all
-        # -<p, log_softmax(logits)> for targets p that sum to their number
-        entropy = (num_global_crops - is_global) * logits.logsumexp(-1) - (targets_of_others * logits).sum(-1)
-        total = total + entropy.mean()
+        log_probabilities = (output.float() / temperature).log_softmax(dim=-1)  # (B, K)
+        targets_of_others = targets_of_all - targets[crop] if crop < num_global_crops else targets_of_all
+        total = total - (targets_of_others * log_probabilities).sum(-1).mean()
     return total / (num_global_crops * (num_crops - 1))
 
 
