@@ -14,7 +14,7 @@
 """The loss of DINO, and the center that keeps its teacher from collapsing.
 
 Paper: https://arxiv.org/abs/2104.14294, section 3.1 and algorithm 1.
-Reference: https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py#L363.
+Reference: `DINOLoss` of https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py.
 Deviation: the loss does not move the center; `update_center` does, where the training step says so.
 
 Letters in shapes: G global crops, S crops in all, B images, K prototypes.

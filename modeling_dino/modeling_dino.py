@@ -538,7 +538,7 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
 def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     The head's outputs on crops of any sizes; those of one size go through the backbone together, and all through the
-    head (https://github.com/facebookresearch/dino/blob/7c446df/utils.py#L594).
+    head (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
 
     Args:
         crops: each (B, C, h, w).

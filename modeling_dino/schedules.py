@@ -14,7 +14,8 @@
 """How learning rate, weight decay, momentum and temperature change over a run: functions of the step alone.
 
 So there is nothing to save, and a resumed run goes on as if it had not stopped.
-Reference: https://github.com/facebookresearch/dino/blob/7c446df/utils.py#L187 and main_dino.py#L376 there.
+Reference: `cosine_scheduler` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py, and `DINOLoss` of
+main_dino.py there.
 """
 
 import math
