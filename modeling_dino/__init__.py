@@ -13,11 +13,19 @@
 # limitations under the License.
 """Every DINO as one Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .configuration_dino import DinoConfig
 from .feature_files import load_features
-from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoModelOutput, DinoPreTrainedModel
+from .modeling_dino import (
+    DinoBackbone,
+    DinoForImageClassification,
+    DinoForPreTraining,
+    DinoForPreTrainingOutput,
+    DinoModel,
+    DinoModelOutput,
+    DinoPreTrainedModel,
+)
 
 
 __version__ = "0.1.0"
@@ -26,6 +34,7 @@ AutoConfig.register("dino", DinoConfig)
 AutoModel.register(DinoConfig, DinoModel)
 AutoBackbone.register(DinoConfig, DinoBackbone)
 AutoModelForImageClassification.register(DinoConfig, DinoForImageClassification)
+AutoModelForPreTraining.register(DinoConfig, DinoForPreTraining)
 
 
 def __getattr__(name: str):
@@ -41,6 +50,8 @@ __all__ = [
     "DinoBackbone",
     "DinoConfig",
     "DinoForImageClassification",
+    "DinoForPreTraining",
+    "DinoForPreTrainingOutput",
     "DinoImageProcessor",
     "DinoModel",
     "DinoModelOutput",

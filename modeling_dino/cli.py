@@ -53,7 +53,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="File, folder or hub id of any DINO; its format is recognised.")],
     output: Annotated[str, typer.Argument(help="Folder, or file for original, lesson and torchvision.")],
     to: Annotated[str, typer.Option(help="dino, original, timm, transformers, torchvision or lesson.")] = "dino",
-    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher or student.")] = "teacher",
+    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher, student or both.")] = "teacher",
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, if not width / 64.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the source's library.")] = False,
 ):

@@ -10,6 +10,7 @@ CODE_FILES = {
     "checkpoint_files.py",
     "configuration_dino.py",
     "image_processing_dino.py",
+    "loss.py",
     "modeling_dino.py",
     "projection_head.py",
     "resnet.py",
