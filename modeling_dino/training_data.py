@@ -11,18 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images as pretraining reads them: in an order that is shuffled each epoch, each as its crops.
+"""Images as pretraining reads them: in any order, each as its crops.
 
 What an item is depends on the seed, the epoch and the number of the image alone: neither on how many workers and
 processes there are, nor on where a run was stopped and resumed.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from .extract import ON_ERROR, encoded_image
@@ -84,7 +84,7 @@ class SourceImages(Sequence):
 
 class MultiCropDataset(Dataset):
     """
-    Crops of images: item `(epoch, index)`, or `index` in the epoch that was set, is `{"pixel_values": [crop, …]}`.
+    Crops of images: each item is `{"pixel_values": [crop, …]}`, others in each epoch.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
 
@@ -110,24 +110,18 @@ class MultiCropDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def __getitem__(self, index: int) -> dict[str, list[torch.Tensor]]:
         """
         Raises:
             UnreadableImage: if the image cannot be read, with `on_error="fail"`; or none of a hundred can.
         """
-        epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
-        seed = draw_seed(self.seed, epoch, index)
+        seed = draw_seed(self.seed, self.epoch, index)
         image = self._image_or_another(index, seed)
         return {"pixel_values": self.multi_crop(image, seed)}
 
     def set_epoch(self, epoch: int):
-        """The epoch of the order, and of items that do not name theirs; called by accelerate, or by the sampler."""
+        """The epoch of the items; workers that read must be started after it is told."""
         self.epoch = epoch
-
-    @property
-    def sampler(self) -> "EpochSampler":
-        """All images in an order of each epoch."""
-        return EpochSampler(self)
 
     def unreadable(self) -> dict[str, str]:
         """The images that could not be read so far, by all workers of this process: name -> reason."""
@@ -156,30 +150,10 @@ class MultiCropDataset(Dataset):
         raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read; the last: {last}") from last
 
 
-class EpochSampler(Sampler):
-    """The items `(epoch, index)` of an epoch of a [`MultiCropDataset`], shuffled, the same on every process."""
-
-    def __init__(self, dataset: MultiCropDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.dataset.epoch
-        generator = torch.Generator().manual_seed(draw_seed(self.dataset.seed, epoch))
-        for index in torch.randperm(len(self.dataset), generator=generator).tolist():
-            yield epoch, index
-
-    def set_epoch(self, epoch: int):
-        """The epoch is the dataset's, since accelerate tells one of the two, now this and now that."""
-        self.dataset.set_epoch(epoch)
-
-
 def draw_seed(*numbers: int) -> int:
     """A number of 63 bits that depends on some others alone, and looks random."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-__all__ = ["EpochSampler", "MultiCropDataset", "SourceImages", "UnreadableImage"]
+__all__ = ["MultiCropDataset", "SourceImages", "UnreadableImage"]
