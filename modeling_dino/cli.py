@@ -103,6 +103,52 @@ def extract(
 
 
 @app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to replace in the recipe.")
+    ] = None,
+    *,
+    data: Annotated[str, typer.Option(help=IMAGES_HELP)],
+    output: Annotated[str, typer.Option(help="Folder of the run.")],
+    from_model: Annotated[
+        str | None, typer.Option("--from", help="Folder or hub id of a model to start from, with a head or without.")
+    ] = None,
+    eval_knn: Annotated[
+        list[str] | None,
+        typer.Option(help="Labelled images, classified by k-NN; given twice: those that vote, those classified."),
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two of these.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
+):
+    """Pretrains a model by a recipe; run again, it goes on where it stopped."""
+    from .pretrain import pretrain as run_pretraining
+
+    summary = run_pretraining(
+        recipe,
+        data,
+        output,
+        overrides or (),
+        from_model=from_model,
+        eval_knn=eval_knn or (),
+        eval_every=eval_every,
+        image_column=image_column,
+        num_workers=num_workers,
+        on_error=on_error,
+        overwrite=overwrite,
+    )
+    if summary is None:  # not the main process
+        return
+    for kind, remarks in (("skipped", summary.unreadable), ("note", summary.notes)):
+        for path, reason in remarks.items():
+            typer.echo(f"{kind} {path}: {reason}", err=True)
+    typer.echo(summary)
+
+
+@app.command()
 def attention(
     model: Model,
     image: Annotated[str, typer.Option("--image", "--images", help="The image.")],
@@ -145,7 +191,7 @@ def run(app: typer.Typer, **kwargs):
     logging.disable_progress_bar()
     try:
         app(**kwargs)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
         print(f"dino: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
