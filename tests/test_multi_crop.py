@@ -16,6 +16,7 @@ from torchvision import transforms as v1
 from modeling_dino.multi_crop import MultiCrop, MultiCropConfig, box_blurs
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = {  # no distortion
     "flip_probability": 0.0,
     "jitter_probability": 0.0,

@@ -24,6 +24,7 @@ from modeling_dino.sources import open_source
 from modeling_dino.trainer import DinoTrainer
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = """
 batch_size: 4
 base_learning_rate: 0.01
@@ -55,7 +56,7 @@ def run(folder, output, *overrides, **arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(folder):
+def finished(folder, one_thread):
     """A run."""
     run(folder, folder / "finished", eval_knn=[str(folder / "images")], eval_every=2)
     return folder / "finished"
@@ -261,8 +262,9 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(folder, fini
     facts = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps({**facts, "complete": False}))
     code = f"""
-import resource, sys
+import resource, sys, torch
 from modeling_dino import cli
+torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 sys.argv = ["dino", "pretrain", {str(folder / "tiny.yaml")!r}, "training.save_steps=4", "training.save_total_limit=3",
             "--data", {str(folder / "images")!r}, "--output", {str(output)!r}]

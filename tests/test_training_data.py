@@ -20,6 +20,7 @@ from modeling_dino.trainer import collate_crops
 from modeling_dino.training_data import MultiCropDataset, SourceImages, UnreadableImage, draw_seed
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CROPS = MultiCropConfig(num_local_crops=1, global_crop_size=16, local_crop_size=8)
 NUM_IMAGES = 10
 
