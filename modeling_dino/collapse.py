@@ -24,10 +24,11 @@ Paper: https://arxiv.org/abs/2104.14294, section 5.3 and figure 7.
 from dataclasses import asdict, dataclass
 
 
-INFORMATION_OF_A_CONSTANT = 1e-3  # nats
+INFORMATION_OF_A_CONSTANT = 1e-4  # nats
 ENTROPY_OF_CERTAINTY = 1e-3  # of ln(projection_dim)
 NEAR_UNIFORM = 0.99  # of ln(projection_dim)
 EXPLOSION = 2.0  # of ln(projection_dim), or of the first loss
+EXPLOSION_PATIENCE = 10  # steps
 
 CAUSES = {
     "uniform": (
@@ -56,15 +57,16 @@ class CollapseWatch:
     Told of each optimizer step, names a collapse once it has lasted.
 
     Args:
-        patience: steps that it lasts before it is named.
-        first_loss, kind, since: what it remembers: the first step's loss; which collapse the last steps were signs of,
-            and for how many steps.
+        patience: steps that it lasts before it is named; an explosion is named after 10.
+        first_loss, kind, since, named: what it remembers: the first step's loss; of which collapse the last step was a
+            sign, how many steps there have been signs, and whether they were named.
     """
 
     patience: int = 50
     first_loss: float | None = None
     kind: str | None = None
     since: int = 0
+    named: bool = False
 
     def update(self, loss: float, entropy: float, information: float | None, maximum: float) -> str | None:
         """
@@ -76,12 +78,18 @@ class CollapseWatch:
             which collapse it is and what to change, once, when it has lasted as long as the patience.
         """
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        kind = self._kind(loss, entropy, information, maximum)
-        self.since = self.since + 1 if kind is not None and self.kind is not None else int(kind is not None)
-        self.kind = kind
-        if kind is None or self.since != self.patience:
+        before, self.kind = self.kind, self._kind(loss, entropy, information, maximum)
+        if self.kind is None:
+            self.since, self.named = 0, False
             return None
-        return CAUSES[kind].format(loss=loss, entropy=entropy, maximum=maximum)
+        # a collapsed teacher's entropy may swing, but an explosion counts on its own
+        goes_on = before is not None and (before == "exploding") == (self.kind == "exploding")
+        self.since = self.since + 1 if goes_on else 1
+        patience = min(EXPLOSION_PATIENCE, self.patience) if self.kind == "exploding" else self.patience
+        if self.named or self.since < patience:
+            return None
+        self.named = True
+        return CAUSES[self.kind].format(loss=loss, entropy=entropy, maximum=maximum)
 
     def _kind(self, loss: float, entropy: float, information: float | None, maximum: float) -> str | None:
         if loss > EXPLOSION * max(maximum, self.first_loss):
