@@ -295,7 +295,7 @@ def test_modes_that_give_nearly_the_same(tmp_path, options):
     plain, other = trainer_of(tmp_path), trainer_of(tmp_path, **options)
     for trainer in (plain, other):
         trainer.train()
-    assert losses_of(other) == pytest.approx(losses_of(plain), abs=0.05 if "bf16" in options else 1e-4)
+    assert losses_of(other) == pytest.approx(losses_of(plain), abs=0.1 if "bf16" in options else 1e-4)
     assert {p.dtype for p in other.model.parameters()} == {torch.float32}
 
 
