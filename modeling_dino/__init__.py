@@ -13,6 +13,8 @@
 # limitations under the License.
 """Every DINO as one Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
+from importlib import import_module
+
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .configuration_dino import DinoConfig
@@ -37,12 +39,17 @@ AutoModelForImageClassification.register(DinoConfig, DinoForImageClassification)
 AutoModelForPreTraining.register(DinoConfig, DinoForPreTraining)
 
 
-def __getattr__(name: str):
-    """What needs Pillow is imported when it is asked for."""
-    if name == "DinoImageProcessor":
-        from .evaluation_transform import DinoImageProcessor
+_LAZY = {  # what needs more than torch and transformers is imported when it is asked for
+    "DinoImageProcessor": "evaluation_transform",
+    "DinoTrainer": "trainer",
+    "DinoTrainingArguments": "trainer",
+}
 
-        return DinoImageProcessor
+
+def __getattr__(name: str):
+    """What needs Pillow or accelerate is imported when it is asked for."""
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -56,5 +63,7 @@ __all__ = [
     "DinoModel",
     "DinoModelOutput",
     "DinoPreTrainedModel",
+    "DinoTrainer",
+    "DinoTrainingArguments",
     "load_features",
 ]

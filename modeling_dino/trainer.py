@@ -39,12 +39,15 @@ from transformers.utils import logging
 
 from .checkpoint_folders import last_good_checkpoint, last_whole_checkpoint
 from .collapse import CollapseWatch
+from .extras import require
 from .loss import sum_over_processes
 from .modeling_dino import DinoForPreTraining, DinoForPreTrainingOutput
 from .optimization import LARS, MOMENTUM, OPTIMIZERS, clip_each_gradient, parameter_groups, set_rates
 from .schedules import cosine_schedule, linear_warmup
 from .synchronized_batch_norm import synchronize_batch_norms
 
+
+require("accelerate")  # the Trainer needs it, and says so late
 
 logger = logging.get_logger(__name__)
 
@@ -107,6 +110,8 @@ class DinoTrainingArguments(TrainingArguments):
             self.optim = "adamw_torch"  # the inherited check knows its own names alone
         super().__post_init__()
         self.optim = optim if optim in OPTIMIZERS else self.optim
+        # else the order of the images would depend on PyTorch's seed when training begins, also when it is resumed
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._validate()
 
     def _validate(self):
