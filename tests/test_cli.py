@@ -38,8 +38,8 @@ def folder(tmp_path):
 def test_help_lists_the_commands(dino):
     code, out, _ = dino("--help")
     assert code == 0
-    assert all(command in out for command in ("info", "extract", "attention", "demo"))
-    for command in ("info", "extract", "attention", "demo"):
+    assert all(command in out for command in ("info", "extract", "pretrain", "attention", "demo"))
+    for command in ("info", "extract", "pretrain", "attention", "demo"):
         assert dino(command, "--help")[0] == 0
 
 
