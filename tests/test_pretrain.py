@@ -90,11 +90,12 @@ def test_the_folder_has_the_teacher_the_curves_and_the_facts(finished, folder):
 
 
 def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
-    output, log = folder / "stopped", DinoTrainer.log
+    output, log, steps = folder / "stopped", DinoTrainer.log, []
 
     def stop(trainer, logs, *args):
         log(trainer, logs, *args)
-        if trainer.state.global_step == 5:
+        steps.append(trainer.state.global_step)
+        if steps.count(5) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(DinoTrainer, "log", stop)
@@ -102,8 +103,9 @@ def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
         run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
     assert not read_facts(output)["complete"]
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
-    monkeypatch.setattr(DinoTrainer, "log", log)
+    steps.append(5)
     run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
+    assert steps[:8] == [0, 1, 2, 3, 4, 5, 5, 5], "from the checkpoint of step 4 on"
     assert (output / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     assert log_of(output) == log_of(finished)
 

@@ -174,6 +174,7 @@ def test_small_data_goes_by_the_number_of_images():
 
     assert picked(60)[:2] == (8, 64)
     assert picked(700)[:2] == (64, 128)
+    assert [picked(n)[1] for n in (1023, 1024)] == [128, 256]
     assert picked(50_000)[:2] == (512, 8192)
     assert picked(IMAGENET)[:2] == (512, 65536)
     momenta = [picked(n)[2] for n in (60, 700, 50_000, IMAGENET)]
