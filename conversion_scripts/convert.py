@@ -25,7 +25,9 @@ from safetensors.torch import save_file
 from conversion_scripts import lesson, original, timm, torchvision, transformers_vit
 from conversion_scripts.checkpoint import Checkpoint, appearing_whole, read_checkpoint, refuse_existing, write_export
 from conversion_scripts.sizes import check_state_dict, first
-from modeling_dino import DinoConfig, DinoModel
+from modeling_dino import DinoConfig, DinoForPreTraining, DinoModel
+from modeling_dino.checkpoint_files import CENTER_NAME
+from modeling_dino.modeling_dino import network_prefix
 
 
 # in the order in which they are tried: those known by a folder's configuration or by names of their own come first
@@ -111,7 +113,7 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
     checkpoint = read_checkpoint(source, **location)
     name = recognise(checkpoint)
     if name == "dino":
-        config, state_dict = DinoConfig.from_dict(checkpoint.config), checkpoint.contents
+        config, state_dict = DinoConfig.from_dict(checkpoint.config), network_of(checkpoint.contents, which)
         check_state_dict(config, state_dict)
     else:
         config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
@@ -125,6 +127,35 @@ def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:
     name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
     network = f", its {which}" if original.networks_of(checkpoint).by_name else ""
     return f"{name} ({ORIGINS[format]}{network})"
+
+
+def network_of(contents: dict[str, torch.Tensor], which: str) -> dict[str, torch.Tensor]:
+    """Our own format has one network, or after pretraining two, under `teacher.` and `student.`, and a center."""
+    prefix = network_prefix(list(contents), None) and f"{which}."
+    return {name.removeprefix(prefix): tensor for name, tensor in contents.items() if name.startswith(prefix)}
+
+
+def to_pretraining(source: str, num_heads: int | None = None) -> tuple[Conversion, DinoForPreTraining]:
+    """
+    Student, teacher and center of a training run of the original, to go on from.
+
+    Returns:
+        the teacher as by [`to_dino`], and all of it.
+
+    Raises:
+        ValueError: if it is not a whole training run.
+    """
+    conversion = to_dino(source, "teacher", num_heads)
+    center = original.training_state(conversion.checkpoint).get("center") if conversion.format == "original" else None
+    if center is None:
+        raise ValueError(f"{source} is not a whole training run of the original: it has no center")
+    config, student = original.to_dino(conversion.checkpoint, "student", num_heads)
+    networks = {"student": student, "teacher": conversion.state_dict}
+    state_dict = {f"{which}.{name}": tensor for which, network in networks.items() for name, tensor in network.items()}
+    model = DinoForPreTraining.from_pretrained(
+        None, config=config, state_dict={**state_dict, "center": center}, dtype=conversion.dtype
+    )
+    return conversion, model
 
 
 def convert(
@@ -141,6 +172,7 @@ def convert(
     Args:
         output: a folder, or a file for the formats original, lesson and torchvision; must not exist.
         to: dino, original, timm, transformers, torchvision or lesson.
+        which: `"teacher"` or `"student"`; or `"both"`, with the center, of a training run that is to go on.
         verify: compare the outputs of the source, run by its own library, with the result's.
 
     Returns:
@@ -152,10 +184,19 @@ def convert(
     """
     if to not in TARGETS:
         raise ValueError(f"unknown format {to!r}: allowed are {', '.join(TARGETS)}")
+    if which == "both" and to != "dino":
+        raise ValueError(f"only the format dino holds student and teacher: choose one of them for {to}")
     refuse_existing(Path(output))
-    conversion = to_dino(source, which, num_heads)
+    if which == "both":
+        conversion, model = to_pretraining(source, num_heads)
+    else:
+        conversion = to_dino(source, which, num_heads)
     lines = [str(conversion), *conversion.checkpoint.notes]
-    if to == "dino":
+    if which == "both":
+        with appearing_whole(Path(output)) as partial:
+            model.save_pretrained(partial)
+        lines.append("student, teacher and center: DinoForPreTraining goes on from there, DinoModel is the teacher")
+    elif to == "dino":
         lines += write_dino(conversion, Path(output))
     else:
         export = FORMATS[to].from_dino(conversion.config, conversion.state_dict)
@@ -194,7 +235,7 @@ def write_dino(conversion: Conversion, output: Path) -> list[str]:
     with appearing_whole(output) as partial:
         conversion.build_model().save_pretrained(partial)
         if center is not None:
-            carried.append("center.safetensors")
+            carried.append(CENTER_NAME)
             save_file({"center": center.contiguous()}, partial / carried[-1])
         if state:
             carried.append("training.json")

@@ -28,7 +28,9 @@ def main(format: str):
         source: Annotated[str, typer.Argument(help="File, folder or hub id of any DINO.")],
         output: Annotated[str, typer.Argument(help="Folder or file to write.")],
         to: Annotated[str, typer.Option(help="Format to write, of those `dino convert` knows.")] = format,
-        which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher or student.")] = "teacher",
+        which: Annotated[
+            str, typer.Option(help="Network of a full checkpoint: teacher, student or both.")
+        ] = "teacher",
         num_heads: Annotated[
             int | None, typer.Option(min=1, help="Attention heads, if not one a width of 64.")
         ] = None,

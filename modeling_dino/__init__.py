@@ -13,11 +13,21 @@
 # limitations under the License.
 """Every DINO as one Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from importlib import import_module
+
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .configuration_dino import DinoConfig
 from .feature_files import load_features
-from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoModelOutput, DinoPreTrainedModel
+from .modeling_dino import (
+    DinoBackbone,
+    DinoForImageClassification,
+    DinoForPreTraining,
+    DinoForPreTrainingOutput,
+    DinoModel,
+    DinoModelOutput,
+    DinoPreTrainedModel,
+)
 
 
 __version__ = "0.1.0"
@@ -26,14 +36,20 @@ AutoConfig.register("dino", DinoConfig)
 AutoModel.register(DinoConfig, DinoModel)
 AutoBackbone.register(DinoConfig, DinoBackbone)
 AutoModelForImageClassification.register(DinoConfig, DinoForImageClassification)
+AutoModelForPreTraining.register(DinoConfig, DinoForPreTraining)
+
+
+_LAZY = {  # what needs more than torch and transformers is imported when it is asked for
+    "DinoImageProcessor": "evaluation_transform",
+    "DinoTrainer": "trainer",
+    "DinoTrainingArguments": "trainer",
+}
 
 
 def __getattr__(name: str):
-    """What needs Pillow is imported when it is asked for."""
-    if name == "DinoImageProcessor":
-        from .evaluation_transform import DinoImageProcessor
-
-        return DinoImageProcessor
+    """What needs Pillow or accelerate is imported when it is asked for."""
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -41,9 +57,13 @@ __all__ = [
     "DinoBackbone",
     "DinoConfig",
     "DinoForImageClassification",
+    "DinoForPreTraining",
+    "DinoForPreTrainingOutput",
     "DinoImageProcessor",
     "DinoModel",
     "DinoModelOutput",
     "DinoPreTrainedModel",
+    "DinoTrainer",
+    "DinoTrainingArguments",
     "load_features",
 ]

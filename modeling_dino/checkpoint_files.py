@@ -17,10 +17,12 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 
+CENTER_NAME = "center.safetensors"  # what `dino convert` puts beside the teacher of a training run
 # the arguments of `from_pretrained` that say where the files are
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -30,46 +32,90 @@ def is_foreign(config_dict: dict) -> bool:
     return config_dict.get("model_type") == "vit" or "architecture" in config_dict
 
 
-def checkpoint_keys(
-    name_or_path: str | os.PathLike | None, state_dict: dict | None = None, variant: str | None = None, **kwargs
-) -> list[str]:
+def location_of(kwargs: dict) -> dict:
+    """Of the arguments of `from_pretrained`, those that say where the files are."""
+    return {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+
+
+def checkpoint_keys(name_or_path: str | os.PathLike | None, state_dict: dict | None = None, **kwargs) -> list[str]:
     """
     The names of the tensors in a saved model.
 
     Args:
         name_or_path: a folder, or a model id on the hub; unused where the weights come as a `state_dict`.
-        variant: as in `from_pretrained`, `model.<variant>.safetensors`.
         kwargs: those of `from_pretrained`; what does not say where the files are is ignored.
 
     Raises:
         OSError: if the weights are missing or damaged.
     """
+    return list(state_dict if state_dict is not None else _file_of_each_key(name_or_path, **kwargs))
+
+
+def read_tensors(
+    name_or_path: str | os.PathLike | None, prefix: str, state_dict: dict | None = None, **kwargs
+) -> dict[str, torch.Tensor]:
+    """
+    The tensors whose names start with a prefix, without it.
+
+    Args:
+        name_or_path, state_dict, kwargs: as for [`checkpoint_keys`].
+
+    Raises:
+        OSError: if the weights are missing or damaged.
+    """
     if state_dict is not None:
-        return list(state_dict)
-    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    tensors = {}
+    files = _file_of_each_key(name_or_path, **kwargs)
+    for name in sorted({file for key, file in files.items() if key.startswith(prefix)}):
+        with _open_safetensors(_find(name_or_path, name, kwargs)) as file:
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                if key.startswith(prefix):
+                    tensors[key.removeprefix(prefix)] = file.get_tensor(key)
+    return tensors
+
+
+def _file_of_each_key(name_or_path: str | os.PathLike | None, variant: str | None = None, **kwargs) -> dict[str, str]:
+    """The names of the tensors in a saved model, each with the name of the file that has it."""
     for file_name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        if variant is not None:
+        if variant is not None:  # `model.<variant>.safetensors`
             stem, _, suffix = file_name.partition(".safetensors")
             file_name = f"{stem}.safetensors.index.{variant}.json" if suffix else f"{stem}.{variant}.safetensors"
-        path = cached_file(name_or_path, file_name, _raise_exceptions_for_missing_entries=False, **location)
+        path = _find(name_or_path, file_name, kwargs)
+        if path is not None and path.suffix == ".json":
+            return _weight_map_of_index(path)
         if path is not None:
-            return _keys_of_index(Path(path)) if path.endswith(".json") else _keys_of_safetensors(Path(path))
+            with _open_safetensors(path) as file:
+                return dict.fromkeys(file.keys(), file_name)
     raise OSError(f"no {SAFE_WEIGHTS_NAME} in {str(name_or_path)!r}: is it a model saved with save_pretrained?")
 
 
-def _keys_of_safetensors(path: Path) -> list[str]:
+def _find(name_or_path: str | os.PathLike | None, file_name: str, kwargs: dict) -> Path | None:
+    path = cached_file(name_or_path, file_name, _raise_exceptions_for_missing_entries=False, **location_of(kwargs))
+    return None if path is None else Path(path)
+
+
+def read_center(name_or_path: str | os.PathLike, **kwargs) -> torch.Tensor | None:
+    """The center (1, projection_dim) that lies beside a converted teacher, if any."""
+    path = _find(name_or_path, CENTER_NAME, kwargs)
+    if path is None:
+        return None
+    with _open_safetensors(path) as file:
+        return file.get_tensor("center")
+
+
+def _open_safetensors(path: Path) -> safe_open:
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise OSError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
 
 
-def _keys_of_index(path: Path) -> list[str]:
+def _weight_map_of_index(path: Path) -> dict[str, str]:
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
-__all__ = ["LOCATION_ARGUMENTS", "checkpoint_keys", "is_foreign"]
+__all__ = ["CENTER_NAME", "checkpoint_keys", "is_foreign", "location_of", "read_center", "read_tensors"]

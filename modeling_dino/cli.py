@@ -54,7 +54,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="File, folder or hub id of any DINO; its format is recognised.")],
     output: Annotated[str, typer.Argument(help="Folder, or file for original, lesson and torchvision.")],
     to: Annotated[str, typer.Option(help="dino, original, timm, transformers, torchvision or lesson.")] = "dino",
-    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher or student.")] = "teacher",
+    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher, student or both.")] = "teacher",
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, if not width / 64.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the source's library.")] = False,
 ):
@@ -98,6 +98,52 @@ def extract(
     if summary is None:  # not the main process
         return
     for kind, remarks in (("skipped", summary.skipped), ("note", summary.notes)):
+        for path, reason in remarks.items():
+            typer.echo(f"{kind} {path}: {reason}", err=True)
+    typer.echo(summary)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to replace in the recipe.")
+    ] = None,
+    *,
+    data: Annotated[str, typer.Option(help=IMAGES_HELP)],
+    output: Annotated[str, typer.Option(help="Folder of the run.")],
+    from_model: Annotated[
+        str | None, typer.Option("--from", help="Folder or hub id of a model to start from, with a head or without.")
+    ] = None,
+    eval_knn: Annotated[
+        list[str] | None,
+        typer.Option(help="Labelled images, classified by k-NN; given twice: those that vote, those classified."),
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two of these.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
+):
+    """Pretrains a model by a recipe; run again, it goes on where it stopped."""
+    from .pretrain import pretrain as run_pretraining
+
+    summary = run_pretraining(
+        recipe,
+        data,
+        output,
+        overrides or (),
+        from_model=from_model,
+        eval_knn=eval_knn or (),
+        eval_every=eval_every,
+        image_column=image_column,
+        num_workers=num_workers,
+        on_error=on_error,
+        overwrite=overwrite,
+    )
+    if summary is None:  # not the main process
+        return
+    for kind, remarks in (("skipped", summary.unreadable), ("note", summary.notes)):
         for path, reason in remarks.items():
             typer.echo(f"{kind} {path}: {reason}", err=True)
     typer.echo(summary)
@@ -166,7 +212,7 @@ def run(app: typer.Typer, **kwargs):
     logging.disable_progress_bar()
     try:
         app(**kwargs)
-    except (ValueError, OSError, ImportError, StrictDataclassError, HTTPError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError) as error:
         print(f"dino: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 

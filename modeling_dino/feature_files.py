@@ -89,9 +89,10 @@ class FeatureFolder:
                 for file in shard_files(self.path):
                     file.unlink()
             elif manifest["settings"] != self.settings:
+                difference = first_difference(manifest["settings"], self.settings)
                 raise ValueError(
-                    f"{self.path} has features of other settings, "
-                    f"{_difference(manifest['settings'], self.settings)}: choose another folder, or --overwrite them"
+                    f"{self.path} has features of other settings, {difference}: choose another folder, or --overwrite "
+                    "them"
                 )
         for file in partial:
             file.unlink(missing_ok=True)
@@ -234,14 +235,14 @@ def _values(column: "pa.ChunkedArray", shape: list[int]) -> "np.ndarray":
     return values.flatten().to_numpy().reshape(len(values), *shape)
 
 
-def _difference(old: dict, new: dict) -> str:
+def first_difference(old: dict, new: dict) -> str:
     """The first setting that differs, as `name: old -> new`."""
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-                return f"{name}.{_difference(old[name], new[name])}"
+                return f"{name}.{first_difference(old[name], new[name])}"
             return f"{name}: {old.get(name)} -> {new.get(name)}"
     return ""
 
 
-__all__ = ["FeatureFolder", "load_features", "read_manifest", "rows_per_shard", "shard_files"]
+__all__ = ["FeatureFolder", "first_difference", "load_features", "read_manifest", "rows_per_shard", "shard_files"]

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .image_source import ImageRecord, ImageSource, files_fingerprint, ranges
+from .image_source import ImageRecord, IndexedSource, files_fingerprint, ranges
 from .images import IMAGE_SUFFIXES, as_text
 
 
@@ -40,7 +40,7 @@ class PathTable(Sequence[str]):
         return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
 
 
-class ImageFiles(ImageSource):
+class ImageFiles(IndexedSource):
     """
     Image files.
 
@@ -63,11 +63,14 @@ class ImageFiles(ImageSource):
         return ranges(self.num_images, rows)
 
     def read(self, part: range) -> Iterator[ImageRecord]:
-        for path in map(self.paths.__getitem__, part):
-            columns = {"path": as_text(path)}
-            if self.has_classes:
-                columns["label"] = as_text(self._class_of(path))
-            yield ImageRecord(columns["path"], columns, path)
+        return map(self.record, part)
+
+    def record(self, index: int) -> ImageRecord:
+        path = self.paths[index]
+        columns = {"path": as_text(path)}
+        if self.has_classes:
+            columns["label"] = as_text(self._class_of(path))
+        return ImageRecord(columns["path"], columns, path)
 
     def fingerprint(self) -> str:
         return files_fingerprint(self.paths)

@@ -93,6 +93,26 @@ class ImageSource:
         """A hash that changes when the images do."""
         raise NotImplementedError
 
+    def indexed(self) -> "IndexedSource":
+        """
+        The same images, each of which can be read on its own.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
+        raise ValueError("these images can only be read one after the other")
+
+
+class IndexedSource(ImageSource):
+    """Images of which each can be read on its own, as training does; `num_images` is known."""
+
+    def record(self, index: int) -> ImageRecord:
+        """One image, by its place in the order, counted from 0."""
+        raise NotImplementedError
+
+    def indexed(self) -> "IndexedSource":
+        return self
+
 
 def ranges(length: int, rows: int) -> list[range]:
     """The numbers below `length`, in ranges of so many; one empty range if there are none."""

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .extras import require
-from .image_source import ImageRecord, ImageSource, Unreadable, files_fingerprint, ranges
+from .image_source import ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
 
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class ParquetImages(ImageSource):
     """
 
     def __init__(self, name: str, files: Sequence[str], image: str | None = None, label: str | None = None):
+        self.name = name
         datasets, pq = require("datasets"), require("pyarrow.parquet")
         self.files, rows = list(files), []
         for file in self.files:
@@ -156,8 +157,23 @@ class ParquetImages(ImageSource):
     def fingerprint(self) -> str:
         return files_fingerprint(self.files)
 
+    def indexed(self) -> "DatasetImages":
+        """
+        As a data set that `datasets` keeps in its cache, since Parquet gives no less than hundreds of rows at once.
 
-class DatasetImages(ImageSource):
+        Raises:
+            ValueError: if the files cannot be read.
+            OSError: if there is no room for it.
+        """
+        datasets = require("datasets")
+        try:
+            dataset = datasets.Dataset.from_parquet(self.files, columns=self.table.names)
+        except datasets.exceptions.DatasetsError as error:
+            raise ValueError(f"{self.name} cannot be read as Parquet: {error}") from error
+        return DatasetImages(self.name, dataset, self.table.image, self.table.label)
+
+
+class DatasetImages(IndexedSource):
     """Images in a column of a `datasets.Dataset`; arguments and errors as of [`TableColumns`]."""
 
     def __init__(self, name: str, dataset: "datasets.Dataset", image: str | None = None, label: str | None = None):
@@ -173,6 +189,9 @@ class DatasetImages(ImageSource):
     def read(self, part: range) -> Iterator[ImageRecord]:
         for index, row in zip(part, self.dataset.select(part)):
             yield self.table.record(row, index=index)
+
+    def record(self, index: int) -> ImageRecord:
+        return self.table.record(self.dataset[index], index=index)
 
     def fingerprint(self) -> str:
         return self._fingerprint

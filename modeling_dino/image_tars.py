@@ -16,10 +16,12 @@
 import io
 import os
 import tarfile
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
-from .image_source import FileRange, ImageRecord, ImageSource, Unreadable, files_fingerprint
+from .image_files import PathTable
+from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
 from .images import IMAGE_SUFFIXES, as_text
 
 
@@ -55,6 +57,66 @@ class ImageTars(ImageSource):
 
     def fingerprint(self) -> str:
         return files_fingerprint(self.tars)
+
+    def indexed(self) -> "IndexedTars":
+        return IndexedTars(self)
+
+
+class IndexedTars(IndexedSource):
+    """
+    The images in tars, without labels, where each lies: seen by reading the tars' headers once.
+
+    Raises:
+        ValueError: if a tar is compressed.
+    """
+
+    def __init__(self, source: ImageTars):
+        self.columns, self.notes = {"path": "string"}, {}
+        self.tars, self.fingerprint = source.tars, source.fingerprint
+        self._tar, self._offset, self._size = array("L"), array("Q"), array("Q")
+        self.paths = PathTable(self._look())
+        self.num_images = len(self.paths)
+
+    def parts(self, rows: int) -> list[range]:
+        return ranges(self.num_images, rows)
+
+    def read(self, part: range) -> Iterator[ImageRecord]:
+        return map(self.record, part)
+
+    def record(self, index: int) -> ImageRecord:
+        path = as_text(self.paths[index])
+        place = FileRange(self.tars[self._tar[index]], self._offset[index], self._size[index])
+        return ImageRecord(path, {"path": path}, place)
+
+    def _look(self) -> Iterator[str]:
+        """Notes where each image lies, and gives its path."""
+        for number, tar in enumerate(self.tars):
+            for path, content in ranges_of_images(tar):
+                if isinstance(content, Unreadable):
+                    self.notes[path] = content.reason
+                    continue
+                self._tar.append(number)
+                self._offset.append(content.offset)
+                self._size.append(content.size)
+                yield path
+
+
+def ranges_of_images(tar: str) -> Iterator[tuple[str, FileRange | Unreadable]]:
+    """
+    Where the images of a tar lie; of a damaged one, of those before the damage, and then what is wrong.
+
+    Raises:
+        ValueError: if the tar is compressed.
+    """
+    try:
+        with tarfile.open(tar) as file:
+            for name, content in contents(file):
+                if isinstance(content, FileRange):
+                    yield os.path.join(tar, name), content
+                elif not isinstance(file.fileobj, io.BufferedReader):
+                    raise ValueError(f"{tar} is compressed, so its images cannot be read in any order: decompress it")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        yield as_text(tar), Unreadable(f"the tar is damaged: {error}")
 
 
 def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:

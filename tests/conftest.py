@@ -47,6 +47,15 @@ def family(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Many small operations, which several threads slow down, above all where others keep the cores busy."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -38,8 +38,8 @@ def folder(tmp_path):
 def test_help_lists_the_commands(dino):
     code, out, _ = dino("--help")
     assert code == 0
-    assert all(command in out for command in ("info", "convert", "extract", "attention", "push", "demo"))
-    for command in ("info", "convert", "extract", "attention", "push", "demo"):
+    assert all(command in out for command in ("info", "convert", "extract", "pretrain", "attention", "push", "demo"))
+    for command in ("info", "convert", "extract", "pretrain", "attention", "push", "demo"):
         assert dino(command, "--help")[0] == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from processes import run_python
 
 from modeling_dino import DinoConfig
+from modeling_dino.recipes import recipes
 
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,8 @@ def test_the_wheel_has_two_packages_and_the_presets(distributions):
     }
     presets = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".json")}
     assert presets == {f"{name}.json" for name in DinoConfig.presets()}
+    packed = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".yaml")}
+    assert packed == {f"recipes/{name}.yaml" for name in recipes()}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -55,7 +58,13 @@ def test_the_source_distribution_has_the_presets_and_tests(distributions):
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert {f"configuration/{name}.json" for name in DinoConfig.presets()} <= names
+    assert {f"configuration/recipes/{name}.yaml" for name in recipes()} <= names
     assert {"tests/conftest.py", "tests/golden/vit.safetensors", "README.md", "LICENSE", "Makefile"} <= names
+
+
+def test_recipes_are_found_in_an_installed_wheel(tmp_path, installed):
+    code = "from modeling_dino.recipes import load_recipe, recipes; load_recipe('vit_small_100'); print(*recipes())"
+    assert run_installed(code, tmp_path, installed).stdout.split() == recipes()
 
 
 @pytest.mark.parametrize("where", ["wheel", "checkout"])
