@@ -3,7 +3,7 @@ import torch
 from conftest import tiny_config
 from processes import run_python
 
-from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
+from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoForPreTraining, DinoModel
 
 
 CODE_FILES = {
@@ -53,6 +53,14 @@ def test_loads_where_the_package_is_not_installed(tmp_path, family, head_type):
     save_with_output(model, tmp_path, torch.randn(2, 3, 32, 40))
     code = LOAD.format(auto_class="AutoModel", head_type=head_type)
     run_python(code, tmp_path, blocked=("modeling_dino", "conversion_scripts", "PIL", "torchvision", "typer"))
+
+
+def test_a_run_loads_where_the_package_is_not_installed(tmp_path, family):
+    model = DinoForPreTraining(tiny_config(family))
+    model.save_pretrained(tmp_path / "model", with_code=True)
+    save_with_output(model, tmp_path, [torch.randn(2, 3, size, size) for size in (32, 32, 16)])
+    code = LOAD.format(auto_class="AutoModelForPreTraining", head_type="dino")
+    run_python(code, tmp_path, blocked=("modeling_dino",))
 
 
 def test_a_classifier_loads_where_the_package_is_not_installed(tmp_path, family):

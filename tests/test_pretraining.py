@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 from conversion_scripts.convert import convert, to_dino
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.configuration_dino import DinoConfig
+from modeling_dino.loss import dino_loss
 from modeling_dino.modeling_dino import project_crops
 
 
@@ -130,6 +131,16 @@ def test_what_the_diagnosis_needs():
     assert_close(output.image_information, -(mean * mean.log()).sum() - entropies.mean())
     same = model([crop[:1].expand(4, -1, -1, -1) for crop in [crops[0], crops[0]]])
     assert abs(same.image_information) < 1e-5
+
+
+def test_temperatures_and_number_of_global_crops_are_those_of_the_loss():
+    model, crops = DinoForPreTraining(tiny_config()).eval(), crops_of()
+    options = {"student_temperature": 0.3, "teacher_temperature": 0.2, "num_global_crops": 3}
+    model.center.normal_()
+    output = model(crops, **options)
+    expected = dino_loss(output.student_projection, output.teacher_projection, model.center, **options)
+    assert_close(output.loss.detach(), expected.detach())
+    assert len(output.teacher_projection) == 3 * 3
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
         for x, y in zip(a["params"], b["params"]):
             for name, value in whole.optimizer.state[y].items():
                 assert torch.equal(resumed.optimizer.state[x][name], value)
+    assert resumed.watch == whole.watch
     assert resumed.state.log_history[:-1] == whole.state.log_history[:-1]  # the last one tells the time it took
     assert len(whole.state.log_history) == 1 + 4
 
