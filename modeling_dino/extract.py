@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
 FEW_IMAGES = 256  # not worth starting worker processes for
-CPU_BATCH_SIZE = 8  # more leave no room in its caches
 THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
 PATIENCE = timedelta(days=30)  # of a process that is done, for those that are not
 
@@ -182,15 +181,8 @@ class ImageReader(Dataset):
             if note:
                 images.notes[record.name] = note
         if pixel_values:
-            images.pixel_values = stack(pixel_values)
+            images.pixel_values = torch.stack(pixel_values)
         return images
-
-
-def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Several tensors as one; in a worker in memory that the main process shares, to where it would be copied else."""
-    shape = (len(tensors), *tensors[0].shape)
-    out = torch.empty(shape, dtype=tensors[0].dtype)
-    return torch.stack(tensors, out=out.share_memory_() if get_worker_info() else out)
 
 
 def encoded_image(record: ImageRecord) -> str | bytes:
@@ -356,16 +348,14 @@ class FeatureComputer:
     """
     Features of batches of images, in float32 on the CPU, for several threads.
 
-    A CPU computes them in smaller batches, which its caches hold. Where memory does not suffice for a batch, it is
-    computed in smaller ones from then on.
+    Where memory does not suffice for a batch, it is computed in smaller ones from then on.
     """
 
     def __init__(
         self, model: DinoModel, settings: ExtractionSettings, shapes: dict[str, tuple[int, ...]], compile: bool
     ):
         self.model, self.settings, self.shapes = model, settings, shapes
-        on_cpu = model.device.type == "cpu"
-        self.max_batch_size = min(settings.batch_size, CPU_BATCH_SIZE) if on_cpu else settings.batch_size
+        self.max_batch_size = settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
     @torch.inference_mode()
