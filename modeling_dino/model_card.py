@@ -199,6 +199,7 @@ def _eval_result(task: str, dataset: str, metric: str, value: float | str, **mor
 
 def _facts(model: PreTrainedModel) -> str:
     config = model.config
+    model = getattr(model, "teacher", model)  # what is loaded of student and teacher
     if config.is_vit:
         sizes = f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}"
     else:

@@ -5,7 +5,7 @@ from conftest import tiny_config
 from hub_server import card_errors
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
-from modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel
+from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.model_card import is_ours, make_card, read_evaluation_results, renew_card
 
 
@@ -27,7 +27,7 @@ def write_results(folder, results):
 
 
 @pytest.mark.parametrize("with_code", [True, False])
-@pytest.mark.parametrize("model_class", [DinoModel, DinoBackbone, DinoForImageClassification])
+@pytest.mark.parametrize("model_class", [DinoModel, DinoBackbone, DinoForImageClassification, DinoForPreTraining])
 def test_metadata(tmp_path, family, model_class, with_code):
     results = write_results(tmp_path, RESULTS)
     model = model_class(tiny_config(family))
