@@ -19,10 +19,11 @@ neither on which shards were there before, nor on how many processes and threads
 
 import hashlib
 import itertools
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -39,7 +40,7 @@ from transformers import ImageProcessingMixin
 from .configuration_dino import DinoConfig
 from .extras import require
 from .feature_files import FeatureFolder, rows_per_shard
-from .features import check_features, image_features
+from .features import GEM_P, check_features, image_features
 from .image_source import FileRange, ImageRecord, ImageSource, Unreadable
 from .images import check_resized, read_image
 from .modeling_dino import DinoModel
@@ -70,6 +71,8 @@ class ExtractionSettings:
         batch_size: images in one forward pass.
         dtype: float32, bfloat16 or float16, of weights and arithmetic; features are stored in float32.
         streaming, image_column, label_column: see [`open_source`].
+        gem_p, scales: see [`image_features`].
+        resize, image_size: see [`load_image_processor`]; images resized as a whole are computed one by one.
 
     Raises:
         ValueError: if a value cannot work.
@@ -84,18 +87,31 @@ class ExtractionSettings:
     streaming: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    gem_p: float = GEM_P
+    scales: Sequence[float] = (1.0,)
+    resize: str = "crop"
+    image_size: int | None = None
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.resize == "whole":
+            if "patches" in self.columns.values():
+                raise ValueError("patches of whole images differ in number: resize them to squares, or crop them")
+            object.__setattr__(self, "batch_size", 1)  # every image has a size of its own
 
     @property
     def columns(self) -> dict[str, str]:
         """Columns of features, and the kind in each."""
         kinds = [kind.strip() for kind in self.features.split(",")]
         return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
+
+    @property
+    def pooling(self) -> tuple[int, float, Sequence[float]]:
+        """What [`image_features`] takes beside the kinds."""
+        return self.last_blocks, self.gem_p, self.scales
 
     def open_source(self) -> ImageSource:
         """The images."""
@@ -161,10 +177,15 @@ class Images:
 
 
 class ImageReader(Dataset):
-    """Reads and transforms batches; runs in the loader's workers."""
+    """
+    Reads and transforms batches; runs in the loader's workers.
 
-    def __init__(self, processor: ImageProcessingMixin, num_channels: int):
-        self.processor, self.num_channels = processor, num_channels
+    Args:
+        min_side: what is smaller after the transform, in pixels, counts as unreadable.
+    """
+
+    def __init__(self, processor: ImageProcessingMixin, num_channels: int, min_side: int = 1):
+        self.processor, self.num_channels, self.min_side = processor, num_channels, min_side
         self.shorter_side = min(dict(processor.size).values())
 
     def __getitem__(self, batch: Batch) -> Images:
@@ -173,16 +194,22 @@ class ImageReader(Dataset):
             try:
                 image, note = read_image(encoded_image(record), self.num_channels)
                 check_resized(image, self.shorter_side)
+                pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+                self._check_side(*pixels.shape[1:])
             except (ValueError, OSError) as error:
                 images.skipped[record.name] = str(error)
                 continue
             images.rows.append(record.columns)
-            pixel_values.append(self.processor(image, return_tensors="pt")["pixel_values"][0])
+            pixel_values.append(pixels)
             if note:
                 images.notes[record.name] = note
         if pixel_values:
             images.pixel_values = torch.stack(pixel_values)
         return images
+
+    def _check_side(self, height: int, width: int):
+        if min(height, width) < self.min_side:
+            raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
 
 
 def encoded_image(record: ImageRecord) -> str | bytes:
@@ -240,7 +267,7 @@ def extract_features(
     started = time.perf_counter()
     source = settings.open_source()
     model = load_model(settings.model, DTYPES[settings.dtype])
-    processor = load_image_processor(settings.model, model.config)
+    processor = load_image_processor(settings.model, model.config, settings.resize, settings.image_size)
     shapes = feature_shapes(model.config, processor, settings)
     folder = FeatureFolder(output, source.columns, shapes)
     if state.is_main_process:
@@ -251,7 +278,9 @@ def extract_features(
     state.wait_for_everyone()  # before the first shard is written
 
     plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size, state)
-    batches = read_batches(plan, ImageReader(processor, model.config.num_channels), num_workers, state)
+    patch_size = model.config.patch_size if model.config.is_vit else 1
+    reader = ImageReader(processor, model.config.num_channels, math.ceil(patch_size / min(settings.scales)))
+    batches = read_batches(plan, reader, num_workers, state)
     compute = FeatureComputer(model.to(state.device), settings, shapes, compile)
     with tqdm(total=plan.num_images, unit=" images", disable=not (progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, on_error, bar)
@@ -383,7 +412,7 @@ class FeatureComputer:
     def _compute(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         pixel_values = pixel_values.to(self.model.device, non_blocking=True)
         kinds = self.settings.columns
-        features = self.function(self.model, pixel_values, list(kinds.values()), self.settings.last_blocks)
+        features = self.function(self.model, pixel_values, list(kinds.values()), *self.settings.pooling)
         return {column: features[kind].float().cpu() for column, kind in kinds.items()}
 
 
@@ -446,12 +475,12 @@ def feature_shapes(
         ValueError: if the model has no such features.
     """
     for kind in settings.columns.values():
-        check_features(config, kind, settings.last_blocks)
+        check_features(config, kind, *settings.pooling)
     size = processor.crop_size
     with torch.device("meta"):
         model = DinoModel(config).eval()
         image = torch.empty(1, config.num_channels, size["height"], size["width"])
-        features = image_features(model, image, list(settings.columns.values()), settings.last_blocks)
+        features = image_features(model, image, list(settings.columns.values()), *settings.pooling)
     return {column: tuple(features[kind].shape[1:]) for column, kind in settings.columns.items()}
 
 

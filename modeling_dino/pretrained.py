@@ -68,13 +68,27 @@ def _saved_class(config_dict: dict) -> type[DinoPreTrainedModel]:
     return next((cls for cls in (DinoBackbone, DinoForImageClassification) if cls.__name__ in named), DinoModel)
 
 
-def load_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
+def load_image_processor(
+    name: str, config: DinoConfig, resize: str = "crop", image_size: int | None = None
+) -> ImageProcessingMixin:
     """
     The transform saved with the model, with Pillow; where there is none, the original's evaluation transform.
 
     timm's and transformers' own are left aside: they crop less, or squash the aspect ratio.
+
+    Args:
+        resize, image_size: see [`resized_to`].
+
+    Raises:
+        ValueError: if the images cannot be resized so.
     """
     require("PIL")
+    from .evaluation_transform import resized_to
+
+    return resized_to(_saved_image_processor(name, config), resize, image_size)
+
+
+def _saved_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
     from .evaluation_transform import DinoImageProcessor
 
     ours = image_processor_config(config)
