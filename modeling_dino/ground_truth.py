@@ -36,10 +36,14 @@ from .plain_pickle import load_plain_pickle
 
 
 KINDS = ("positive", "easy", "hard", "ignored")
-# what is looked for, and what is ignored beside `ignored`:
+# of which kinds the positive images are, and the ignored ones beside `ignored`:
 # https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py
-REVISITED = {"easy": (["easy"], ["hard"]), "medium": (["easy", "hard"], []), "hard": (["hard"], ["easy"])}
-PLAIN = {"": (["positive"], [])}
+SETUPS = {
+    "": (["positive"], []),
+    "easy": (["easy"], ["hard"]),
+    "medium": (["easy", "hard"], []),
+    "hard": (["hard"], ["easy"]),
+}
 
 Queries = dict[str, dict[str, list[str]]]
 
@@ -60,16 +64,19 @@ class GroundTruth:
             raise ValueError(f'{source} names no queries: it needs {{"queries": {{name: {{"positive": [names]}}}}}}')
         for name, kinds in queries.items():
             self._check(name, kinds)
-        of_revisited = [bool({"easy", "hard"} & set(kinds)) for kinds in queries.values()]
-        if any(of_revisited) != all(of_revisited):
-            raise ValueError(f"{source} has both queries with positive images, and queries with easy and hard ones")
-        self.setups = REVISITED if all(of_revisited) else PLAIN
+        self.setups = {
+            setup: (wanted, ignored)
+            for setup, (wanted, ignored) in SETUPS.items()
+            if any(kinds.get(kind) for kinds in queries.values() for kind in wanted)
+        }
+        if not self.setups:
+            raise ValueError(f"{source}: no query has an image to find")
+        if "" in self.setups and len(self.setups) > 1:
+            raise ValueError(f"{source} has positive images, and easy and hard ones: use one or the other")
 
     def _check(self, name: str, kinds: dict[str, list[str]]):
         if not isinstance(kinds, dict) or not set(kinds) <= set(KINDS):
             raise ValueError(f"{self.source}: query {name!r} may have {', '.join(KINDS)}, each a list of names")
-        if "positive" in kinds and {"easy", "hard"} & set(kinds):
-            raise ValueError(f"{self.source}: query {name!r} has positive images besides easy and hard ones")
         images = []
         for kind, names in kinds.items():
             if not isinstance(names, list) or not all(isinstance(image, str) for image in names):
@@ -79,7 +86,7 @@ class GroundTruth:
             twice = next(image for image in images if images.count(image) > 1)
             raise ValueError(f"{self.source}: query {name!r} names {twice!r} twice")
 
-    def find(self, names: Sequence[str], index_names: Sequence[str]) -> "FoundGroundTruth":
+    def find(self, names: Sequence[str | int], index_names: Sequence[str | int]) -> "FoundGroundTruth":
         """
         The same by place.
 
@@ -112,7 +119,7 @@ class FoundGroundTruth:
     def __init__(self, places: list[int], images: list[dict[str, list[int]]], num_images: int, setups: dict):
         self.places, self.images, self.num_images, self.setups = places, images, num_images, setups
 
-    def masks(self, queries: range, setup: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def masks(self, setup: str, queries: range) -> tuple[torch.Tensor, torch.Tensor]:
         """
         For some of the queries, by their place among `places`, which images are positive and which ignored:
         (B, images), bool.
@@ -136,10 +143,10 @@ class NameTable:
         what: what the images are, for messages.
     """
 
-    def __init__(self, names: Sequence[str], what: str):
-        self.names, self.what = names, what
+    def __init__(self, names: Sequence[str | int], what: str):
+        self.names, self.what = list(map(str, names)), what
         self.places: dict[str, list[int]] = {}
-        for place, name in enumerate(names):
+        for place, name in enumerate(self.names):
             path = PurePath(name)
             for last in {path.name, path.stem}:
                 self.places.setdefault(last, []).append(place)
