@@ -13,6 +13,7 @@
 # limitations under the License.
 """What evaluations start from: features of images with their labels, extracted before or on the spot."""
 
+import json
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from .pretrained import load_model
 
 Label = str | int
 # what two sets of features must agree on to be compared, as the manifest calls it
-SHARED = ("last_blocks", "dtype", "model_fingerprint", "transform")
+SHARED = ("last_blocks", "dtype", "model_fingerprint", "transform", "gem_p", "scales")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def features_of(
     image_column: str | None = None,
     label_column: str | None = None,
     progress: bool = True,
+    **further,
 ) -> EvaluationFeatures:
     """
     The features of a folder that `dino extract` wrote, or of images, extracted into a temporary folder.
@@ -118,13 +120,14 @@ def features_of(
         features: a kind of [`image_features`]; by default the only one in the folder, or `"cls"`.
         last_blocks: see [`image_features`]; by default that of the folder, or 1.
         batch_size, dtype, num_workers, image_column, label_column: see [`ExtractionSettings`].
+        further: others of [`ExtractionSettings`], which those of a folder of features must have.
 
     Raises:
         ValueError: if an argument cannot work, the features are not such, or one is not finite.
         OSError: if the model is missing or damaged.
     """
     if (Path(source) / MANIFEST).is_file():
-        return _load(source, source, model, features, last_blocks)
+        return _load(source, source, model, features, last_blocks, further)
     if model is None:
         raise ValueError(f"{source} has images, not features of `dino extract`: name a model with --model")
     settings = ExtractionSettings(
@@ -136,10 +139,11 @@ def features_of(
         dtype,
         image_column=image_column,
         label_column=label_column,
+        **further,
     )
     with _shared_temporary_folder() as folder:
         extract_features(settings, folder, num_workers=num_workers, progress=progress)
-        return _load(source, folder, None, features or "cls", last_blocks)
+        return _load(source, folder, None, features or "cls", last_blocks, {})
 
 
 @contextmanager
@@ -153,7 +157,7 @@ def _shared_temporary_folder() -> Iterator[str]:
 
 
 def _load(
-    source: str, folder: str, model: str | None, features: str | None, last_blocks: int | None
+    source: str, folder: str, model: str | None, features: str | None, last_blocks: int | None, further: dict
 ) -> EvaluationFeatures:
     manifest = read_manifest(folder)
     settings = manifest["settings"]
@@ -163,6 +167,9 @@ def _load(
             raise ValueError(f"the features in {source} are not of {model}, or of other weights: extract them again")
     if last_blocks not in (None, settings["last_blocks"]):
         raise ValueError(f"{source} has features of the last {settings['last_blocks']} blocks, not of {last_blocks}")
+    for name, wanted in json.loads(json.dumps(further)).items():
+        if settings.get(name) != wanted:
+            raise ValueError(f"{source} has features of {name} {settings.get(name)}, not {wanted}: extract them again")
     kinds = [kind.strip() for kind in settings["features"].split(",")]
     if features is None and len(kinds) > 1:
         raise ValueError(f"{source} has several kinds of features, {', '.join(kinds)}: name one with --features")
@@ -200,7 +207,7 @@ def check_pair(train: EvaluationFeatures, test: EvaluationFeatures):
         if not len(part.features):
             raise ValueError(f"{part.source} has no images")
     facts = {"features": (train.kind, test.kind), "width": (train.features.shape[1], test.features.shape[1])}
-    facts |= {name: (train.settings[name], test.settings[name]) for name in SHARED}
+    facts |= {name: (train.settings.get(name), test.settings.get(name)) for name in SHARED}
     for name, (one, other) in facts.items():
         if one != other:
             differ = "" if name in ("model_fingerprint", "transform") else f", {one} and {other}"
