@@ -36,6 +36,12 @@ IMAGES_HELP = (
     "user/name[/subset]. A split after a colon."
 )
 Output = Annotated[str, typer.Option(help="Folder to write to.")]
+GemP = Annotated[float, typer.Option(help="Exponent of generalised means.")]
+Scales = Annotated[str, typer.Option(help="Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.")]
+Resize = Annotated[
+    str, typer.Option(help="crop: from the middle, as saved with the model; square: squashed; whole: not cropped.")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels a side, if not the model's; the longer of whole images.")]
 
 
 @app.command()
@@ -71,7 +77,10 @@ def extract(
     images: Annotated[str, typer.Option(help=IMAGES_HELP)],
     output: Output,
     features: Annotated[
-        str, typer.Option(help="cls, patch_mean, cls_patch_mean, patches or projection; several with commas.")
+        str,
+        typer.Option(
+            help="cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; several with commas."
+        ),
     ] = "cls",
     last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
@@ -82,6 +91,10 @@ def extract(
     ] = False,
     image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
+    gem_p: GemP = 4.0,
+    scales: Scales = "1",
+    resize: Resize = "crop",
+    image_size: ImageSize = None,
     compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
@@ -90,7 +103,19 @@ def extract(
     from .extract import ExtractionSettings, extract_features
 
     settings = ExtractionSettings(
-        model, images, features, last_blocks, batch_size, dtype, streaming, image_column, label_column
+        model,
+        images,
+        features,
+        last_blocks,
+        batch_size,
+        dtype,
+        streaming,
+        image_column,
+        label_column,
+        gem_p,
+        numbers(scales),
+        resize,
+        image_size,
     )
     summary = extract_features(
         settings, output, num_workers=num_workers, compile=compile, on_error=on_error, overwrite=overwrite
@@ -168,6 +193,68 @@ def attention(
 
 
 @app.command()
+def retrieve(
+    index: Annotated[str, typer.Option(help="The images to search: a folder of `dino extract`, or images.")],
+    queries: Annotated[
+        str | None, typer.Option(help="What to find: an image, images or features; else each of the index.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a saved model, where there are images.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Neighbours of each query; 10 if there are so many.")] = None,
+    ground_truth: Annotated[str | None, typer.Option(help="JSON that says what queries should find.")] = None,
+    whiten: Annotated[str | None, typer.Option(help="Images or features to learn PCA whitening from.")] = None,
+    whiten_dim: Annotated[int | None, typer.Option(help="Whitened dimensions; alone, learned from the index.")] = None,
+    search: Annotated[str, typer.Option(help="faiss, exact, or auto: faiss where it is installed.")] = "auto",
+    output: Annotated[str | None, typer.Option(help="A .csv or .parquet file for all neighbours.")] = None,
+    sheet: Annotated[str | None, typer.Option(help="A .png file for a contact sheet.")] = None,
+    json: Annotated[str | None, typer.Option(help="A file for the results, too.")] = None,
+    features: Annotated[str | None, typer.Option(help="A kind of `dino extract`; cls if not given.")] = None,
+    last_blocks: Annotated[int | None, typer.Option(help="Of how many last blocks, side by side.")] = None,
+    gem_p: Annotated[float | None, typer.Option(help="Exponent of generalised means; 4 if not given.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Sizes to take the mean over, e.g. 1,0.7071,0.5.")] = None,
+    resize: Annotated[str | None, typer.Option(help="crop, square or whole: see `dino extract`.")] = None,
+    image_size: ImageSize = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
+):
+    """The images most like each query; mean average precision where labels or a ground truth say what is right."""
+    from .retrieve import retrieve as run_retrieval
+
+    given = {
+        "gem_p": gem_p,
+        "scales": None if scales is None else numbers(scales),
+        "resize": resize,
+        "image_size": image_size,
+    }
+    retrieval = run_retrieval(
+        index,
+        queries,
+        model,
+        top=top,
+        ground_truth=ground_truth,
+        whiten=whiten,
+        whiten_dim=whiten_dim,
+        search=search,
+        output=output,
+        sheet=sheet,
+        results_file=json,
+        features=features,
+        last_blocks=last_blocks,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        image_column=image_column,
+        label_column=label_column,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if retrieval is None:  # not the main process
+        return
+    typer.echo(retrieval)
+
+
+@app.command()
 def push(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a saved model.")],
     repo_id: Annotated[str, typer.Argument(help="Where to push it: name or namespace/name.")],
@@ -198,6 +285,17 @@ def demo(
     from .demo import run_demo
 
     typer.echo(run_demo(output, model))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """
+    Raises:
+        ValueError: if they are not numbers between commas.
+    """
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a list of numbers, such as 1,0.7071,0.5") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image retrieval: the images of an index most like a query, and how good such rankings are.
+"""Rankings of the images of an index by their likeness to a query, and how good they are.
 
 Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py (cosine similarity of features)
 and its eval_copy_detection.py (features whitened before).
@@ -37,6 +37,10 @@ SIMILARITIES = 2**24  # in one chunk of those that are sorted
 UNLABELLED = -1
 
 Masks = Callable[[range], tuple[torch.Tensor, torch.Tensor]]
+
+
+class NothingToEvaluate(ValueError):
+    """There is nothing that rankings could be right or wrong by."""
 
 
 def search_index(
@@ -108,7 +112,7 @@ def evaluate_ranking(
         `mAP`, `mP@1`, … in percent: means over the queries that have a positive, and how many these are: `queries`.
 
     Raises:
-        ValueError: if no query has a positive.
+        NothingToEvaluate: if no query has a positive.
     """
     queries, index = F.normalize(queries.float()), F.normalize(index.float())
     rows, found = max(1, SIMILARITIES // len(index)), []
@@ -124,7 +128,7 @@ def evaluate_ranking(
     found = torch.cat(found)
     found = found[~found[:, 0].isnan()]
     if not len(found):
-        raise ValueError("no query has an image to find: nothing to evaluate")
+        raise NothingToEvaluate("no query has an image to find")
     names = ("mAP", *(f"mP@{k}" for k in PRECISION_AT))
     return {**dict(zip(names, (found.mean(0) * 100).tolist())), "queries": len(found)}
 
@@ -176,4 +180,11 @@ def evaluate_ground_truth(
     }
 
 
-__all__ = ["evaluate_each", "evaluate_ground_truth", "evaluate_labels", "evaluate_ranking", "search_index"]
+__all__ = [
+    "NothingToEvaluate",
+    "evaluate_each",
+    "evaluate_ground_truth",
+    "evaluate_labels",
+    "evaluate_ranking",
+    "search_index",
+]

@@ -5,9 +5,9 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
-from modeling_dino import retrieval
+from modeling_dino import ranking
 from modeling_dino.ground_truth import GroundTruth
-from modeling_dino.retrieval import evaluate_each, evaluate_ground_truth, evaluate_labels, search_index
+from modeling_dino.ranking import evaluate_each, evaluate_ground_truth, evaluate_labels, search_index
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,7 +62,7 @@ def test_each_image_against_the_others_as_scikit_learn(data, monkeypatch):
     assert found["mAP"] == pytest.approx(100 * np.mean(expected), rel=1e-9)
     assert found["mP@1"] == pytest.approx(100 * np.mean(first), rel=1e-9)
     assert found["queries"] == 120
-    monkeypatch.setattr(retrieval, "SIMILARITIES", 7 * 120)  # chunks of seven queries
+    monkeypatch.setattr(ranking, "SIMILARITIES", 7 * 120)  # chunks of seven queries
     assert evaluate_each(features * torch.rand(120, 1), labels) == pytest.approx(found, rel=1e-9)
 
 
@@ -124,6 +124,6 @@ def test_what_cannot_be_searched_is_refused(arguments, says):
 
 def test_without_faiss(data, monkeypatch):
     features, _ = data
-    monkeypatch.setattr(retrieval, "find_spec", lambda name: None)
-    monkeypatch.setattr(retrieval, "_search_by_faiss", None)
+    monkeypatch.setattr(ranking, "find_spec", lambda name: None)
+    monkeypatch.setattr(ranking, "_search_by_faiss", None)
     assert search_index(features, features, 3)[1].shape == (120, 3)
