@@ -292,7 +292,8 @@ def rows_of_sheet(retrieval: Retrieval) -> list[tuple[Tile, list[Tile]]]:
             other = None if index.labels is None else index.labels[place]
             color = UNKNOWN if label is None or other is None else RIGHT if label == other else WRONG
             tiles.append(Tile(index.names[place], f"{similarity:.4f}", color))
-        rows.append((Tile(queries.names[row], Path(str(queries.names[row])).name[-18:]), tiles))
+        caption = Path(str(queries.names[row])).name if label is None else str(label)
+        rows.append((Tile(queries.names[row], caption[-18:]), tiles))
     return rows
 
 
