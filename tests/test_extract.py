@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from modeling_dino import DinoImageProcessor, DinoModel, feature_files, load_features
 from modeling_dino.extract import ExtractionSettings, extract_features
 from modeling_dino.features import image_features
+from modeling_dino.pretrained import load_image_processor
 from modeling_dino.vision_transformer import VisionTransformer
 
 
@@ -99,6 +100,31 @@ def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
     files = sorted((folder / "images").iterdir())
     expected = expected_features(folder, files, ("kinds", kind), ("last_blocks", last_blocks))
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+
+
+def test_images_that_are_not_cropped_and_several_scales(tmp_path, folder):
+    """Whole images have sizes of their own; what is then too small for the model is named."""
+    images = tmp_path / "images"
+    shutil.copytree(folder / "images", images)
+    Image.new("RGB", (400, 90)).save(images / "thin.png")  # 24 x 5 pixels
+    options = {"features": "cls_gem", "gem_p": 3.0, "scales": (1.0, 0.75)}
+    summary = extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **options)
+    assert summary.skipped == {
+        str(images / "thin.png"): "24 x 5 pixels after resizing: the model needs 11 each way",
+    }
+    features = load_features(tmp_path / "out")["feature"]
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    processor = load_image_processor(str(folder / "model"), model.config, "whole", 24)
+    with torch.no_grad():
+        for file, row in zip(sorted((folder / "images").iterdir()), features, strict=True):
+            pixel_values = processor(Image.open(file), return_tensors="pt")["pixel_values"]
+            assert max(pixel_values.shape) == 24
+            expected = image_features(model, pixel_values, "cls_gem", 1, 3.0, (1.0, 0.75))[0]
+            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"has features of other settings, scales: \[1.0, 0.75\] -> \[1.0\]"):
+        extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **{**options, "scales": (1.0,)})
+    with pytest.raises(ValueError, match="patches of whole images differ in number"):
+        extract(folder, tmp_path / "patches", resize="whole", features="patches")
 
 
 def test_several_kinds_in_one_pass(tmp_path, folder, monkeypatch):

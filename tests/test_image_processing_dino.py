@@ -11,6 +11,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor
 
 from modeling_dino import DinoImageProcessor, DinoModel
+from modeling_dino.pretrained import load_image_processor
 
 
 TRANSPARENT = ("rgba.png", "palette-transparent.gif")
@@ -55,6 +56,31 @@ def test_ours_equals_the_originals_transform_exactly(tmp_path, image_size):
     for file in files:
         difference, _ = compare(processor, file, image_size)
         assert difference.max() < 1e-4, file  # rounding of float32
+
+
+@pytest.mark.parametrize("image_size", [224, 37])
+def test_images_that_are_not_cropped_are_resized_as_the_original_does(tmp_path, image_size):
+    """By its retrieval (Pillow's thumbnail, which does not enlarge) and its copy detection (squashed to squares)."""
+    model = DinoModel(tiny_config())
+    model.save_pretrained(tmp_path / "model")
+    processors = {
+        resize: load_image_processor(str(tmp_path / "model"), model.config, resize, image_size)
+        for resize in ("whole", "square", "crop")
+    }
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    square = transforms.Resize((image_size, image_size), interpolation=transforms.InterpolationMode.BICUBIC)
+    for file in save_variants(tmp_path / "photographs"):
+        with Image.open(file) as image:
+            whole = image.convert("RGB")
+            whole.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
+            expected = {
+                "whole": normalise(whole),
+                "square": normalise(square(image.convert("RGB"))),
+                "crop": originals_transform(image_size)(image.convert("RGB")),
+            }
+            for resize, processor in processors.items():
+                pixel_values = processor(image, return_tensors="pt")["pixel_values"][0]
+                assert (to_pixels(pixel_values) - to_pixels(expected[resize])).abs().max() < 1e-4, (file, resize)
 
 
 @pytest.mark.parametrize(("backend", "image_size"), [("pil", 224), ("pil", 96), ("torchvision", 224)])
