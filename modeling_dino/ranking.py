@@ -19,6 +19,7 @@ and its eval_copy_detection.py (features whitened before).
 Where we deviate: similarities are computed in chunks of bounded memory.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ from .knn import QUERIES, nearest
 
 SEARCH = ("auto", "faiss", "exact")
 SIMILARITIES = 2**24  # in one chunk of those that are sorted
+MARGIN = 16  # candidates beyond those that are asked for: a query's own, and what is equal but for rounding
 UNLABELLED = -1
 
 Masks = Callable[[range], tuple[torch.Tensor, torch.Tensor]]
@@ -70,25 +72,34 @@ def search_index(
         raise ValueError(f"top={top} must be between 1 and the {num_images} images there are to find")
     queries, index = F.normalize(queries.float()), F.normalize(index.float())
     use_faiss = search == "faiss" or (search == "auto" and find_spec("faiss") is not None)
-    find = _search_by_faiss if use_faiss else _search_exactly
-    similarities, places = find(queries, index, top + has_own)
-    if not has_own:
-        return similarities, places
-    is_own = places == own.unsqueeze(1)
-    kept = is_own.int().argsort(dim=1, stable=True)[:, :top]  # a query's own last
-    return similarities.gather(1, kept), places.gather(1, kept)
+    find = _faiss_finder(index) if use_faiss else partial(nearest, keys=index)
+    own = torch.full((len(queries),), -1) if own is None else own
+    found = [
+        _in_order(chunk, index, find(chunk, k=min(top + MARGIN, len(index)))[1], chunk_own, top)
+        for chunk, chunk_own in zip(queries.split(QUERIES), own.split(QUERIES))
+    ]
+    return torch.cat([similarities for similarities, _ in found]), torch.cat([places for _, places in found])
 
 
-def _search_by_faiss(queries: torch.Tensor, index: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _faiss_finder(index: torch.Tensor) -> Callable:
+    """[`nearest`] of an index, by faiss."""
     flat = require("faiss").IndexFlatIP(index.shape[1])
     flat.add(index.numpy())
-    similarities, places = flat.search(queries.numpy(), top)
-    return torch.from_numpy(similarities), torch.from_numpy(places)
+    return lambda queries, k: tuple(map(torch.from_numpy, flat.search(queries.numpy(), k)))
 
 
-def _search_exactly(queries: torch.Tensor, index: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    found = [nearest(chunk, index, top) for chunk in queries.split(QUERIES)]
-    return torch.cat([part for part, _ in found]), torch.cat([part for _, part in found])
+def _in_order(
+    queries: torch.Tensor, index: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, top: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The best of the candidates, (B, top + MARGIN), by similarities in float64, then by their places: those in float32
+    have other last digits in faiss than in PyTorch. A query's own place comes last.
+    """
+    candidates = candidates.sort(dim=1).values
+    similarities = torch.stack([(index[c].double() * q.double()).sum(1) for q, c in zip(queries, candidates)])
+    similarities[candidates == own.unsqueeze(1)] = -math.inf
+    similarities, order = similarities.sort(dim=1, descending=True, stable=True)
+    return similarities[:, :top].float(), candidates.gather(1, order)[:, :top]
 
 
 def evaluate_ranking(

@@ -95,7 +95,8 @@ def retrieve(
     search: str = "auto",
     output: str | os.PathLike | None = None,
     sheet: str | os.PathLike | None = None,
-    results_file: str | os.PathLike | None = None,
+    json_file: str | os.PathLike | None = None,
+    dataset: str | None = None,
     **extraction,
 ) -> Retrieval | None:
     """
@@ -104,25 +105,26 @@ def retrieve(
     Where both sides have labels, or there is a ground truth, it evaluates the rankings of all images, too.
 
     Args:
-        index, queries: folders of `dino extract`, or images: see [`features_of`]. An image that is in both by its path
-            is not its own neighbour.
+        index, queries: folders of `dino extract`, or images: see [`features_of`]. A file that is in both is not its
+            own neighbour.
         model: folder or hub id; not needed with features, nor for queries of features of a model that is where it was.
         top: neighbours of each query; by default 10, or as many as there are.
-        ground_truth: a file of [`read_ground_truth`]; each query must be in it, but for those of the index itself.
+        ground_truth: a file of [`read_ground_truth`]. It must have each of `queries`, and decides alone what they
+            find; where the images of the index are the queries, it may leave some out.
         whiten: images or features to learn PCA whitening from; by default, where `whiten_dim` is given, the index.
         whiten_dim: dimensions to keep, all by default.
         search: see [`search_index`].
         output: a .csv or .parquet file for all neighbours.
         sheet: a .png file for pictures of some queries and their neighbours.
-        results_file: for the results of the evaluation, which also go beside the model, if it is a folder.
+        json_file: for the results of the evaluation, which also go beside the model, if it is in a folder.
+        dataset: its name in the results, by default `index`.
         extraction: see [`features_of`].
 
     Returns:
         what was found; None on processes other than the main one.
 
     Raises:
-        ValueError, OSError, ImportError: if an argument cannot work, or there is nothing to evaluate for a results
-            file.
+        ValueError, OSError, ImportError: if an argument cannot work, or there is nothing to evaluate for `json_file`.
     """
     check_files(output, sheet)
     truth = None if ground_truth is None else read_ground_truth(ground_truth)
@@ -138,13 +140,14 @@ def retrieve(
     try:
         evaluations, remarks = evaluate(asked, found, features, own, truth), []
     except NothingToEvaluate as reason:
-        if truth is not None or results_file is not None:
+        if truth is not None or json_file is not None:
             raise
         evaluations, remarks = {}, [f"not evaluated: {reason}"]
     retrieval = Retrieval(found, asked, similarities, places, evaluations, remarks)
     if evaluations:
-        whitened = features[0].shape[1] if features[0] is not asked.features else None
-        remarks.append(record_evaluation_results(model, results_file, results_of(retrieval, whitened)))
+        whitened_to = features[0].shape[1] if features[0] is not asked.features else None
+        results = results_of(retrieval, dataset or index, whitened_to, by_labels=truth is None)
+        remarks.append(record_evaluation_results(model, json_file, results))
     if output is not None:
         write_neighbours(retrieval, Path(output))
     if sheet is not None:
@@ -183,9 +186,14 @@ def load_features_of(
 
 
 def places_of(names: Sequence[str | int], index_names: Sequence[str | int]) -> torch.Tensor:
-    """Where each image is in the index by its path, (Q,); -1 where it is not. Numbers of tables say nothing."""
+    """Where each image is in the index, (Q,), -1 where it is not; in tars and tables others may have the same name."""
     places = {os.path.abspath(name): place for place, name in enumerate(index_names) if isinstance(name, str)}
-    return torch.tensor([places.get(os.path.abspath(name), -1) if isinstance(name, str) else -1 for name in names])
+    return torch.tensor(
+        [
+            places.get(os.path.abspath(name), -1) if isinstance(name, str) and os.path.isfile(name) else -1
+            for name in names
+        ]
+    )
 
 
 def evaluate(
@@ -224,20 +232,24 @@ def evaluate(
     return {"": evaluate_labels(features[0], labels[0], features[1], labels[1], own)}
 
 
-def results_of(retrieval: Retrieval, whitened: int | None) -> list[dict]:
-    """The evaluations as [`add_evaluation_results`] takes them."""
+def results_of(retrieval: Retrieval, dataset: str, whitened_to: int | None, by_labels: bool) -> list[dict]:
+    """The evaluations as [`record_evaluation_results`] takes them."""
     index, queries = retrieval.index, retrieval.queries
-    facts = {"features": index.kind, **{name: index.settings.get(name) for name in OF_INDEX}, "whitened_to": whitened}
-    if queries is not index:
-        facts["queries"] = Path(queries.settings["images"]).name
+    how = {
+        "average_precision": "plain" if by_labels else "trapezoidal",
+        "queries": "each of the index" if queries is index else queries.source,
+        "features": index.kind,
+        **{name: index.settings.get(name) for name in OF_INDEX},
+        "whitened_to": whitened_to,
+    }
     return [
         {
             "task": "image-retrieval",
-            "dataset": Path(index.settings["images"]).name,
-            "metric": f"{metric} {setup}".rstrip(),
-            "value": value,
-            "num_queries": values["queries"],
-            **facts,
+            "dataset": dataset,
+            "metric": metric,
+            "metric_name": f"{metric}, {setup}".removesuffix(", "),
+            "value": round(value, 4),
+            **{name: fact for name, fact in how.items() if fact is not None},
         }
         for setup, values in retrieval.evaluations.items()
         for metric, value in values.items()
