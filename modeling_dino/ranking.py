@@ -34,7 +34,7 @@ from .knn import QUERIES, nearest
 
 
 SEARCH = ("auto", "faiss", "exact")
-SIMILARITIES = 2**24  # in one chunk of those that are sorted
+SIMILARITIES = 2**24  # in one chunk: 64 MiB
 MARGIN = 16  # candidates beyond those that are asked for: a query's own, and what is equal but for rounding
 UNLABELLED = -1
 
@@ -134,14 +134,16 @@ def evaluate_ranking(
             is_own = own[start : chunk.stop].unsqueeze(1) == torch.arange(len(index))
             positive, ignored = positive & ~is_own, ignored | is_own
         similarities = queries[start : chunk.stop] @ index.T
-        average, precision = average_precision(similarities, positive, ignored, trapezoidal=trapezoidal)
-        found.append(torch.cat([average.unsqueeze(1), precision], dim=1))
-    found = torch.cat(found)
-    found = found[~found[:, 0].isnan()]
-    if not len(found):
+        for row in positive.any(1).nonzero().flatten().tolist():
+            average, precision = average_precision(
+                similarities[row].numpy(), positive[row].numpy(), ignored[row].numpy(), trapezoidal=trapezoidal
+            )
+            found.append([average, *precision])
+    if not found:
         raise NothingToEvaluate("no query has an image to find")
     names = ("mAP", *(f"mP@{k}" for k in PRECISION_AT))
-    return {**dict(zip(names, (found.mean(0) * 100).tolist())), "queries": len(found)}
+    means = torch.tensor(found, dtype=torch.float64).mean(0) * 100
+    return {**dict(zip(names, means.tolist())), "queries": len(found)}
 
 
 def evaluate_labels(

@@ -135,6 +135,7 @@ def test_whitening_learned_from_the_index_and_from_others(here):
 
 
 def test_what_the_command_writes(dino, here, tmp_path):
+    assert dino("retrieve", "--help")[0] == 0
     model = tmp_path / "model"
     DinoModel.from_pretrained("model").save_pretrained(model)
     files = [tmp_path / name for name in ("n.csv", "sheet.png", "results.json", "n.parquet")]
@@ -239,7 +240,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --model model --features patches", "index has patches features, several vectors an image"),
         ("--index index --model model --features gem --gem-p 0", "gem_p=0.0 must be greater than 0"),
         ("--index index --model model --scales 1,half", "'1,half' is not a list of numbers"),
-        ("--index index --model model --scales 0.1", "at least one patch"),
+        ("--index index --model model --scales 0.1", "an image of 3x3 pixels is smaller than a patch of 8x8"),
         ("--index index --model model --resize stretch", "unknown resize 'stretch': allowed are crop, square, whole"),
         ("--index index --model model --image-size 0 --resize square", "image_size=0 must be at least 1"),
         ("--index index --model model --search annoy", "unknown search 'annoy'"),
@@ -255,7 +256,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --queries plain --model model --ground-truth a.json", "has no query plain/blue.png"),
         ("--index index --model model --ground-truth a.json", "a.json: no image of the queries is called 'red'"),
         ("--index index --queries plain --model model --ground-truth b.json", "index is called 'red-9'"),
-        ("--index features --queries other", "differ in features, cls and patch_mean"),
+        ("--index features --queries other", "other has patch_mean features, not cls"),
         ("--index features --queries wide", "has features of the last 2 blocks, not of 1"),
         ("--index damaged", "is not finite"),
     ],
