@@ -139,6 +139,7 @@ def features_of(
     )
     with _shared_temporary_folder() as folder:
         extract_features(settings, folder, num_workers=num_workers, progress=progress)
+        processes().wait_for_everyone()  # for the manifest, which the main process writes last
         return _load(source, folder, None, features or "cls", last_blocks)
 
 
