@@ -14,13 +14,16 @@
 """The command line, `dino`: each command reads its arguments here and does its work in a module of its own."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
+
+if TYPE_CHECKING:
+    from .evaluation_data import EvaluationFeatures
 
 app = typer.Typer(
     help="Every DINO as one Hugging Face model.",
@@ -42,6 +45,15 @@ Resize = Annotated[
     str, typer.Option(help="crop: from the middle, as saved with the model; square: squashed; whole: not cropped.")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels a side, if not the model's; the longer of whole images.")]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.")]
+NumWorkers = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of images, where there are several.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")]
+# of evaluations
+Train = Annotated[str, typer.Option(help="Labelled images to learn from: as of extract, or features that it wrote.")]
+Test = Annotated[str, typer.Option(help="Labelled images to be classified; the same.")]
+DataSet = Annotated[str | None, typer.Option(help="Name of the data set in results; --test if left out.")]
+JsonFile = Annotated[str | None, typer.Option("--json", help="File to write the results to, too.")]
 
 
 @app.command()
@@ -83,14 +95,14 @@ def extract(
         ),
     ] = "cls",
     last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
+    batch_size: BatchSize = 32,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    num_workers: NumWorkers = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a data set of the hub without storing it.")
     ] = False,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     gem_p: GemP = 4.0,
     scales: Scales = "1",
     resize: Resize = "crop",
@@ -113,7 +125,7 @@ def extract(
         image_column,
         label_column,
         gem_p,
-        numbers(scales),
+        numbers("scales", scales, float),
         resize,
         image_size,
     )
@@ -126,6 +138,110 @@ def extract(
         for path, reason in remarks.items():
             typer.echo(f"{kind} {path}: {reason}", err=True)
     typer.echo(summary)
+
+
+@app.command()
+def knn(
+    train: Train,
+    test: Test,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a saved model, where images are given and not features.")
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Neighbours that vote, with commas; 10,20,100,200 as far as there are so many.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="A vote weighs exp(cosine / temperature).")] = 0.07,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Each class's accuracy, too.")] = False,
+    features: Annotated[
+        str | None, typer.Option(help="cls, patch_mean, cls_patch_mean or projection; cls if left out.")
+    ] = None,
+    last_blocks: Annotated[int | None, typer.Option(help="Of how many last blocks, side by side.")] = None,
+    batch_size: BatchSize = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    num_workers: NumWorkers = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    dataset: DataSet = None,
+    json_file: JsonFile = None,
+):
+    """Classifies images by their nearest neighbours' votes; says how many rightly, and records it."""
+    from .evaluation_data import features_of
+    from .evaluation_results import record_evaluation_results
+    from .knn_classification import evaluate_knn
+
+    ks = None if k is None else numbers("k", k, int)
+    train_features, test_features = (
+        features_of(
+            source,
+            model,
+            features=features,
+            last_blocks=last_blocks,
+            batch_size=batch_size,
+            dtype=dtype,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+        )
+        for source in (train, test)
+    )
+    accuracy = evaluate_knn(train_features, test_features, ks, temperature)
+    if not is_main_process():
+        return
+    name_skipped(train_features, test_features)
+    typer.echo(accuracy)
+    if per_class:
+        typer.echo(accuracy.class_table())
+    results, details = accuracy.results(dataset or test), accuracy.class_results(dataset or test)
+    typer.echo(record_evaluation_results(model, json_file, results, details if per_class else ()))
+
+
+@app.command()
+def linear(
+    train: Train,
+    test: Test,
+    model: Model,
+    output: Annotated[str | None, typer.Option(help="Folder for the model with its classifier.")] = None,
+    epochs: Annotated[int, typer.Option(help="Times that each training image is seen.")] = 100,
+    classifier_batch_size: Annotated[int, typer.Option(help="Images in one step of the classifiers.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the order of images, and of those that are held out.")] = 0,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    dataset: DataSet = None,
+    json_file: JsonFile = None,
+):
+    """Trains linear classifiers of a model's features, tests the best, and saves the model with it."""
+    from .evaluation_data import features_of
+    from .evaluation_results import record_evaluation_results
+    from .linear_evaluation import check_output, evaluate_linear, features_to_classify, save_classifier
+
+    if output is not None:
+        check_output(output)
+    train_features, test_features = (
+        features_of(
+            source,
+            model,
+            **features_to_classify(source, model),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+        )
+        for source in (train, test)
+    )
+    if not is_main_process():
+        return
+    accuracy = evaluate_linear(
+        train_features, test_features, model, epochs=epochs, batch_size=classifier_batch_size, seed=seed
+    )
+    name_skipped(train_features, test_features)
+    typer.echo(accuracy)
+    results = accuracy.results(dataset or test)
+    typer.echo(record_evaluation_results(model, json_file, results))
+    if output is not None:
+        save_classifier(accuracy.classifier, model, output, results)
+        typer.echo(f"saved in {output}")
 
 
 @app.command()
@@ -145,8 +261,8 @@ def pretrain(
         typer.Option(help="Labelled images, classified by k-NN; given twice: those that vote, those classified."),
     ] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two of these.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    image_column: ImageColumn = None,
+    num_workers: NumWorkers = None,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
 ):
@@ -208,25 +324,26 @@ def retrieve(
     search: Annotated[str, typer.Option(help="faiss, exact, or auto: faiss where it is installed.")] = "auto",
     output: Annotated[str | None, typer.Option(help="A .csv or .parquet file for all neighbours.")] = None,
     sheet: Annotated[str | None, typer.Option(help="A .png file for a contact sheet.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the data set in results; --index if left out.")] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="File to write the results to, too.")] = None,
     features: Annotated[str | None, typer.Option(help="A kind of `dino extract`; cls if not given.")] = None,
     last_blocks: Annotated[int | None, typer.Option(help="Of how many last blocks, side by side.")] = None,
     gem_p: Annotated[float | None, typer.Option(help="Exponent of generalised means; 4 if not given.")] = None,
     scales: Annotated[str | None, typer.Option(help="Sizes to take the mean over, e.g. 1,0.7071,0.5.")] = None,
     resize: Annotated[str | None, typer.Option(help="crop, square or whole: see `dino extract`.")] = None,
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
+    batch_size: BatchSize = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    num_workers: NumWorkers = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set in results; --index if left out.")] = None,
+    json_file: JsonFile = None,
 ):
     """The images most like each query; mean average precision where labels or a ground truth say what is right."""
     from .retrieve import retrieve as run_retrieval
 
     given = {
         "gem_p": gem_p,
-        "scales": None if scales is None else numbers(scales),
+        "scales": None if scales is None else numbers("scales", scales, float),
         "resize": resize,
         "image_size": image_size,
     }
@@ -246,6 +363,7 @@ def retrieve(
         features=features,
         last_blocks=last_blocks,
         batch_size=batch_size,
+        dtype=dtype,
         num_workers=num_workers,
         image_column=image_column,
         label_column=label_column,
@@ -253,6 +371,7 @@ def retrieve(
     )
     if retrieval is None:  # not the main process
         return
+    name_skipped(*{part.source: part for part in (retrieval.index, retrieval.queries)}.values())
     typer.echo(retrieval)
 
 
@@ -289,15 +408,32 @@ def demo(
     typer.echo(run_demo(output, model))
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple:
     """
+    Numbers with commas between them.
+
     Raises:
-        ValueError: if they are not numbers between commas.
+        ValueError: if they are something else.
     """
     try:
-        return tuple(map(float, text.split(",")))
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a list of numbers, such as 1,0.7071,0.5") from error
+        return tuple(map(kind, text.split(",")))
+    except ValueError:
+        whole = "whole " if kind is int else ""
+        raise ValueError(f"--{option} {text} must be {whole}numbers with commas between them") from None
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that were launched together."""
+    from .extract import processes
+
+    return processes().is_main_process
+
+
+def name_skipped(*parts: "EvaluationFeatures"):
+    """Says which images could not be read."""
+    for part in parts:
+        for name, reason in part.skipped.items():
+            typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -126,7 +126,7 @@ def features_of(
         ValueError: if an argument cannot work, the features are not such, or one is not finite.
         OSError: if the model is missing or damaged.
     """
-    if (Path(source) / MANIFEST).is_file():
+    if is_feature_folder(source):
         return _load(source, source, model, features, last_blocks, further)
     if model is None:
         raise ValueError(f"{source} has images, not features of `dino extract`: name a model with --model")
@@ -143,7 +143,13 @@ def features_of(
     )
     with _shared_temporary_folder() as folder:
         extract_features(settings, folder, num_workers=num_workers, progress=progress)
+        processes().wait_for_everyone()  # for the manifest, which the main process writes last
         return _load(source, folder, None, features or "cls", last_blocks, {})
+
+
+def is_feature_folder(source: str) -> bool:
+    """Whether it is a folder that `dino extract` wrote, and not a source of images."""
+    return (Path(source) / MANIFEST).is_file()
 
 
 @contextmanager
@@ -251,4 +257,4 @@ def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]
     return classes, [torch.tensor([numbers[label] for label in part], dtype=torch.long) for part in parts]
 
 
-__all__ = ["EvaluationFeatures", "check_pair", "features_of", "labelled_pair", "number_labels"]
+__all__ = ["EvaluationFeatures", "check_pair", "features_of", "is_feature_folder", "labelled_pair", "number_labels"]

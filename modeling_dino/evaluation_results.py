@@ -73,12 +73,19 @@ def write_evaluation_results(file: str | os.PathLike, results: Sequence[dict]):
         partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def record_evaluation_results(model: str | None, file: str | os.PathLike | None, results: Sequence[dict]) -> str:
+def record_evaluation_results(
+    model: str | os.PathLike | None,
+    file: str | os.PathLike | None,
+    results: Sequence[dict],
+    details: Sequence[dict] = (),
+) -> str:
     """
-    Records results where the user wants them: in the file, if one is named, and beside the model, if it is here.
+    Records results beside the model, if it is in a folder here, and in the file, if one is named.
 
     Args:
         model: folder or hub id of a model; None where features were extracted before.
+        file: where to write them, too.
+        details: further results, for the file alone: they would make the model's card too long.
 
     Returns:
         a line that says where they are.
@@ -91,9 +98,11 @@ def record_evaluation_results(model: str | None, file: str | os.PathLike | None,
         add_evaluation_results(model, results)
         places.append(str(Path(model) / EVALUATION_RESULTS_NAME))
     if file is not None:
-        write_evaluation_results(file, results)
+        write_evaluation_results(file, [*results, *details])
         places.append(str(file))
-    return f"recorded in {' and '.join(places)}" if places else "not recorded: the model is not in a folder here"
+    if not places:
+        return "not recorded: name a model in a folder here with --model, or a file with --json"
+    return f"recorded in {' and '.join(places)}"
 
 
 def _evaluation(result: dict) -> dict:

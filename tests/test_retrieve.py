@@ -239,7 +239,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --model model --queries plain --top 0", "top=0 must be between 1 and the 12 images"),
         ("--index index --model model --features patches", "index has patches features, several vectors an image"),
         ("--index index --model model --features gem --gem-p 0", "gem_p=0.0 must be greater than 0"),
-        ("--index index --model model --scales 1,half", "'1,half' is not a list of numbers"),
+        ("--index index --model model --scales 1,half", "--scales 1,half must be numbers with commas between them"),
         ("--index index --model model --scales 0.1", "an image of 3x3 pixels is smaller than a patch of 8x8"),
         ("--index index --model model --resize stretch", "unknown resize 'stretch': allowed are crop, square, whole"),
         ("--index index --model model --image-size 0 --resize square", "image_size=0 must be at least 1"),
