@@ -339,21 +339,27 @@ def evaluate_linear(
     head = head.unstandardized(mean[columns], std[columns])
     predicted = head(test.features[:, columns].to(device)).topk(min(TOP, len(classes)), dim=1).indices.cpu()
     top1, top5 = knn_accuracy(predicted, truth, TOP)
-    classifier = classifier_of(dino, head, classes)
+    classifier = classifier_of(dino, classes, head.features, head.last_blocks)
+    classifier.classifier.load_state_dict({"weight": head.weight, "bias": head.bias})
     return LinearAccuracy(classifier, head, max(accuracies), top1, top5, len(heads), epochs, batch_size)
 
 
-def classifier_of(model: DinoModel, head: LinearHead, classes: Sequence[Label]) -> DinoForImageClassification:
-    """The model with a linear head on its backbone, whose names of classes are in `config.id2label`."""
+def classifier_of(
+    model: DinoModel, classes: Sequence[Label], features: str = "cls", last_blocks: int = 1
+) -> DinoForImageClassification:
+    """
+    The model with a new classifier on its backbone.
+
+    Args:
+        classes: their names are in `config.id2label`, in this order.
+        features, last_blocks: what is classified, see [`DinoConfig`].
+    """
     config = copy.deepcopy(model.config)
     config.id2label = {number: str(label) for number, label in enumerate(classes)}
     config.label2id = {label: number for number, label in config.id2label.items()}
-    config.classifier_features, config.classifier_last_blocks = head.features, head.last_blocks
+    config.classifier_features, config.classifier_last_blocks = features, last_blocks
     classifier = DinoForImageClassification(config)
     classifier.backbone.load_state_dict(model.backbone.state_dict())
-    with torch.no_grad():
-        classifier.classifier.weight.copy_(head.weight)
-        classifier.classifier.bias.copy_(head.bias)
     return classifier.eval()
 
 
