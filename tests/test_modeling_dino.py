@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
-from modeling_dino.features import image_features
 from modeling_dino.configuration_dino import BACKBONES, BOTTLENECK_RESNETS, VIT_SIZES
+from modeling_dino.features import image_features
 
 
 @pytest.fixture
