@@ -208,14 +208,14 @@ def linear(
     if not is_main_process():
         return
     accuracy = evaluate_linear(
-        train_features, test_features, model, epochs=epochs, batch_size=classifier_batch_size, seed=seed
+        train_features, test_features, epochs=epochs, batch_size=classifier_batch_size, seed=seed
     )
     name_skipped(train_features, test_features)
     typer.echo(accuracy)
     results = accuracy.results(dataset or test)
     typer.echo(record_evaluation_results(model, json_file, results))
     if output is not None:
-        save_classifier(accuracy.classifier, model, output, results)
+        save_classifier(accuracy, model, output, results)
         typer.echo(f"saved in {output}")
 
 

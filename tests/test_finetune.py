@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
     assert (resumed.top1, resumed.top5) == (whole.top1, whole.top5)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    with pytest.raises(ValueError, match="has another run, .*epochs: 3 -> 4"):
+    with pytest.raises(ValueError, match=r"has another run, .*epochs: 3 -> 4"):
         run(folder, tmp_path / "stopped", epochs=4)
 
 

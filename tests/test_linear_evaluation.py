@@ -56,7 +56,7 @@ def test_each_head_is_trained_as_alone_by_pytorchs_sgd():
     """Heads of other features and learning rates, in the same pass over the data, change nothing."""
     generator = torch.Generator().manual_seed(1)
     features, labels = torch.randn(50, 12, generator=generator), torch.randint(3, (50,), generator=generator)
-    choices = feature_choices("cls_patch_mean", 2, 4)
+    choices = feature_choices("cls_patch_mean", 2, 12)
     heads = train_heads(features, labels, 3, choices, [0.1, 1.0], epochs=3, batch_size=16, seed=5)
     assert [(head.features, head.last_blocks, head.learning_rate) for head in heads][:3] == [
         ("cls", 1, 0.1),
@@ -83,7 +83,7 @@ def test_each_head_is_trained_as_alone_by_pytorchs_sgd():
 
 def test_the_columns_of_each_choice():
     """Of two blocks and a mean, 4 wide each: [first, last, mean]."""
-    assert feature_choices("cls_patch_mean", 2, 4) == {
+    assert feature_choices("cls_patch_mean", 2, 12) == {
         ("cls", 1): slice(4, 8),
         ("cls_patch_mean", 1): slice(4, 12),
         ("cls", 2): slice(0, 8),
