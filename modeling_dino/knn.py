@@ -30,7 +30,7 @@ import torch.nn.functional as F
 DEFAULT_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 TOP = 5  # classes that are predicted
-QUERIES, KEYS = 1024, 16384  # in one chunk: 64 MiB of similarities
+QUERIES, KEYS = 256, 65536  # in one chunk: 64 MiB of similarities; wide, since merging chunks of keys costs
 
 
 @torch.inference_mode()

@@ -92,7 +92,7 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> dict[tuple[str, 
         kind: `"cls"`, or `"cls_patch_mean"`: the CLS tokens from the earliest block to the last, and the mean of the
             last one's patch tokens.
         last_blocks: how many blocks.
-        width: of one token.
+        width: of all of it.
 
     Returns:
         (features, last blocks) -> columns: the last block's and those of all blocks, with and without the mean.
@@ -102,6 +102,7 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> dict[tuple[str, 
     """
     if kind not in ("cls", "cls_patch_mean"):
         raise ValueError(f"{kind} features are not what linear classifies: extract cls or cls_patch_mean features")
+    width //= last_blocks + (kind == "cls_patch_mean")  # of one token
     end = last_blocks * width
     choices = {}
     for blocks in sorted({1, last_blocks}):
@@ -248,16 +249,16 @@ class LinearAccuracy:
     What a linear classifier came to, in percent.
 
     Args:
-        classifier: the model with it.
-        head: the classifier alone.
+        head: the classifier.
+        classes: what it tells apart.
         held_out: its accuracy on the training images that it was chosen by.
         top1, top5: on the test images.
         num_heads: that it was chosen from.
         epochs, batch_size: of its training.
     """
 
-    classifier: DinoForImageClassification
     head: LinearHead
+    classes: list[Label]
     held_out: float
     top1: float
     top5: float
@@ -293,7 +294,6 @@ class LinearAccuracy:
 def evaluate_linear(
     train: EvaluationFeatures,
     test: EvaluationFeatures,
-    model: str,
     *,
     epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
@@ -306,7 +306,6 @@ def evaluate_linear(
 
     Args:
         train, test: cls or cls_patch_mean features of any number of last blocks: see [`feature_choices`].
-        model: folder or hub id of the model whose features they are.
         epochs, batch_size, learning_rates, seed: see [`train_heads`].
 
     Raises:
@@ -314,8 +313,7 @@ def evaluate_linear(
         FloatingPointError: if nothing can be learned of the features.
     """
     train, test = labelled_pair(train, test)
-    dino = load_model(model)
-    choices = feature_choices(train.kind, train.last_blocks, dino.config.hidden_size)
+    choices = feature_choices(train.kind, train.last_blocks, train.features.shape[1])
     classes, (labels,) = number_labels(train.labels)
     is_held_out = held_out(labels, seed=seed)
 
@@ -339,30 +337,35 @@ def evaluate_linear(
     head = head.unstandardized(mean[columns], std[columns])
     predicted = head(test.features[:, columns].to(device)).topk(min(TOP, len(classes)), dim=1).indices.cpu()
     top1, top5 = knn_accuracy(predicted, truth, TOP)
-    classifier = classifier_of(dino, head, classes)
-    return LinearAccuracy(classifier, head, max(accuracies), top1, top5, len(heads), epochs, batch_size)
+    return LinearAccuracy(head, classes, max(accuracies), top1, top5, len(heads), epochs, batch_size)
 
 
-def classifier_of(model: DinoModel, head: LinearHead, classes: Sequence[Label]) -> DinoForImageClassification:
-    """The model with a linear head on its backbone, whose names of classes are in `config.id2label`."""
+def classifier_of(
+    model: DinoModel, classes: Sequence[Label], features: str = "cls", last_blocks: int = 1
+) -> DinoForImageClassification:
+    """
+    The model with a new classifier on its backbone.
+
+    Args:
+        classes: their names are in `config.id2label`, in this order.
+        features, last_blocks: what is classified, see [`DinoConfig`].
+    """
     config = copy.deepcopy(model.config)
     config.id2label = {number: str(label) for number, label in enumerate(classes)}
     config.label2id = {label: number for number, label in config.id2label.items()}
-    config.classifier_features, config.classifier_last_blocks = head.features, head.last_blocks
+    config.classifier_features, config.classifier_last_blocks = features, last_blocks
     classifier = DinoForImageClassification(config)
     classifier.backbone.load_state_dict(model.backbone.state_dict())
-    with torch.no_grad():
-        classifier.classifier.weight.copy_(head.weight)
-        classifier.classifier.bias.copy_(head.bias)
     return classifier.eval()
 
 
-def save_classifier(
-    classifier: DinoForImageClassification, model: str, output: str | os.PathLike, results: list[dict]
-):
-    """Saves a classifier, the transform of the model that it is of, and what it came to."""
+def save_classifier(accuracy: LinearAccuracy, model: str, output: str | os.PathLike, results: Sequence[dict]):
+    """Saves a model with the classifier of its features, its transform, and what it came to."""
+    head, dino = accuracy.head, load_model(model)
+    classifier = classifier_of(dino, accuracy.classes, head.features, head.last_blocks)
+    classifier.classifier.load_state_dict({"weight": head.weight, "bias": head.bias})
     classifier.save_pretrained(output)
-    load_image_processor(model, classifier.config).save_pretrained(output)
+    load_image_processor(model, dino.config).save_pretrained(output)
     add_evaluation_results(output, results)
 
 
