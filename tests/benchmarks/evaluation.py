@@ -1,12 +1,12 @@
 """
-What pretraining is worth on scikit-learn's digits: k-NN and linear classification, over several seeds.
+What pretraining is worth on scikit-learn's digits: k-NN, linear classification and retrieval, over several seeds.
 
     python tests/benchmarks/evaluation.py --folder digits --json tests/benchmarks/results/evaluation.json
 
 1,797 images of 8 x 8 are enlarged to 32 x 32. Of each digit every other image is for training, the rest for testing;
 only training images are pretrained on. Beside the pretrained network stand the same architecture before training, and
-the pixels. It is done by the functions behind `dino pretrain`, `dino knn` and `dino linear`; a seed that is in the
-folder already is not trained again.
+the pixels. It is done by the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed that
+is in the folder already is not trained again.
 """
 
 import json
@@ -23,10 +23,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.evaluation_data import EvaluationFeatures, features_of
+from modeling_dino.evaluation_data import EvaluationFeatures, features_of, number_labels
 from modeling_dino.knn_classification import evaluate_knn
 from modeling_dino.linear_evaluation import evaluate_linear, features_to_classify
 from modeling_dino.pretrain import pretrain
+from modeling_dino.ranking import evaluate_each
 
 
 KS = (10, 20)
@@ -90,10 +91,15 @@ def pixels(folder: Path, part: str) -> EvaluationFeatures:
 
 
 def accuracies(knn: list[EvaluationFeatures], linear: list[EvaluationFeatures], seed: int) -> dict[str, float]:
-    """Top-1 accuracies in percent, by name; of training and test images each."""
+    """
+    Top-1 accuracies in percent, by name; of training and test images each. And how well each test image finds the
+    others of its class, as the mean average precision.
+    """
     by_k = evaluate_knn(*knn, KS).top1
     found = {f"k-NN, k={k}": top1 for k, top1 in by_k.items()}
-    return {**found, "linear": evaluate_linear(*linear, seed=seed, progress=False).top1}
+    found["linear"] = evaluate_linear(*linear, seed=seed, progress=False).top1
+    (labels,) = number_labels(knn[1].labels)[1]
+    return {**found, "retrieval, mAP": evaluate_each(knn[1].features, labels)["mAP"]}
 
 
 def accuracies_of_model(folder: Path, model: str, seed: int) -> dict[str, float]:
