@@ -5,8 +5,8 @@ What pretraining is worth on scikit-learn's digits: k-NN, linear classification 
 
 1,797 images of 8 x 8 are enlarged to 32 x 32. Of each digit every other image is for training, the rest for testing;
 only training images are pretrained on. Beside the pretrained network stand the same architecture before training, and
-the pixels. It is done by the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed that
-is in the folder already is not trained again.
+the pixels. It is done by the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed
+that is in the folder already is not trained again.
 """
 
 import json
