@@ -13,5 +13,5 @@ test:  ## fetches transformers' common tests the first time
 
 demo:  ## in a virtual environment of its own
 	python3 -m venv .venv-demo
-	.venv-demo/bin/pip install -q ".[cli]"
+	.venv-demo/bin/pip install -q ".[train]"
 	.venv-demo/bin/dino demo --output demo

@@ -438,15 +438,19 @@ def push(
 
 @app.command()
 def demo(
-    output: Output = "demo",
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a saved model; random weights if none.")
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to replace in the recipe.")
     ] = None,
+    output: Output = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and the network.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where another demo is.")] = False,
 ):
-    """A tour: features of scikit-image's photographs, and the attention to one of them."""
+    """The whole story, in minutes: pretrains on scikit-image's photographs, extracts, evaluates, draws."""
     from .demo import run_demo
 
-    typer.echo(run_demo(output, model))
+    summary = run_demo(output, seed, overrides or (), overwrite)
+    typer.echo(summary)
+    typer.echo(f"{summary.seconds:.0f} s")
 
 
 def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple:

@@ -11,99 +11,168 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tour in one command: photographs to features and pictures, with what comes with the package alone."""
+"""The whole story in one command, offline: pretrain, save, load, extract, evaluate, look.
+
+A small ViT is pretrained on the left parts of photographs, and is to recognise places in their right parts, which it
+has never seen, from distorted views. Beside it stand the same network untrained, and the pixels themselves.
+"""
 
 import os
-import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .configuration_dino import DinoConfig
-from .extract import ExtractionSettings, ExtractionSummary, extract_features
-from .extras import require
-from .feature_files import load_features
-from .modeling_dino import DinoModel
+import torch
+from transformers import set_seed
+
+from .demo_images import copy_photographs, cut_photographs
+from .evaluation_data import EvaluationFeatures, features_of
+from .evaluation_results import add_evaluation_results
+from .images import read_image
+from .knn_classification import evaluate_knn
+from .modeling_dino import DinoForPreTraining
+from .pretrain import pretrain
 from .pretrained import load_image_processor, load_model
+from .recipes import load_recipe
+from .retrieve import retrieve
 from .visualization import draw_attention
 
 
-# the photographs among the images that lie inside the scikit-image package (others it would download)
-PHOTOGRAPHS = [
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "page.png",
-    "retina.jpg",
-    "rocket.jpg",
-]
-PRESET = "dino_vits16"
-PORTRAIT = "astronaut.png"
+RECIPE = "photographs"
+PROCESSES = 2  # that extract features, where there are no GPUs
+K = 5  # neighbours that vote
+PORTRAITS = ("astronaut.png", "chelsea.png")
+PORTRAIT_SIZE = 320  # pixels
+DATA_SET = "places in scikit-image's photographs"
 
 
-def copy_photographs(folder: Path) -> list[Path]:
-    """Copies scikit-image's photographs into a folder."""
-    source = Path(require("skimage.data").__file__).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(source / name, folder / name)) for name in PHOTOGRAPHS if (source / name).is_file()]
-
-
-def make_model(folder: Path):
-    """Saves a model of the preset with random weights."""
-    DinoModel(DinoConfig.from_preset(PRESET, head_type=None)).save_pretrained(folder)
-
-
-def run_demo(output: str | os.PathLike, model: str | None = None) -> str:
+@dataclass(frozen=True)
+class DemoSummary:
     """
-    Extracts features of the photographs and draws the attention to one of them.
+    What the demo came to.
 
     Args:
-        output: a folder; what an earlier demo left there is replaced.
-        model: folder or hub id of a saved model; by default a preset with random weights.
-
-    Returns:
-        what was done, and where it is.
+        output: its folder.
+        accuracies: k-NN top-1 accuracy in percent, of trained features, of untrained ones and of pixels.
+        places: the classes there are.
+        seconds: it took.
     """
+
+    output: Path
+    accuracies: dict[str, float]
+    places: int
+    seconds: float
+
+    def __str__(self) -> str:
+        names = {"trained": "features, pretrained", "untrained": "features, untrained", "pixels": "pixels"}
+        lines = [f"which of {self.places} unseen places does a distorted view show? k-NN accuracy, k={K}:"]
+        lines += [f"  {names[name]:<22}{accuracy:5.1f} %" for name, accuracy in self.accuracies.items()]
+        lines.append(f"  {'chance':<22}{100 / self.places:5.1f} %")
+        drawings = [f"attention/{Path(portrait).stem}-attention.png" for portrait in PORTRAITS]
+        pictures = ["model/curves.png", "neighbours.png", *drawings]
+        return "\n".join([*lines, f"look at {', '.join(str(self.output / picture) for picture in pictures)}"])
+
+
+def run_demo(
+    output: str | os.PathLike, seed: int = 0, overrides: Sequence[str] = (), overwrite: bool = False
+) -> DemoSummary:
+    """
+    Pretrains on photographs, and shows what came of it.
+
+    Args:
+        output: a folder. Killed and run again with the same arguments, the pretraining goes on where it stopped.
+        seed: of the images and the network.
+        overrides: `key=value` of the recipe.
+        overwrite: start anew where the folder has the pretraining of another demo.
+
+    Raises:
+        ValueError, OSError: as of the functions it calls.
+    """
+    started = time.perf_counter()
     output = Path(output)
     photographs = copy_photographs(output / "photographs")
-    lines = []
-    if model is None:
-        model = str(output / "model")
-        make_model(output / "model")
-        lines.append(f"model       {PRESET} with random weights in {model}: its features mean little; try --model")
-    summary = extract(model, output)
-    features = load_features(summary.output)["feature"]
-    pictures = draw(model, output)
-    return "\n".join(
-        [
-            *lines,
-            f"photographs {len(photographs)} from scikit-image in {output / 'photographs'}",
-            f"features    {features.shape[0]} x {features.shape[1]}: {summary}",
-            f"attention   {len(pictures)} pictures; look at {pictures[-1]}",
-        ]
+    tiles, views, distorted = cut_photographs(photographs, output / f"seed-{seed}", seed)
+    overrides = (f"training.seed={seed}", *overrides)
+    model, untrained = str(output / "model"), str(output / "untrained")
+    say(f"pretraining by the recipe {RECIPE} on tiles of the left parts of {len(photographs) - 1} photographs")
+    pretrain(RECIPE, str(tiles), model, overrides, overwrite=overwrite)
+    save_untrained(untrained, overrides)
+
+    say("extracting features of views of the right parts")
+    for name, images in (("views", views), ("distorted", distorted)):
+        extract(model, images, output / "features" / name)
+    trained = [features_of(str(output / "features" / name)) for name in ("views", "distorted")]
+    rivals = [features_of(str(images), untrained, progress=False) for images in (views, distorted)]
+    sides = {"trained": trained, "untrained": rivals, "pixels": [pixels_of(part, untrained) for part in trained]}
+    found = {name: evaluate_knn(*parts, k=[K]) for name, parts in sides.items()}
+    add_evaluation_results(model, found["trained"].results(DATA_SET))
+
+    say("drawing what is similar to what, and what the network attends to")
+    features = [str(output / "features" / name) for name in ("views", "distorted")]
+    retrieve(*features, model, sheet=output / "neighbours.png", dataset=DATA_SET)
+    draw(model, output)
+    return DemoSummary(
+        output,
+        {name: accuracy.top1[K] for name, accuracy in found.items()},
+        len(found["trained"].class_sizes),
+        time.perf_counter() - started,
     )
 
 
-def extract(model: str, output: Path) -> ExtractionSummary:
-    """Features of the photographs."""
-    settings = ExtractionSettings(model=model, images=str(output / "photographs"))
-    return extract_features(settings, output / "features", overwrite=(output / "features").exists())
+def say(line: str):
+    """What comes next, before it is done."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def draw(model: str, output: Path) -> list[Path]:
-    """The attention to the portrait."""
+def save_untrained(folder: str, overrides: Sequence[str]):
+    """Saves student and teacher as the pretraining began with them."""
+    recipe = load_recipe(RECIPE, overrides)
+    set_seed(recipe.training["seed"])
+    DinoForPreTraining(recipe.config()).save_pretrained(folder)
+
+
+def extract(model: str, images: Path, output: Path):
+    """
+    `dino extract` on all GPUs there are, or on some processes of this CPU; what an earlier demo left is replaced.
+
+    Raises:
+        OSError: if it fails; it has said why.
+    """
+    on_gpus = torch.accelerator.is_available()
+    count = torch.accelerator.device_count() if on_gpus else PROCESSES
+    launch = ["accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(count)]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["--multi_gpu"] if count > 1 else []  # on a CPU, too: without it a single process is started
+    arguments = ["extract", "--model", model, "--images", str(images), "--output", str(output)]
+    arguments += ["--overwrite"] if output.exists() else []
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if not on_gpus:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, "-m", *launch, "--module", "modeling_dino", *arguments]
+    if subprocess.run(command, env=environment, check=False).returncode:
+        raise OSError(f"extraction failed: {' '.join(command)}")
+
+
+def pixels_of(part: EvaluationFeatures, model: str) -> EvaluationFeatures:
+    """The same images as a network sees them, in the place of its features: (N, C * H * W)."""
+    processor = load_image_processor(model, load_model(model).config)
+    images = (read_image(name)[0] for name in part.names)
+    pixels = torch.stack([processor(image, return_tensors="pt")["pixel_values"].flatten() for image in images])
+    return replace(part, features=pixels)
+
+
+def draw(model: str, output: Path):
+    """The attention to the portraits."""
     dino = load_model(model)
     processor = load_image_processor(model, dino.config)
-    portrait = output / "photographs" / PORTRAIT
-    return draw_attention(dino, portrait, output / "attention", processor.image_mean, processor.image_std)
+    for portrait in PORTRAITS:
+        image = output / "photographs" / portrait
+        draw_attention(
+            dino, image, output / "attention", processor.image_mean, processor.image_std, size=PORTRAIT_SIZE
+        )
 
 
-__all__ = ["run_demo"]
+__all__ = ["DemoSummary", "run_demo"]

@@ -159,7 +159,7 @@ def pretrain(
         notice_small_images(images, settled)
         folder.open(overwrite)
     trainer.accelerator.wait_for_everyone()
-    with told_what_is_kept(folder.path):
+    with told_what_is_kept(folder.path), threads_beside(num_workers, world_size):
         results = train(trainer, folder)
         unreadable = gather_unreadable(dataset)
         if not trainer.is_world_process_zero():
@@ -268,10 +268,27 @@ def precision(recipe: Recipe) -> dict[str, bool]:
     return dict.fromkeys(half, False)
 
 
+def cores_of_process(world_size: int) -> int:
+    """Cores that each of the processes on this machine can have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // world_size)
+
+
 def spare_workers(num_images: int, world_size: int) -> int:
     """Processes that read images: none for few images, else one a core that is left."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if num_images <= FEW_IMAGES else max(1, cores // world_size - 1)
+    return 0 if num_images <= FEW_IMAGES else max(1, cores_of_process(world_size) - 1)
+
+
+@contextmanager
+def threads_beside(num_workers: int, world_size: int) -> Iterator[None]:
+    """On a CPU, as many threads of PyTorch as the workers leave cores, at least one: more wait for each other."""
+    num_threads = torch.get_num_threads()
+    try:
+        if not torch.accelerator.is_available():
+            torch.set_num_threads(min(num_threads, max(1, cores_of_process(world_size) - num_workers)))
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def train(trainer: DinoTrainer, folder: "RunFolder") -> dict[str, Any]:

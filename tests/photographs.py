@@ -6,7 +6,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from modeling_dino.demo import PHOTOGRAPHS
+from modeling_dino.demo_images import PHOTOGRAPHS
 
 
 FOLDER = Path(skimage.data.__file__).parent

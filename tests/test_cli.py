@@ -83,15 +83,6 @@ def test_attention(dino, folder):
     assert np.asarray(Image.open(folder / "out" / "0-head3.png")).shape == (64, 80, 3)
 
 
-def test_demo(dino, folder):
-    code, out, _ = dino("demo", "--output", folder / "demo", "--model", folder / "vit")
-    assert code == 0
-    assert "16 from scikit-image" in out
-    assert load_features(folder / "demo" / "features")["feature"].shape == (16, 32)
-    assert (folder / "demo" / "attention" / "astronaut-attention.png").is_file()
-    assert dino("demo", "--output", folder / "demo", "--model", folder / "vit")[0] == 0  # again in the same place
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 from hub_server import running_hub
 from processes import run_python
 
-from modeling_dino.demo import copy_photographs
+from modeling_dino.demo_images import copy_photographs
 
 
 ROOT = Path(__file__).parent.parent

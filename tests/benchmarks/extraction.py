@@ -32,7 +32,7 @@ from PIL import Image
 from transformers import pipeline
 
 from modeling_dino import DinoConfig, DinoModel, load_features
-from modeling_dino.demo import copy_photographs
+from modeling_dino.demo_images import copy_photographs
 from modeling_dino.extract import ExtractionSettings, extract_features
 
 
