@@ -12,7 +12,7 @@ folder already is not trained again.
 import json
 import platform
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, pstdev
 from typing import Annotated
 
 import numpy as np
@@ -110,7 +110,7 @@ def main(
     seeds: Annotated[str, typer.Option(help="With commas between them.")] = "0,1,2,3,4",
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
-    """Trains what is not trained yet, and prints a table: means over seeds, and standard deviations."""
+    """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
     write_digits(folder / "images")
     found: dict[str, list[dict[str, float]]] = {"pixels": [], "untrained": [], "DINO": []}
     for seed in map(int, seeds.split(",")):
@@ -123,7 +123,7 @@ def main(
     print(f"| features | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for name, rows in found.items():
         cells = [[row[column] for row in rows] for column in columns]
-        print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells) + " |")
+        print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {pstdev(values):.1f}" for values in cells) + " |")
     if output:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         report = {**versions, "machine": platform.machine(), "recipe": RECIPE, "overrides": OVERRIDES}
