@@ -12,7 +12,7 @@ folder already is not trained again.
 import json
 import platform
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Annotated
 
 import numpy as np
@@ -107,7 +107,7 @@ def accuracies_of_model(folder: Path, model: str, seed: int) -> dict[str, float]
 @app.command()
 def main(
     folder: Annotated[Path, typer.Option(help="For images and models.")] = Path("digits"),
-    seeds: Annotated[str, typer.Option(help="With commas between them.")] = "0,1,2,3,4",
+    seeds: Annotated[str, typer.Option(help="At least two, with commas between them.")] = "0,1,2,3,4",
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
     """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
@@ -123,7 +123,7 @@ def main(
     print(f"| features | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for name, rows in found.items():
         cells = [[row[column] for row in rows] for column in columns]
-        print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {pstdev(values):.1f}" for values in cells) + " |")
+        print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells) + " |")
     if output:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         report = {**versions, "machine": platform.machine(), "recipe": RECIPE, "overrides": OVERRIDES}
