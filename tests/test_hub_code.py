@@ -9,6 +9,7 @@ from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, 
 CODE_FILES = {
     "checkpoint_files.py",
     "configuration_dino.py",
+    "evaluation_results.py",
     "hub_repository.py",
     "image_processing_dino.py",
     "loss.py",
@@ -18,6 +19,7 @@ CODE_FILES = {
     "resnet.py",
     "stage.py",
     "vision_transformer.py",
+    "whole_files.py",
 }
 
 LOAD = """

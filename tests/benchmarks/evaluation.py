@@ -113,10 +113,10 @@ def accuracies_of_model(folder: Path, model: str, seed: int) -> dict[str, float]
 @app.command()
 def main(
     folder: Annotated[Path, typer.Option(help="For images and models.")] = Path("digits"),
-    seeds: Annotated[str, typer.Option(help="With commas between them.")] = "0,1,2,3,4",
+    seeds: Annotated[str, typer.Option(help="At least two, with commas between them.")] = "0,1,2,3,4",
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
-    """Trains what is not trained yet, and prints a table: means over seeds, and standard deviations."""
+    """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
     write_digits(folder / "images")
     found: dict[str, list[dict[str, float]]] = {"pixels": [], "untrained": [], "DINO": []}
     for seed in map(int, seeds.split(",")):
