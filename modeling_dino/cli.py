@@ -471,10 +471,12 @@ def is_main_process() -> bool:
 
 
 def name_skipped(*parts: "EvaluationFeatures"):
-    """Says which images could not be read."""
+    """Says which images could not be read, and how many have no label."""
     for part in parts:
         for name, reason in part.skipped.items():
             typer.echo(f"skipped {name}: {reason}", err=True)
+        if missing := part.labels.count(None):
+            typer.echo(f"note {part.source}: {missing} images have no label, and are left out", err=True)
 
 
 def one_line(error: BaseException) -> str:

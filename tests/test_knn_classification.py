@@ -1,12 +1,15 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from evaluation_images import coloured_images
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_cli import dino  # noqa: F401
 
@@ -139,6 +142,22 @@ def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):  #
     code, _, err = dino("knn", "--model", folder / "model", *(x for pair in named.items() for x in pair))
     assert code == 2
     assert says in err.splitlines()[-1]
+
+
+def test_what_is_left_out_is_said(tmp_path, folder, dino):  # noqa: F811
+    images = [Image.open(file).copy() for file in sorted((folder / "test").glob("*/*.png"))[::3]]
+    labels = ["blue", None, "green", "red"]
+    Dataset.from_dict({"image": images, "label": labels}).save_to_disk(str(tmp_path / "data"))
+    (tmp_path / "train").mkdir()
+    shutil.copytree(folder / "train", tmp_path / "train", dirs_exist_ok=True)
+    (tmp_path / "train" / "red" / "damaged.png").write_bytes(b"no image")
+    code, out, err = dino(
+        "knn", "--train", tmp_path / "train", "--test", tmp_path / "data", "--model", folder / "model"
+    )
+    assert code == 0, err
+    assert f"note {tmp_path / 'data'}: 1 images have no label, and are left out" in err
+    assert f"skipped {tmp_path / 'train' / 'red' / 'damaged.png'}: no image" in err
+    assert out.startswith("3 images classified by 12, 3 classes")
 
 
 def test_features_of_two_models_are_refused():
