@@ -479,7 +479,7 @@ def name_skipped(*parts: "EvaluationFeatures"):
     for part in parts:
         for name, reason in part.skipped.items():
             typer.echo(f"skipped {name}: {reason}", err=True)
-        if missing := part.labels.count(None):
+        if missing := (part.labels or []).count(None):
             typer.echo(f"note {part.source}: {missing} images have no label, and are left out", err=True)
 
 
