@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A map of images: places in the plane at which images with like features lie together, and which are shown from afar.
+"""A map of images: places in the plane where those of like features lie together, and which are shown from afar.
 
-t-SNE (https://www.jmlr.org/papers/v9/vandermaaten08a.html) by openTSNE (https://github.com/pavlin-policar/openTSNE), from
-exact neighbours by cosine, in time linear in the number of images.
+Paper: t-SNE, https://www.jmlr.org/papers/v9/vandermaaten08a.html, in the form of https://doi.org/10.1038/s41592-018-0308-4,
+whose time is linear in the number of images. The neighbours it looks at are exact, and those that the report lists.
 """
 
 from typing import TYPE_CHECKING
@@ -117,7 +117,7 @@ def _is_free(point: list[float], cells: dict[tuple[int, int], list[float]], dist
 
 
 def z_order(places: "np.ndarray") -> "np.ndarray":
-    """Where on a Z-order curve places in the unit square lie, (N, 2) -> (N,): those near each other mostly are there."""
+    """Where on a Z-order curve places in the unit square lie, (N, 2) -> (N,): mostly near if they are near."""
     np = require("numpy", "report")
     x, y = np.minimum(places * 2**16, 2**16 - 1).astype("int64").T
     bits = range(16)

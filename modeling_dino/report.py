@@ -13,9 +13,10 @@
 # limitations under the License.
 """One HTML page about a folder of features: a map of the images, their neighbours, duplicates, outliers, and labels.
 
-The page is a file of its own, which asks nobody for anything: its script and style (`report.js`, `report.css`, in
-`report.html`) are the only ones its content security policy lets run, numbers are packed in JSON, and the pictures follow
-behind the script, so that the map is there before they are. Images come in the order of their level of detail.
+The page is a file of its own, which asks nobody for anything: its script and style (`report.js` and `report.css`, put
+into `report.html`) are the only ones that its content security policy lets run, numbers are packed in JSON, and the
+pictures follow behind the script, so that the map is there before they are. Images come in the order of their level of
+detail, see [`levels_of_detail`].
 """
 
 import base64
@@ -250,8 +251,8 @@ def describe_images(
     if num_clusters is None:
         num_clusters = min(MAX_CLUSTERS, max(1, round((len(shown) / 2) ** 0.5)))
     names = [shown.name(image) for image in order]
-    root = os.path.commonprefix(names).rpartition("/")[0] if "path" in shown.columns and len(names) > 1 else ""
-    root = f"{root}/" if root else ""
+    folder, slash, _ = os.path.commonprefix(names).rpartition("/")  # noqa: RUF071 (some may be absolute, and some not)
+    root = folder + slash if "path" in shown.columns else ""
     page = {
         "root": root,
         "names": [name.removeprefix(root) for name in names],
@@ -271,7 +272,7 @@ def describe_images(
 
 
 def classification(shown: Images, k: int, order: "np.ndarray") -> dict[str, Any] | None:
-    """Which class its neighbours give to each image that has one, -1 for others, and how many are right, in percent."""
+    """Which class the neighbours of each image give it, -1 if it has none itself; how many are right, in percent."""
     if shown.labels is None:
         return None
     has_label = shown.labels >= 0

@@ -4,9 +4,9 @@
     python tests/benchmarks/report.py            # 20,000 images, five visits
 
 Images are crops of scikit-image's photographs, JPEGs of 160 x 120; features are drawn around a center for each
-photograph, 384 numbers wide. The page is opened from its file in headless Chromium, anew each time. `usable`: the map is
-painted, and clicks are answered; `pictures`: all thumbnails of the first view are painted, too. Both are counted from the
-start of the navigation.
+photograph, 384 numbers wide. The page is opened from its file in headless Chromium, anew each time. `usable`: the map
+is painted, and clicks are answered; `pictures`: all thumbnails of the first view are painted, too. Both are counted
+from the start of the navigation.
 """
 
 import random
