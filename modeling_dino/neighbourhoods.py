@@ -13,8 +13,8 @@
 # limitations under the License.
 """What nearest neighbours say about a set of features: what is alike, what stands alone, which labels do not fit.
 
-Similarities are cosines, of all pairs of images, exact. Neighbours vote for classes as in [`knn_predict`], but an image
-not for itself.
+Similarities are cosines, of all pairs of images, exact. Neighbours vote for classes as in [`knn_predict`], but an
+image not for itself.
 """
 
 from typing import TYPE_CHECKING

@@ -26,11 +26,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from browser import chromium, wait_for_mark
+from feature_folders import records_of, write_features
 
 from modeling_dino.demo import copy_photographs
-from modeling_dino.feature_files import FeatureFolder
 from modeling_dino.report import write_report
-from modeling_dino.sources import open_source
 
 
 WIDTH = 384
@@ -52,23 +51,15 @@ def write_images(folder: Path, count: int):
         crop.save(file, quality=85)
 
 
-def write_features(folder: Path):
+def make_features(folder: Path):
     """What `dino extract` would write, with features drawn at random."""
-    source = open_source(str(folder / "images"))
-    records = list(source.read(range(source.num_images)))
+    records = records_of(folder / "images")
     generator = np.random.default_rng(0)
     names = sorted({record.columns["label"] for record in records})
-    centers = generator.normal(size=(len(names), WIDTH))
     labels = np.array([names.index(record.columns["label"]) for record in records])
-    features = (centers[labels] + 2 * generator.normal(size=(len(records), WIDTH))).astype("float32")
-    output = FeatureFolder(folder / "features", source.columns, {"feature": (WIDTH,)})
-    settings = {"model": "none: drawn at random", "images": str(folder / "images"), "features": "cls"}
-    settings |= {"last_blocks": 1, "dtype": "float32", "streaming": False, "image_column": None, "label_column": None}
-    settings |= {"model_revision": None, "model_fingerprint": "none", "device": "cpu", "transform": {}, "versions": {}}
-    output.open({**settings, "images_fingerprint": source.fingerprint()}, overwrite=True)
-    rows = [record.columns for record in records]
-    output.write(0, 0, rows, {"feature": features}, {"skipped": {}, "notes": {}, "ends_part": True})
-    output.close(1)
+    centers = generator.normal(size=(len(names), WIDTH))
+    features = centers[labels] + 2 * generator.normal(size=(len(records), WIDTH))
+    write_features(folder / "features", folder / "images", features)
 
 
 def main(
@@ -81,7 +72,7 @@ def main(
         place = folder or Path(name)
         if not (place / "features" / "manifest.json").exists():
             write_images(place, count)
-            write_features(place)
+            make_features(place)
         started = time.perf_counter()
         summary = write_report(place / "features", place / "report.html")
         print(f"{summary}\nmade in {time.perf_counter() - started:.1f} s")
