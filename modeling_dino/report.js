@@ -75,7 +75,8 @@ function retry() {
 function drawThumbnail(context, image, x, y, side) {
   const cell = image % COLUMNS ** 2;
   const left = (cell % COLUMNS) * SIDE, top = Math.floor(cell / COLUMNS) * SIDE;
-  context.drawImage(atlasOf(image), left, top, SIDE, SIDE, x, y, side, side);
+  // without the pixels at the border, into which JPEG smooths colours of those beside it
+  context.drawImage(atlasOf(image), left + 1, top + 1, SIDE - 2, SIDE - 2, x, y, side, side);
 }
 
 /* In place of a picture that could not be read: a crossed-out square. */

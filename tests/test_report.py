@@ -68,7 +68,7 @@ class Page(HTMLParser):
         side = self.data["thumbnails"]["side"]
         atlas = Image.open(io.BytesIO(base64.b64decode(self.script(f"atlas-{place // 256}"))))
         left, top = place % 16 * side, place % 256 // 16 * side
-        return np.asarray(atlas.crop((left, top, left + side, top + side)))
+        return np.asarray(atlas.crop((left + 1, top + 1, left + side - 1, top + side - 1))).astype(int)
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -227,7 +227,7 @@ def test_thumbnails_show_the_images_of_every_source(tmp_path):
         page = Page(summary.output)
         for place, name in enumerate(page.names):
             number = int(re.search(r"\d+", name.rpartition("/")[2]).group())
-            assert np.abs(page.thumbnail(place).astype(int) - colour(number)).max() <= 4, (source, name)
+            assert np.abs(page.thumbnail(place) - colour(number)).max() <= 4, (source, name)
     assert page.data["classes"] == [str(i) for i in range(20)]  # numbers in the order of numbers
 
 
@@ -258,7 +258,7 @@ def test_images_that_have_moved(tmp_path):
     assert summary.missing == {}
     page = Page(summary.output)
     for place, name in enumerate(page.names):
-        assert np.abs(page.thumbnail(place).astype(int) - colour(int(name[-8:-4]))).max() <= 4
+        assert np.abs(page.thumbnail(place) - colour(int(name[-8:-4]))).max() <= 4
     with pytest.raises(ValueError, match="nowhere is neither a folder"):
         write_report(tmp_path / "features", images="nowhere", progress=False)
 
@@ -362,7 +362,7 @@ def test_a_sample_of_more_images(tmp_path):
     nearest = cosines(features[rows]).argmax(1)
     np.testing.assert_array_equal(page.array("neighbours", "<u4")[:, 0], nearest)
     for place, row in enumerate(rows):
-        assert np.abs(page.thumbnail(place).astype(int) - colour(row)).max() <= 4
+        assert np.abs(page.thumbnail(place) - colour(row)).max() <= 4
 
 
 def test_features_that_cannot_be_shown_are_refused(tmp_path):
