@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PERPLEXITY = 30
 NEIGHBOURS = 3 * PERPLEXITY  # as many as t-SNE looks at
 MIN_IMAGES = 10  # of fewer a map by t-SNE says nothing; they are laid out by principal components
+FEW_IMAGES = 4000  # to which Barnes-Hut trees are faster than interpolation on a grid
 COARSEST, FINEST = 2**-3, 2**-16  # distances between images that are shown together, in widths of the map
 
 
@@ -47,9 +48,10 @@ def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours:
     unit = F.normalize(features.float(), dim=1).numpy().astype("float64")
     if len(unit) >= MIN_IMAGES:
         return _fit_square(_tsne(unit, similarities.numpy(), neighbours.numpy()))
-    components = min(2, *unit.shape)
     places = np.zeros((len(unit), 2))
-    places[:, :components] = decomposition.PCA(components, svd_solver="full").fit_transform(unit)
+    if len(unit) > 1:
+        components = min(2, *unit.shape)
+        places[:, :components] = decomposition.PCA(components, svd_solver="full").fit_transform(unit)
     return _fit_square(places)
 
 
@@ -61,7 +63,8 @@ def _tsne(unit: "np.ndarray", similarities: "np.ndarray", neighbours: "np.ndarra
         knn_index=open_tsne.nearest_neighbors.PrecomputedNeighbors(neighbours, distances),
     )
     start = open_tsne.initialization.pca(unit, random_state=0)
-    fit = open_tsne.TSNE(negative_gradient_method="fft", random_state=0).fit
+    method = "bh" if len(unit) <= FEW_IMAGES else "fft"
+    fit = open_tsne.TSNE(negative_gradient_method=method, random_state=0).fit
     return np.asarray(fit(affinities=affinities, initialization=start))
 
 

@@ -194,7 +194,8 @@ const MAX_DRAWN = 200; // pixels of a thumbnail on the map
 
 /* How many images are shown as thumbnails at this magnification, and how large these are. */
 function detail() {
-  const least = width < 500 ? 38 : 46;
+  // larger when magnified; from afar they leave the colours of those between them to be seen
+  const least = Math.min(width < 500 ? 38 : 46, 26 + 8 * Math.max(0, Math.log2(view.zoom / fitZoom())));
   let shown = 0, side = least;
   for (const [distance, number] of page.levels) {
     if (distance * view.zoom < least) break;
@@ -226,7 +227,7 @@ function draw() {
 }
 
 function drawDots(shown) {
-  const radius = Math.max(1.3, Math.min(5, 1.6 + Math.log2(view.zoom / fitZoom()) * 0.7)) * (count < 2000 ? 1.6 : 1);
+  const radius = Math.max(1.3, Math.min(4, 1.6 + Math.log2(view.zoom / fitZoom()) * 0.7)) * (count < 2000 ? 1.6 : 1);
   for (const faint of state.isFound ? [true, false] : [false]) {
     context.globalAlpha = faint ? 0.12 : 0.85;
     let category = null;

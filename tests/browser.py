@@ -44,6 +44,8 @@ def chromium(profile: Path, width: int = 1440, height: int = 900, dark: bool = F
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        browser.get("about:blank")  # in the place of the page that a new tab has
+        requests(browser)
         yield browser
     finally:
         browser.quit()

@@ -383,10 +383,10 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
         with pytest.raises(ValueError, match=says):
             write_report(tmp_path / name, progress=False)
         assert not (tmp_path / name / "report.html").exists()
-    manifest = tmp_path / "patches" / MANIFEST
+    manifest = tmp_path / "nan" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     with pytest.raises(ValueError, match="is not complete: run the same `dino extract` again"):
-        write_report(tmp_path / "patches", progress=False)
+        write_report(tmp_path / "nan", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -422,9 +422,12 @@ def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(page.parent.iterdir()) == [page]
 
 
+OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+
+
 def test_in_a_browser(tmp_path):
     """Opened from its file: a click gives neighbours, and so does the keyboard; no errors, and no requests."""
-    names = [EVIL, *(f"class {i % 3}/{i:04d}.png" for i in range(1, 40))]
+    names = sorted([EVIL, *numbered(39, classes=3)])
     features = random_features(40)
     page = make(tmp_path, features, names, k=6)
     with chromium(tmp_path / "profile") as browser:
@@ -453,15 +456,12 @@ def test_in_a_browser(tmp_path):
         found[0].click()
         assert browser.find_element(By.CSS_SELECTOR, "#content h2").text == EVIL
         assert browser.title != "hacked"
-        assert browser.execute_script("return scrollWidth(document)".replace("scrollWidth(document)", OVERFLOW)) <= 0
+        assert browser.execute_script(f"return {OVERFLOW}") <= 0
 
         assert browser.get_log("browser") == []
         asked = requests(browser)
         assert asked[0].startswith("file://")
         assert [url for url in asked[1:] if not url.startswith("data:")] == []
-
-
-OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
 def neighbours_shown(browser) -> list[tuple[str, str]]:
