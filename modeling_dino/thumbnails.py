@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-# Multiples of 16: JPEG codes blocks of 8 x 8, colours in 16 x 16, so that a picture shines into the one beside it by no
-# more than the pixel at the border over which decoders smooth colours; the page leaves that out.
+# Multiples of 16: JPEG codes blocks of 8 x 8, colours in 16 x 16, so that a picture shines into the one beside it by
+# no more than the pixel at the border over which decoders smooth colours; the page leaves that out.
 SIDES = (160, 112, 80, 64, 48, 32)
 MAX_PIXELS = 20_000 * 64**2  # of all pictures
 MAX_IMAGES = MAX_PIXELS // SIDES[-1] ** 2
