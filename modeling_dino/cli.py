@@ -14,13 +14,16 @@
 """The command line, `dino`: each command reads its arguments here and does its work in a module of its own."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
+
+if TYPE_CHECKING:
+    from .evaluation_data import EvaluationFeatures
 
 app = typer.Typer(
     help="Every DINO as one Hugging Face model.",
@@ -36,6 +39,15 @@ IMAGES_HELP = (
     "user/name[/subset]. A split after a colon."
 )
 Output = Annotated[str, typer.Option(help="Folder to write to.")]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.")]
+NumWorkers = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of images, where there are several.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")]
+# of evaluations
+Train = Annotated[str, typer.Option(help="Labelled images to learn from: as of extract, or features that it wrote.")]
+Test = Annotated[str, typer.Option(help="Labelled images to be classified; the same.")]
+DataSet = Annotated[str | None, typer.Option(help="Name of the data set in results; --test if left out.")]
+JsonFile = Annotated[str | None, typer.Option("--json", help="File to write the results to, too.")]
 
 
 @app.command()
@@ -74,14 +86,14 @@ def extract(
         str, typer.Option(help="cls, patch_mean, cls_patch_mean, patches or projection; several with commas.")
     ] = "cls",
     last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images in one forward pass.")] = 32,
+    batch_size: BatchSize = 32,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    num_workers: NumWorkers = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a data set of the hub without storing it.")
     ] = False,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
@@ -104,6 +116,151 @@ def extract(
 
 
 @app.command()
+def knn(
+    train: Train,
+    test: Test,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a saved model, where images are given and not features.")
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Neighbours that vote, with commas; 10,20,100,200 as far as there are so many.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="A vote weighs exp(cosine / temperature).")] = 0.07,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Each class's accuracy, too.")] = False,
+    features: Annotated[
+        str | None, typer.Option(help="cls, patch_mean, cls_patch_mean or projection; cls if left out.")
+    ] = None,
+    last_blocks: Annotated[int | None, typer.Option(help="Of how many last blocks, side by side.")] = None,
+    batch_size: BatchSize = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    num_workers: NumWorkers = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    dataset: DataSet = None,
+    json_file: JsonFile = None,
+):
+    """Classifies images by their nearest neighbours' votes; says how many rightly, and records it."""
+    from .evaluation_data import features_of
+    from .evaluation_results import record_evaluation_results
+    from .knn_classification import evaluate_knn
+
+    ks = None if k is None else whole_numbers("k", k)
+    train_features, test_features = (
+        features_of(
+            source,
+            model,
+            features=features,
+            last_blocks=last_blocks,
+            batch_size=batch_size,
+            dtype=dtype,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+        )
+        for source in (train, test)
+    )
+    accuracy = evaluate_knn(train_features, test_features, ks, temperature)
+    if not is_main_process():
+        return
+    name_skipped(train_features, test_features)
+    typer.echo(accuracy)
+    if per_class:
+        typer.echo(accuracy.class_table())
+    results, details = accuracy.results(dataset or test), accuracy.class_results(dataset or test)
+    typer.echo(record_evaluation_results(model, json_file, results, details if per_class else ()))
+
+
+@app.command()
+def linear(
+    train: Train,
+    test: Test,
+    model: Model,
+    output: Annotated[str | None, typer.Option(help="Folder for the model with its classifier.")] = None,
+    epochs: Annotated[int, typer.Option(help="Times that each training image is seen.")] = 100,
+    classifier_batch_size: Annotated[int, typer.Option(help="Images in one step of the classifiers.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the order of images, and of those that are held out.")] = 0,
+    batch_size: BatchSize = 32,
+    num_workers: NumWorkers = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    dataset: DataSet = None,
+    json_file: JsonFile = None,
+):
+    """Trains linear classifiers of a model's features, tests the best, and saves the model with it."""
+    from .evaluation_data import features_of
+    from .evaluation_results import record_evaluation_results
+    from .linear_evaluation import check_output, evaluate_linear, features_to_classify, save_classifier
+
+    if output is not None:
+        check_output(output)
+    train_features, test_features = (
+        features_of(
+            source,
+            model,
+            **features_to_classify(source, model),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+        )
+        for source in (train, test)
+    )
+    if not is_main_process():
+        return
+    accuracy = evaluate_linear(
+        train_features, test_features, model, epochs=epochs, batch_size=classifier_batch_size, seed=seed
+    )
+    name_skipped(train_features, test_features)
+    typer.echo(accuracy)
+    results = accuracy.results(dataset or test)
+    typer.echo(record_evaluation_results(model, json_file, results))
+    if output is not None:
+        save_classifier(accuracy.classifier, model, output, results)
+        typer.echo(f"saved in {output}")
+
+
+@app.command()
+def finetune(
+    train: Annotated[str, typer.Option(help="Labelled images to train on. " + IMAGES_HELP)],
+    test: Annotated[str, typer.Option(help="Labelled images to test on, at the end.")],
+    model: Model,
+    output: Annotated[str, typer.Option(help="Folder of the run, and of the model at its end.")],
+    epochs: Annotated[int, typer.Option(help="Times that each training image is seen.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Images in one step, over all processes.")] = 64,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Of the classifier; a cosine to 0.")] = 5e-4,
+    layer_decay: Annotated[float, typer.Option(help="A layer's learning rate over that of the next.")] = 0.65,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.05,
+    drop_path: Annotated[float, typer.Option(help="Stochastic depth of a ViT.")] = 0.1,
+    crop_scale: Annotated[float, typer.Option(help="Least share of an image in a random crop.")] = 0.35,
+    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    num_workers: NumWorkers = None,
+    dataset: DataSet = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
+):
+    """Trains a classifier and its backbone, and tests it; run again, it goes on where it stopped."""
+    from .finetune import FinetuningSettings
+    from .finetune import finetune as run_finetuning
+
+    settings = FinetuningSettings(
+        epochs,
+        batch_size,
+        learning_rate,
+        layer_decay,
+        weight_decay,
+        drop_path_rate=drop_path,
+        crop_scale=crop_scale,
+        flip_probability=flip,
+        seed=seed,
+    )
+    summary = run_finetuning(
+        train, test, model, output, settings, dataset=dataset, num_workers=num_workers, overwrite=overwrite
+    )
+    if summary is not None:  # on the main process
+        typer.echo(summary)
+
+
+@app.command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
     overrides: Annotated[
@@ -120,8 +277,8 @@ def pretrain(
         typer.Option(help="Labelled images, classified by k-NN; given twice: those that vote, those classified."),
     ] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two of these.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    image_column: ImageColumn = None,
+    num_workers: NumWorkers = None,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
 ):
@@ -231,6 +388,33 @@ def demo(
     from .demo import run_demo
 
     typer.echo(run_demo(output, model))
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """
+    Numbers with commas between them.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} {text} must be whole numbers with commas between them") from None
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that were launched together."""
+    from .extract import processes
+
+    return processes().is_main_process
+
+
+def name_skipped(*parts: "EvaluationFeatures"):
+    """Says which images could not be read."""
+    for part in parts:
+        for name, reason in part.skipped.items():
+            typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def one_line(error: BaseException) -> str:

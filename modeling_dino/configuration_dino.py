@@ -48,6 +48,7 @@ HEAD_TYPES = ("dino", "simple", None)
 POSITION_INTERPOLATIONS = ("dino", "size", "antialias")
 RESNET_STEMS = ("auto", "imagenet", "cifar")
 CIFAR_STEM_MAX_IMAGE_SIZE = 64
+CLASSIFIER_FEATURES = ("cls", "cls_patch_mean")
 
 
 def canonical_backbone(name: str) -> str:
@@ -104,6 +105,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         head_use_bn (`bool`, defaults to `False`): batch norm in the head's MLP.
         norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
         head_weight_norm (`bool`, defaults to `True`): whether the last layer of the `"dino"` head is weight-normed.
+        classifier_features (`str`, defaults to `"cls"`):
+            what [`DinoForImageClassification`] classifies: `"cls"` (CLS tokens, or a ResNet's global average pool), or
+            `"cls_patch_mean"` (and the mean of the last block's patch tokens).
+        classifier_last_blocks (`int`, defaults to 1): of how many last blocks these are the CLS tokens.
         weights_source (`str`, *optional*): what the weights were converted from; a conversion fills it in.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
@@ -146,6 +151,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     head_use_bn: bool = False
     norm_last_layer: bool = True
     head_weight_norm: bool = True
+    classifier_features: str = "cls"
+    classifier_last_blocks: int = 1
     weights_source: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -205,6 +212,11 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             return self.image_size <= CIFAR_STEM_MAX_IMAGE_SIZE
         return self.resnet_stem == "cifar"
 
+    @property
+    def classifier_width(self) -> int:
+        """Width of what [`DinoForImageClassification`] classifies."""
+        return self.hidden_size * (self.classifier_last_blocks + (self.classifier_features == "cls_patch_mean"))
+
     def validate_values(self):
         """Each value on its own and against the others: refuses by name, and says what is allowed."""
         self._validate_choices()
@@ -220,6 +232,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             ("position_interpolation", POSITION_INTERPOLATIONS),
             ("resnet_stem", RESNET_STEMS),
             ("head_type", HEAD_TYPES),
+            ("classifier_features", CLASSIFIER_FEATURES),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
@@ -233,6 +246,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        if not 1 <= self.classifier_last_blocks <= self.num_hidden_layers:
+            raise ValueError(
+                f"classifier_last_blocks={self.classifier_last_blocks} must be between 1 and {self.num_hidden_layers}"
+            )
 
     def _validate_vit(self):
         if not 1 <= self.patch_size <= self.image_size:
@@ -242,6 +259,11 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}")
 
     def _validate_resnet(self):
+        if (self.classifier_features, self.classifier_last_blocks) != ("cls", 1):
+            raise ValueError(
+                f"classifier_features={self.classifier_features!r} and classifier_last_blocks="
+                f"{self.classifier_last_blocks} must be 'cls' and 1 for {self.backbone}: its feature is its pool"
+            )
         if not self.depths or any(not isinstance(depth, int) or depth < 1 for depth in self.depths):
             raise ValueError(f"depths={self.depths} must be positive integers, one a stage")
         if self.num_hidden_layers != len(self.depths):

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl
 
+from .evaluation_data import number_labels
 from .extract import Batch, ImageReader, Place
 from .extras import require
 from .image_processing_dino import image_processor_config
@@ -154,10 +155,7 @@ def accuracy(train: Labelled, test: Labelled) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in percent."""
     if not train[1] or not test[1]:
         raise ValueError("too few labelled images for k-NN")
-    numbers = {label: number for number, label in enumerate(sorted({*train[1], *test[1]}, key=str))}
-    train_labels, test_labels = (
-        torch.tensor([numbers[label] for label in labels], device=train[0].device) for labels in (train[1], test[1])
-    )
+    train_labels, test_labels = (labels.to(train[0].device) for labels in number_labels(train[1], test[1])[1])
     k = min(K, len(train_labels))
     return knn_accuracy(knn_predict(train[0], train_labels, test[0], [k])[k], test_labels, k)
 

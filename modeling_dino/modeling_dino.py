@@ -45,10 +45,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center, read_tensors
 from .configuration_dino import DinoConfig
+from .evaluation_results import read_evaluation_results
 from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .loss import cross_view_entropy, mean_entropy, teacher_probabilities, update_center
-from .model_card import CARD_NAME, read_card, read_evaluation_results, renew_card
+from .model_card import CARD_NAME, read_card, renew_card
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
 from .stage import Stage
@@ -586,7 +587,11 @@ def without_head(config: DinoConfig) -> DinoConfig:
 
 
 class DinoForImageClassification(DinoPreTrainedModel):
-    """A linear classifier on the feature. It has no projection head; one in the checkpoint is left out."""
+    """
+    A linear classifier on the feature, or on those of `config.classifier_features` and `classifier_last_blocks`.
+
+    It has no projection head; one in the checkpoint is left out.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
@@ -594,7 +599,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
         super().__init__(without_head(config))
         self.num_labels = config.num_labels
         self.backbone = build_backbone(self.config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.classifier_width, config.num_labels)
         self.post_init()
 
     @merge_with_config_defaults
@@ -612,10 +617,22 @@ class DinoForImageClassification(DinoPreTrainedModel):
                 (B, num_labels). `config.problem_type` says which; where it is not set, dtype and num_labels do.
         """
         self.check_attention(kwargs.get("output_attentions"))
-        last_hidden_state = self.backbone(self.check_pixel_values(pixel_values), **kwargs)
-        logits = self.classifier(self.backbone.pool(last_hidden_state))
+        logits = self.classifier(self._features(self.check_pixel_values(pixel_values), **kwargs))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def _features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """What is classified: (B, C, H, W) -> (B, classifier_width)."""
+        depth, last_blocks = self.config.num_hidden_layers, self.config.classifier_last_blocks
+        if last_blocks == 1:
+            outputs = [self.backbone(pixel_values, **kwargs)]
+        else:
+            stages = list(range(depth - last_blocks + 1, depth + 1))
+            outputs = [self.backbone.norm(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
+        features = [self.backbone.pool(x) for x in outputs]
+        if self.config.classifier_features == "cls_patch_mean":
+            features.append(outputs[-1][:, 1:].mean(dim=1))
+        return torch.cat(features, dim=-1)
 
 
 class DinoBackbone(BackboneMixin, DinoPreTrainedModel):

@@ -40,6 +40,7 @@ from transformers.utils import logging
 from .checkpoint_folders import last_whole_checkpoint
 from .configuration_dino import DinoConfig
 from .curves import draw_curves
+from .evaluation_results import EVALUATION_RESULTS_NAME
 from .extract import model_fingerprint, spare_workers
 from .extras import require
 from .feature_files import first_difference
@@ -370,7 +371,8 @@ class RunFolder:
         if (self.path / FACTS).is_file() and (overwrite or read_facts(self.path)["settings"] != self.settings):
             for checkpoint in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(checkpoint)
-            for name in (CURVES, "model.safetensors", "config.json", "training_args.bin", FACTS):
+            stale = (CURVES, "model.safetensors", "config.json", "training_args.bin", EVALUATION_RESULTS_NAME, FACTS)
+            for name in stale:
                 (self.path / name).unlink(missing_ok=True)
         self._write(complete=False)
 

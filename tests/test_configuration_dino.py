@@ -76,6 +76,10 @@ def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
         ({"backbone": "resnet18", "depths": [1, 0]}, "must be positive integers"),
         ({"backbone": "resnet18", "num_hidden_layers": 3}, "num_hidden_layers=3 must be 4"),
         ({"backbone": "resnet50", "hidden_size": 100}, "hidden_size=100 must be a multiple of 32"),
+        ({"classifier_features": "patches"}, "classifier_features='patches' is not one of 'cls', 'cls_patch_mean'"),
+        ({"classifier_last_blocks": 13}, "classifier_last_blocks=13 must be between 1 and 12"),
+        ({"backbone": "resnet18", "classifier_last_blocks": 2}, "must be 'cls' and 1 for resnet18"),
+        ({"backbone": "resnet18", "classifier_features": "cls_patch_mean"}, "must be 'cls' and 1 for resnet18"),
         ({"patchsize": 8}, "unknown argument 'patchsize': did you mean 'patch_size'"),
     ],
 )

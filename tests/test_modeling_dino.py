@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
+from modeling_dino.features import image_features
 from modeling_dino.configuration_dino import BACKBONES, BOTTLENECK_RESNETS, VIT_SIZES
 
 
@@ -419,6 +420,22 @@ def test_lora(images):
     assert torch.equal(adapted.eval()(images).pooler_output, before)
     adapted.train()(images).pooler_output.sum().backward()
     assert all(adapted.get_parameter(name).grad is not None for name in trainable)
+
+
+@pytest.mark.parametrize("last_blocks", [1, 2])
+@pytest.mark.parametrize("features", ["cls", "cls_patch_mean"])
+def test_a_classifier_of_other_features(tmp_path, features, last_blocks):
+    """It classifies what `dino extract` calls by the same names; saved and loaded, too."""
+    config = tiny_config(classifier_features=features, classifier_last_blocks=last_blocks, num_labels=5)
+    model = DinoForImageClassification(config).eval()
+    images = torch.randn(2, 3, 32, 32)
+    dino = DinoModel(tiny_config(head_type=None)).eval()
+    dino.backbone.load_state_dict(model.backbone.state_dict())
+    expected = model.classifier(image_features(dino, images, features, last_blocks))
+    torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DinoForImageClassification.from_pretrained(tmp_path)(images).logits, model(images).logits)
+    assert model(images, output_hidden_states=True).hidden_states[-1].shape == (2, 17, 32)
 
 
 @pytest.mark.parametrize(
