@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from .extras import require
-from .feature_files import load_features, read_manifest
+from .feature_files import read_manifest
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
 from .image_source import ImageSource
 from .images import as_text
@@ -80,35 +81,6 @@ class ReportSummary:
         )
 
 
-@dataclass
-class Images:
-    """
-    What is known of the images that are shown; `rows` are those of the folder.
-
-    Args:
-        columns: `path`, or `index` (and `shard`), each (N,).
-        features: (N, D).
-        classes, labels: names, and which each image has, (N,), -1 for none; None without labels.
-    """
-
-    rows: int
-    columns: "dict[str, np.ndarray]"
-    features: torch.Tensor
-    classes: list[str] | None
-    labels: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def key_columns(self, image: int) -> dict[str, Any]:
-        """What names an image."""
-        return {name: column[image] for name, column in self.columns.items()}
-
-    def name(self, image: int) -> str:
-        """What an image is called."""
-        return "/".join(map(str, self.key_columns(image).values()))
-
-
 def write_report(
     folder: str | os.PathLike,
     output: str | os.PathLike | None = None,
@@ -128,7 +100,7 @@ def write_report(
     Args:
         folder: of features, see [`extract_features`].
         output: file to write, `report.html` in the folder by default; what is there is replaced.
-        features: which column of several, such as `"feature_cls"` or `"cls"`.
+        features: which kind, where there are several, such as `"cls"`.
         images: where the images are now, if they have moved since; see [`open_source`].
         k: neighbours that are shown, vote, and say how far out an image is.
         num_clusters: of k-means; by default sqrt(images / 2), at most 20.
@@ -143,25 +115,25 @@ def write_report(
     """
     started = time.perf_counter()
     _check(k, num_clusters, duplicates, max_images)
-    manifest = read_manifest(folder)
+    read_manifest(folder)  # features, not images
     output = Path(folder, DEFAULT_OUTPUT) if output is None else Path(output)
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file to write")
-    shown = load_images(folder, manifest, features, max_images)
+    shown, rows = load_images(folder, features, max_images)
     page, order = describe_images(shown, k, num_clusters, duplicates, progress)
-    side = side_for(len(shown))
-    pictures, missing, notes = pictures_of(shown, order, manifest["settings"], images, side, num_workers, progress)
+    side = side_for(len(order))
+    pictures, missing, notes = pictures_of(shown, order, images, side, num_workers, progress)
     page["thumbnails"] = {"side": side, "missing": missing}
     page["title"] = as_text(os.path.join(*Path(folder).resolve().parts[-2:]))
-    page["facts"] = facts(manifest, shown, page, notes)
-    page["skipped"] = dict(list(manifest["skipped"].items())[:MAX_REMARKS])
+    page["facts"] = facts(shown, rows, page, notes)
+    page["skipped"] = dict(list(shown.skipped.items())[:MAX_REMARKS])
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as partial, open(partial, "w", encoding="utf-8") as file:
         file.writelines(render(page, () if pictures is None else atlases(pictures)))
     return ReportSummary(
         output=output,
-        images=len(shown),
-        rows=shown.rows,
+        images=len(order),
+        rows=rows,
         duplicates=sum(map(len, page["duplicates"]["groups"])),
         accuracy=page["knn"] and page["knn"]["accuracy"],
         missing={reason: len(places) for reason, places in missing.items()},
@@ -182,63 +154,35 @@ def _check(k: int, num_clusters: int | None, duplicates: float, max_images: int)
         raise ValueError(f"max_images={max_images} must be between 1 and {MAX_IMAGES}, which a browser can show")
 
 
-def load_images(folder: str | os.PathLike, manifest: dict, column: str | None, max_images: int) -> Images:
+def load_images(folder: str | os.PathLike, kind: str | None, max_images: int) -> tuple[EvaluationFeatures, int]:
     """
-    The images to show, all or a sample.
+    The images to show, all or a sample, and how many there are.
 
     Raises:
-        ValueError: if there are none, or they have no feature that can be compared.
+        ValueError: if there are none, or they have no features that can be compared.
     """
     np = require("numpy")
-    column = feature_column(folder, manifest, column)
-    table = load_features(folder)
-    rows = manifest["rows"]
+    images = features_of(str(folder), features=kind)
+    rows = len(images.names)
     if not rows:
         raise ValueError(f"there are no images in {folder}")
-    chosen = np.arange(rows)
     if rows > max_images:
-        chosen = np.sort(np.random.default_rng(0).choice(rows, max_images, replace=False))
-    classes, labels = classes_of(table["label"][chosen]) if "label" in table else (None, None)
-    columns = {name: table[name][chosen] for name in ("shard", "path", "index") if name in table}
-    shown = Images(rows, columns, torch.from_numpy(table[column][chosen]), classes, labels)
-    is_finite = shown.features.isfinite().all(dim=1)
-    if not is_finite.all():
-        name = shown.name(int((~is_finite).nonzero()[0]))
-        raise ValueError(f"the feature of {name} is not finite: extract it again, in float32 if it was in less")
-    return shown
+        images = images.subset(np.sort(np.random.default_rng(0).choice(rows, max_images, replace=False)).tolist())
+    return images, rows
 
 
-def feature_column(folder: str | os.PathLike, manifest: dict, wanted: str | None) -> str:
-    """
-    The column of features that is asked for, or the only one that there is.
-
-    Raises:
-        ValueError: if there is none such, or several to choose from, or it has no single vector for an image.
-    """
-    shapes = manifest["features"]
-    found = [name for name in shapes if wanted in (None, name, name.removeprefix("feature_"))]
-    if len(found) != 1:
-        asked = f"no features {wanted!r}" if wanted else "features of several kinds"
-        names = ", ".join(name.removeprefix("feature_") for name in shapes)
-        raise ValueError(f"{folder} has {asked}: choose one of {names} by --features")
-    if len(shapes[found[0]]) != 1:
-        raise ValueError(f"the features in {folder} are of patches: a report needs one of each image, such as cls")
-    return found[0]
-
-
-def classes_of(column: "np.ndarray") -> tuple[list[str] | None, torch.Tensor | None]:
+def classes_of(labels: list[Label | None] | None) -> tuple[list[str] | None, torch.Tensor | None]:
     """Names of classes, in order, and which each image has, -1 where it has none; None if no image has one."""
-    labels = [None if label is None or label != label else label for label in column.tolist()]  # null may be NaN
-    labels = [int(label) if isinstance(label, float) else label for label in labels]  # as integers are beside null
-    classes = sorted({label for label in labels if label is not None})
-    numbers = {label: number for number, label in enumerate(classes)}
-    if not classes:
+    if labels is None or all(label is None for label in labels):
         return None, None
-    return list(map(str, classes)), torch.tensor([numbers.get(label, -1) for label in labels])
+    classes, [present] = number_labels([label for label in labels if label is not None])
+    numbers = torch.full((len(labels),), -1)
+    numbers[[label is not None for label in labels]] = present
+    return list(map(str, classes)), numbers
 
 
 def describe_images(
-    shown: Images, k: int, num_clusters: int | None, duplicates: float, progress: bool
+    shown: EvaluationFeatures, k: int, num_clusters: int | None, duplicates: float, progress: bool
 ) -> "tuple[dict[str, Any], np.ndarray]":
     """Everything about the images that the page shows, in the order in which it shows them, and this order."""
     np = require("numpy")
@@ -249,10 +193,11 @@ def describe_images(
     rank = np.argsort(order)
     similarities, neighbours = similarities[:, :k], neighbours[:, :k]
     if num_clusters is None:
-        num_clusters = min(MAX_CLUSTERS, max(1, round((len(shown) / 2) ** 0.5)))
-    names = [shown.name(image) for image in order]
+        num_clusters = min(MAX_CLUSTERS, max(1, round((len(order) / 2) ** 0.5)))
+    names = [str(shown.names[image]) for image in order]
     folder, slash, _ = os.path.commonprefix(names).rpartition("/")  # noqa: RUF071 (some may be absolute, and some not)
-    root = folder + slash if "path" in shown.columns else ""
+    root = folder + slash
+    classes, labels = classes_of(shown.labels)
     page = {
         "root": root,
         "names": [name.removeprefix(root) for name in names],
@@ -264,35 +209,33 @@ def describe_images(
         "distances": packed(distances(similarities).numpy()[order]),
         "duplicates": {"threshold": duplicates, "groups": [rank[group].tolist() for group in groups]},
         "clusters": packed(clusters(shown.features, num_clusters)[order].astype("int32")),
-        "classes": shown.classes,
-        "labels": None if shown.labels is None else packed(shown.labels.numpy()[order].astype("int32")),
-        "knn": classification(shown, k, order),
+        "classes": classes,
+        "labels": None if labels is None else packed(labels.numpy()[order].astype("int32")),
+        "knn": None if labels is None else classification(shown.features, labels, k, order),
     }
     return page, order
 
 
-def classification(shown: Images, k: int, order: "np.ndarray") -> dict[str, Any] | None:
+def classification(features: torch.Tensor, labels: torch.Tensor, k: int, order: "np.ndarray") -> dict[str, Any]:
     """Which class the neighbours of each image give it, -1 if it has none itself; how many are right, in percent."""
-    if shown.labels is None:
-        return None
-    has_label = shown.labels >= 0
-    predicted = torch.full_like(shown.labels, -1)
-    predicted[has_label] = leave_one_out(shown.features[has_label], shown.labels[has_label], k)
+    has_label = labels >= 0
+    predicted = torch.full_like(labels, -1)
+    predicted[has_label] = leave_one_out(features[has_label], labels[has_label], k)
     voted = predicted >= 0
-    right = (predicted == shown.labels)[voted].double().mean().item() * 100 if voted.any() else None
+    right = (predicted == labels)[voted].double().mean().item() * 100 if voted.any() else None
     return {"accuracy": right, "predicted": packed(predicted.numpy()[order].astype("int32"))}
 
 
 def pictures_of(
-    shown: Images,
+    shown: EvaluationFeatures,
     order: "np.ndarray",
-    settings: dict,
     images: str | None,
     side: int,
     num_workers: int | None,
     progress: bool,
 ) -> "tuple[np.ndarray | None, dict[str, list[int]], list[str]]":
     """The thumbnails in order, reasons why there are none and of which images, and what there is to know."""
+    settings = shown.settings
     name = settings["images"] if images is None else images
     try:
         source = open_images(settings, name)
@@ -300,14 +243,14 @@ def pictures_of(
         if images is not None:
             raise
         note = f"no thumbnails, for the images are gone: {error}; --images says where they are now"
-        return None, {"the images are gone": list(range(len(shown)))}, [note]
+        return None, {"the images are gone": list(range(len(order)))}, [note]
     notes = []
     if source.fingerprint() != settings["images_fingerprint"]:
         notes.append(f"{as_text(name)} is not as it was at extraction: thumbnails may show what images are now")
-    places: dict[tuple[str | int, ...], list[int]] = {}
+    places: dict[str, list[int]] = {}
     for place, image in enumerate(order):
         # by the name they had then: a source that has moved has the same paths in it
-        places.setdefault(image_key(shown.key_columns(image), settings["images"]), []).append(place)
+        places.setdefault(image_key(shown.names[image], settings["images"]), []).append(place)
     pictures, missing = read_thumbnails(source, name, places, side, num_workers, progress)
     reasons: dict[str, list[int]] = {}
     for place, reason in missing.items():
@@ -321,21 +264,21 @@ def open_images(settings: dict, name: str) -> ImageSource:
     return open_source(name, **{option: settings[option] for option in names})
 
 
-def facts(manifest: dict, shown: Images, page: dict, notes: list[str]) -> list[tuple[str, str]]:
+def facts(shown: EvaluationFeatures, rows: int, page: dict, notes: list[str]) -> list[tuple[str, str]]:
     """What the page says about the run, as names and values."""
-    settings = manifest["settings"]
+    settings, num_images = shown.settings, len(shown.names)
     size = settings["transform"].get("crop_size") or {}
-    shape = next(iter(manifest["features"].values()))
+    kind = f"{shown.kind}, {shown.features.shape[1]} numbers"
+    if shown.last_blocks > 1:
+        kind += f", of the last {shown.last_blocks} blocks"
     found = {
-        "Images": f"{len(shown)}, drawn by lot from {shown.rows}" if shown.rows > len(shown) else str(shown.rows),
-        "Skipped at extraction": str(len(manifest["skipped"])),
+        "Images": f"{num_images}, drawn by lot from {rows}" if rows > num_images else str(rows),
+        "Skipped at extraction": str(len(shown.skipped)),
         "Source": settings["images"],
         "Model": settings["model"],
         "Revision": settings["model_revision"],
         "Model fingerprint": settings["model_fingerprint"],
-        "Features": f"{settings['features']}, of the last {settings['last_blocks']} blocks, {shape[0]} numbers"
-        if settings["last_blocks"] > 1
-        else f"{settings['features']}, {shape[0]} numbers",
+        "Features": kind,
         "Image size": " x ".join(str(size[side]) for side in ("height", "width") if side in size),
         "Arithmetic": f"{settings['dtype']} on {settings['device']}",
         "Images fingerprint": settings["images_fingerprint"],

@@ -73,21 +73,19 @@ def central_square(image: "Image.Image", side: int) -> "Image.Image":
     return image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
 
 
-def image_key(columns: dict[str, str | int | None], source_name: str) -> tuple[str | int, ...]:
+def image_key(name: str | int, source_name: str) -> str:
     """What tells the images of a source apart, wherever it lies: the path in it, or the place in the table."""
-    if "path" not in columns:
-        return tuple(int(columns[name]) for name in ("shard", "index") if name in columns)
-    path = os.path.normpath(columns["path"])
-    for root in (os.path.normpath(source_name), os.path.dirname(os.path.normpath(source_name))):
+    path, source = os.path.normpath(str(name)), os.path.normpath(source_name)
+    for root in (source, os.path.dirname(source)):
         if root and path.startswith(os.path.join(root, "")):
-            return (os.path.relpath(path, root),)
-    return (path,)
+            return os.path.relpath(path, root)
+    return path
 
 
 def read_thumbnails(
     source: ImageSource,
     source_name: str,
-    places: dict[tuple[str | int, ...], list[int]],
+    places: dict[str, list[int]],
     side: int,
     num_workers: int | None = None,
     progress: bool = False,
@@ -125,7 +123,7 @@ def read_thumbnails(
 class WantedRecords:
     """Records that belong somewhere, with their place, a few at a time, as a sampler."""
 
-    def __init__(self, source: ImageSource, source_name: str, places: dict[tuple[str | int, ...], list[int]]):
+    def __init__(self, source: ImageSource, source_name: str, places: dict[str, list[int]]):
         self.source, self.source_name, self.places = source, source_name, places
 
     def __iter__(self) -> Iterator[list[tuple[int, ImageRecord]]]:
@@ -133,7 +131,7 @@ class WantedRecords:
         for part in self.source.parts(RECORDS_AT_ONCE):
             for record in self.source.read(part):
                 # once each: an image that a list names twice has two places, and comes twice
-                if wanted := left.get(image_key(record.columns, self.source_name)):
+                if wanted := left.get(image_key(record.name, self.source_name)):
                     batch.append((wanted.pop(0), record))
                 if len(batch) == RECORDS_AT_ONCE:
                     yield batch

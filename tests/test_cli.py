@@ -91,7 +91,7 @@ def test_report(dino, folder):
     assert dino("extract", *arguments, "--features", "cls,patch_mean")[0] == 0
     code, _, err = dino("report", folder / "out")
     assert code == 2
-    assert "has features of several kinds: choose one of cls, patch_mean by --features" in err
+    assert "has several kinds of features, cls, patch_mean: name one with --features" in err
     (folder / "images" / "4.png").unlink()
     code, out, err = dino(
         "report", folder / "out", "--features", "patch_mean", "--k", 2, "--output", folder / "a.html"

@@ -376,7 +376,7 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
     for name, says in (
         ("nan", r"the feature of .*0001.png is not finite"),
         ("none", "there are no images in"),
-        ("patches", "of patches: a report needs one of each image"),
+        ("patches", "has cls features, several vectors an image"),
         ("images", "holds something other than features"),
         ("nowhere", "holds something other than features"),
     ):
@@ -396,7 +396,7 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
         ({"num_clusters": 0}, "at least 1"),
         ({"duplicates": 1.5}, "between -1 and 1"),
         ({"max_images": MAX_IMAGES + 1}, "between 1 and 80000"),
-        ({"features": "patch_mean"}, "has no features 'patch_mean': choose one of"),
+        ({"features": "patch_mean"}, "has cls features, not patch_mean"),
         ({"output": "."}, "is a folder: name a file"),
     ],
 )
