@@ -31,6 +31,9 @@ for (const [reason, images] of Object.entries(page.thumbnails.missing)) for (con
 const $ = (id) => document.getElementById(id);
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
+/* A cosine, with as many digits as tell it from 1. */
+const cosineText = (cosine) => (cosine < 0.9995 ? cosine.toFixed(3) : cosine.toFixed(5));
+
 /* An element with properties and children; strings become text. */
 function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
@@ -550,7 +553,7 @@ function showImage() {
     element("div", { className: "chosen" }, picture(image), element("div", {}, details,
       element("button", { type: "button", className: "plain", textContent: "Zoom to it", onclick: () => zoomTo(image) }))),
     element("h3", { textContent: page.k ? `Most like it, by cosine` : "There is no other image" }),
-    ...tiles([...rank.keys()], (other) => rank.get(other).toFixed(3), page.k || 1),
+    ...tiles([...rank.keys()], (other) => cosineText(rank.get(other)), page.k || 1),
   ];
 }
 
@@ -568,7 +571,9 @@ const GROUPS_AT_ONCE = 30;
 function showDuplicates() {
   const { groups, threshold } = page.duplicates;
   const total = groups.reduce((sum, group) => sum + group.length, 0);
-  const intro = paragraph(`${plural(total, "image")} in ${plural(groups.length, "group")}: linked by a cosine of at least ${threshold} to one of their nearest. Those most alike come first.`, "quiet");
+  const largest = Math.max(0, ...groups.map((group) => group.length));
+  const advice = largest > count / 4 && largest > 2 ? ` One group has ${plural(largest, "image")}: a greater --duplicates divides it.` : "";
+  const intro = paragraph(`${plural(total, "image")} in ${plural(groups.length, "group")}: linked by a cosine of at least ${threshold} to one of their nearest. Those most alike come first.${advice}`, "quiet");
   const list = element("div", {});
   const more = element("button", { type: "button", className: "plain", textContent: "Show more groups" });
   let shown = 0;
@@ -576,7 +581,7 @@ function showDuplicates() {
     for (const group of groups.slice(shown, shown + GROUPS_AT_ONCE)) {
       const light = element("button", { type: "button", className: "plain", textContent: "Show on the map", onclick: () => find(group, plural(group.length, "near-duplicate")) });
       list.append(element("div", { className: "group" }, paragraph(plural(group.length, "image")),
-        ...tiles(group, (image) => similarities[image * page.k].toFixed(3), 12), light));
+        ...tiles(group, (image) => cosineText(similarities[image * page.k]), 12), light));
     }
     shown += GROUPS_AT_ONCE;
     more.hidden = shown >= groups.length;
