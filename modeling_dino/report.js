@@ -675,6 +675,7 @@ if (matchMedia("(max-width: 760px)").matches) $("legend").open = false;
 readColours();
 isDark.addEventListener("change", readColours);
 openTab("image");
+resize(); // before the first frame is drawn
 new ResizeObserver(resize).observe($("map"));
 const stillLoading = setInterval(() => {
   retry();
