@@ -13,7 +13,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +65,7 @@ def main(
     count: Annotated[int, typer.Option(help="Images.")] = 20_000,
     visits: Annotated[int, typer.Option(help="Of the browser.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="To keep images, features and the page in.")] = None,
+    only_visit: Annotated[bool, typer.Option("--only-visit", help="Open the page that the folder has.")] = False,
 ):
     """Makes images, features and a page, and opens it."""
     with tempfile.TemporaryDirectory() as name:
@@ -73,9 +73,8 @@ def main(
         if not (place / "features" / "manifest.json").exists():
             write_images(place, count)
             make_features(place)
-        started = time.perf_counter()
-        summary = write_report(place / "features", place / "report.html")
-        print(f"{summary}\nmade in {time.perf_counter() - started:.1f} s")
+        if not only_visit:
+            print(write_report(place / "features", place / "report.html"))
         seconds = {"usable": [], "pictures": []}
         for _ in range(visits):
             with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
