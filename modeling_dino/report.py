@@ -246,7 +246,9 @@ def pictures_of(
         return None, {"the images are gone": list(range(len(order)))}, [note]
     notes = []
     if source.fingerprint() != settings["images_fingerprint"]:
-        notes.append(f"{as_text(name)} is not as it was at extraction: thumbnails may show what images are now")
+        notes.append(
+            f"{as_text(name)} differs in paths or sizes from what was extracted: thumbnails show what is there now"
+        )
     places: dict[str, list[int]] = {}
     for place, image in enumerate(order):
         # by the name they had then: a source that has moved has the same paths in it
@@ -275,6 +277,7 @@ def facts(shown: EvaluationFeatures, rows: int, page: dict, notes: list[str]) ->
         "Images": f"{num_images}, drawn by lot from {rows}" if rows > num_images else str(rows),
         "Skipped at extraction": str(len(shown.skipped)),
         "Source": settings["images"],
+        "Names begin with": page["root"],
         "Model": settings["model"],
         "Revision": settings["model_revision"],
         "Model fingerprint": settings["model_fingerprint"],

@@ -239,7 +239,7 @@ def test_images_that_are_gone_or_damaged_have_none_and_are_counted(tmp_path):
     summary = write_report(tmp_path / "features", num_workers=2, progress=False)
     assert "12 images, 2 without a picture" in str(summary)
     assert len(summary.notes) == 1
-    assert "is not as it was at extraction" in summary.notes[0]
+    assert "differs in paths or sizes" in summary.notes[0]
     page = Page(summary.output)
     missing = {page.names[i]: reason for reason, list_ in page.data["thumbnails"]["missing"].items() for i in list_}
     assert missing["0003.png"] == "not among the images any more"
