@@ -23,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import report, thumbnails
 from modeling_dino.feature_files import MANIFEST
-from modeling_dino.feature_map import levels_of_detail, place_images
+from modeling_dino.feature_map import FINEST, levels_of_detail, place_images
 from modeling_dino.neighbourhoods import leave_one_out, near_duplicates, nearest_others
 from modeling_dino.report import write_report
 from modeling_dino.thumbnails import MAX_IMAGES, jpeg, side_for
@@ -201,6 +201,7 @@ def test_no_thumbnail_covers_another_at_its_level():
     assert sorted(order) == list(range(400))
     assert [count for _, count in levels] == sorted(count for _, count in levels)
     assert levels[-1][1] == 400
+    assert levels[-1][0] <= FINEST  # no earlier, for the two in one place
     apart = np.abs(places[:, None].astype(float) - places[None]).max(-1)
     for distance, count in levels[:-1]:
         shown, others = order[:count], order[count:]
