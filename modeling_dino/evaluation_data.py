@@ -17,8 +17,9 @@ import json
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +28,9 @@ from .extras import require
 from .feature_files import MANIFEST, load_features, read_manifest
 from .pretrained import load_model
 
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Label = str | int
 # what two sets of features must agree on to be compared, as the manifest calls it
@@ -42,7 +46,7 @@ class EvaluationFeatures:
         source: what the user named.
         features: (N, D), float32, on the CPU.
         labels: of each image, None where it has none; None if no image has one.
-        names: of each image, its path or index.
+        names: of each image, its path, or index, or `shard/index`.
         kind: of [`image_features`].
         settings: of the extraction, from its manifest: `last_blocks`, `dtype`, `model`, `model_fingerprint`, …
         skipped: images that could not be read, and why.
@@ -86,12 +90,13 @@ class EvaluationFeatures:
                 f"the images of {self.source} have no labels: put those of each class into a folder of its own"
             )
         rows = [i for i, label in enumerate(self.labels) if label is not None]
-        if len(rows) == len(self.labels):
-            return self
-        labels, names = [self.labels[i] for i in rows], [self.names[i] for i in rows]
-        return EvaluationFeatures(
-            self.source, self.features[rows], labels, names, self.kind, self.settings, self.skipped
-        )
+        return self if len(rows) == len(self.labels) else self.subset(rows)
+
+    def subset(self, rows: Sequence[int]) -> "EvaluationFeatures":
+        """Some of the images."""
+        labels = None if self.labels is None else [self.labels[i] for i in rows]
+        names = [self.names[i] for i in rows]
+        return replace(self, features=self.features[rows], labels=labels, names=names)
 
 
 def features_of(
@@ -188,11 +193,17 @@ def _load(
         source,
         torch.from_numpy(array.copy()),  # of a single shard it lies in a file that may be removed
         _labels(table.get("label")),
-        table.get("path", table.get("index")).tolist(),
+        _names(table),
         kind,
         settings,
         manifest["skipped"],
     )
+
+
+def _names(table: "dict[str, np.ndarray]") -> list[str | int]:
+    if "shard" in table:  # of streamed data sets, which count anew in each
+        return [f"{shard}/{index}" for shard, index in zip(table["shard"].tolist(), table["index"].tolist())]
+    return table.get("path", table.get("index")).tolist()
 
 
 def _labels(column) -> list[Label | None] | None:

@@ -361,9 +361,7 @@ class Plan:
 def read_batches(plan: Plan, reader: ImageReader, num_workers: int | None, state: "PartialState") -> DataLoader:
     """The batches of a plan, read ahead in worker processes."""
     if num_workers is None:
-        few = plan.source.num_images is not None and plan.source.num_images <= FEW_IMAGES
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_workers = 0 if few else max(1, cores // state.num_processes - 1)
+        num_workers = spare_workers(plan.source.num_images, state.num_processes)
     return DataLoader(
         reader,
         batch_size=None,  # the plan makes the batches
@@ -371,6 +369,18 @@ def read_batches(plan: Plan, reader: ImageReader, num_workers: int | None, state
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def cores_of_process(num_processes: int) -> int:
+    """Cores that each of so many processes on this machine can have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num_processes)
+
+
+def spare_workers(num_images: int | None, num_processes: int = 1) -> int:
+    """Processes that read images: none for few images, else one a core that is left."""
+    few = num_images is not None and num_images <= FEW_IMAGES
+    return 0 if few else max(1, cores_of_process(num_processes) - 1)
 
 
 class FeatureComputer:

@@ -31,17 +31,18 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import ImageProcessingMixin, Trainer, TrainingArguments, set_seed
 
+from .checkpoint_folders import last_whole_checkpoint
 from .configuration_dino import DinoConfig
 from .evaluation_data import Label
 from .evaluation_results import add_evaluation_results
-from .extract import model_fingerprint
+from .extract import model_fingerprint, spare_workers
 from .extras import require
 from .image_source import IndexedSource
 from .knn import TOP, knn_accuracy
 from .linear_evaluation import classifier_of
 from .modeling_dino import DinoForImageClassification
 from .optimization import parameter_groups
-from .pretrain import RunFolder, last_whole_checkpoint, spare_workers, told_what_is_kept
+from .pretrain import RunFolder, told_what_is_kept
 from .pretrained import load_image_processor, load_model
 from .sources import open_source
 from .training_data import SourceImages

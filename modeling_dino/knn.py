@@ -67,14 +67,32 @@ def knn_predict(
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for chunk in queries.split(QUERIES):
         similarities, neighbours = nearest(chunk, keys, ks[-1])
-        weights = ((similarities - similarities[:, :1]) / temperature).exp()  # the first is the greatest
-        votes, start = weights.new_zeros(len(chunk), len(classes)), 0
-        for k in ks:
-            votes.scatter_add_(1, labels[neighbours[:, start:k]], weights[:, start:k])
-            most = votes.sort(dim=1, descending=True, stable=True).indices[:, :TOP]
+        for k, most in vote(similarities, labels[neighbours], len(classes), ks, temperature).items():
             predictions[k].append(classes[most])
-            start = k
     return {k: torch.cat(parts) for k, parts in predictions.items()}
+
+
+def vote(
+    similarities: torch.Tensor, labels: torch.Tensor, num_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, torch.Tensor]:
+    """
+    The classes with the most votes of neighbours.
+
+    Args:
+        similarities: (B, K), the greatest first.
+        labels: of the neighbours, (B, K), each in [0, num_classes).
+        ks: numbers of neighbours that vote, ascending, each at most K.
+
+    Returns:
+        for each k the classes (B, c), those with more votes first.
+    """
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()  # the first is the greatest
+    votes, start, most = weights.new_zeros(len(weights), num_classes), 0, {}
+    for k in ks:
+        votes.scatter_add_(1, labels[:, start:k], weights[:, start:k])
+        most[k] = votes.sort(dim=1, descending=True, stable=True).indices[:, :TOP]
+        start = k
+    return most
 
 
 def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,4 +151,4 @@ def _check(
             raise ValueError(f"the feature of {name} image {image} is not finite")
 
 
-__all__ = ["knn_accuracy", "knn_predict", "nearest"]
+__all__ = ["knn_accuracy", "knn_predict", "nearest", "vote"]

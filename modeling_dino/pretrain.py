@@ -41,7 +41,7 @@ from .checkpoint_folders import last_whole_checkpoint
 from .configuration_dino import DinoConfig
 from .curves import draw_curves
 from .evaluation_results import EVALUATION_RESULTS_NAME
-from .extract import FEW_IMAGES, model_fingerprint
+from .extract import cores_of_process, model_fingerprint, spare_workers
 from .extras import require
 from .feature_files import first_difference
 from .image_source import ImageSource, IndexedSource
@@ -266,17 +266,6 @@ def precision(recipe: Recipe) -> dict[str, bool]:
         return {}
     logger.warning(f"no GPU: training in float32, not in {half[0]}")
     return dict.fromkeys(half, False)
-
-
-def cores_of_process(world_size: int) -> int:
-    """Cores that each of the processes on this machine can have."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // world_size)
-
-
-def spare_workers(num_images: int, world_size: int) -> int:
-    """Processes that read images: none for few images, else one a core that is left."""
-    return 0 if num_images <= FEW_IMAGES else max(1, cores_of_process(world_size) - 1)
 
 
 @contextmanager

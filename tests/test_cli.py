@@ -9,6 +9,9 @@ from safetensors.torch import load_file, save_file
 from modeling_dino import DinoModel, cli, load_features
 
 
+COMMANDS = ("info", "convert", "extract", "pretrain", "attention", "report", "push", "demo")
+
+
 @pytest.fixture
 def dino(monkeypatch, capsys):
     """Runs the command line; returns exit code, standard output and standard error."""
@@ -38,8 +41,8 @@ def folder(tmp_path):
 def test_help_lists_the_commands(dino):
     code, out, _ = dino("--help")
     assert code == 0
-    assert all(command in out for command in ("info", "convert", "extract", "pretrain", "attention", "push", "demo"))
-    for command in ("info", "convert", "extract", "pretrain", "attention", "push", "demo"):
+    assert all(command in out for command in COMMANDS)
+    for command in COMMANDS:
         assert dino(command, "--help")[0] == 0
 
 
@@ -83,6 +86,23 @@ def test_attention(dino, folder):
     assert np.asarray(Image.open(folder / "out" / "0-head3.png")).shape == (64, 80, 3)
 
 
+def test_report(dino, folder):
+    arguments = ("--model", folder / "vit", "--images", folder / "images", "--output", folder / "out")
+    assert dino("extract", *arguments, "--features", "cls,patch_mean")[0] == 0
+    code, _, err = dino("report", folder / "out")
+    assert code == 2
+    assert "has several kinds of features, cls, patch_mean: name one with --features" in err
+    (folder / "images" / "4.png").unlink()
+    code, out, err = dino(
+        "report", folder / "out", "--features", "patch_mean", "--k", 2, "--output", folder / "a.html"
+    )
+    assert code == 0
+    assert out.startswith("5 images, 1 without a picture, ")
+    assert "no picture of 1: not among the images any more" in err
+    assert "differs in paths or sizes" in err
+    assert (folder / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +116,9 @@ def test_attention(dino, folder):
         ("extract --model vit --images images --output out --features projection", "has no projection head"),
         ("extract --model vit --images images --output out --dtype half", "unknown dtype 'half'"),
         ("extract --model vit --images images --output out --last-blocks 9", "last_blocks=9 must be between 1 and 3"),
+        ("report images", "images holds something other than features of `dino extract`"),
+        ("report nothing", "nothing holds something other than features"),
+        ("report images --k 0", "k=0 must be between 1 and 90"),
         ("attention --model resnet --image images/0.png --output out", "resnet50 has no attention: use a ViT"),
         ("attention --model vit --image images --output out", "cannot read images"),
         ("attention --model vit --image images/0.png --output out --layer 7", "vit_tiny has layers 0 to 2"),

@@ -50,6 +50,7 @@ def test_the_wheel_has_two_packages_and_the_presets(distributions):
     assert presets == {f"{name}.json" for name in DinoConfig.presets()}
     packed = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".yaml")}
     assert packed == {f"recipes/{name}.yaml" for name in recipes()}
+    assert {f"modeling_dino/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
