@@ -36,6 +36,12 @@ IMAGES_HELP = (
     "user/name[/subset]. A split after a colon."
 )
 Output = Annotated[str, typer.Option(help="Folder to write to.")]
+Size = Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")]
+FramesPerSecond = Annotated[
+    float | None, typer.Option(help="Make a video of images, in their order, at so many a second.")
+]
+OnError = Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
 
 
 @app.command()
@@ -152,19 +158,57 @@ def pretrain(
 @app.command()
 def attention(
     model: Model,
-    image: Annotated[str, typer.Option("--image", "--images", help="The image.")],
+    images: Annotated[str, typer.Option("--images", "--image", help=f"A video. {IMAGES_HELP}")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")] = 480,
+    size: Size = 480,
     layer: Annotated[int, typer.Option(help="Block, counted from 0; negative ones from the end.")] = -1,
+    mass: Annotated[
+        float | None, typer.Option(help="Also mask the patches that hold this share of each head's attention.")
+    ] = None,
+    save_arrays: Annotated[str | None, typer.Option(help="Also save the attention: npy or safetensors.")] = None,
+    fps: FramesPerSecond = None,
+    on_error: OnError = "skip",
+    overwrite: Replace = False,
 ):
-    """What a ViT's CLS token attends to: a picture a head, and all of them over the image."""
-    from .pretrained import load_image_processor, load_model
-    from .visualization import draw_attention
+    """What a ViT's CLS token attends to: a picture a head, each in its color, and all over the image; or videos."""
+    from .visualization import AttentionSettings, draw_attention_of_frames
 
-    dino = load_model(model)
-    processor = load_image_processor(model, dino.config)
-    pictures = draw_attention(dino, image, output, processor.image_mean, processor.image_std, size, layer)
-    typer.echo(f"{len(pictures)} pictures; all heads: {pictures[-1]}")
+    settings = AttentionSettings(layer, mass, save_arrays)
+    summary = draw_attention_of_frames(
+        model, images, output, settings, size=size, fps=fps, on_error=on_error, overwrite=overwrite
+    )
+    say_skipped(summary.skipped)
+    typer.echo(summary)
+
+
+@app.command()
+def pca(
+    model: Model,
+    images: Annotated[str, typer.Option("--images", "--image", help=f"A video. {IMAGES_HELP}")],
+    output: Output,
+    size: Size = 480,
+    split: Annotated[bool, typer.Option(help="Paint the foreground alone, by its own components.")] = True,
+    save_arrays: Annotated[bool, typer.Option("--save-arrays", help="Also save the components.")] = False,
+    fps: FramesPerSecond = None,
+    on_error: OnError = "skip",
+    overwrite: Replace = False,
+):
+    """A ViT's patch tokens in the colors of their first three principal components, which all images share."""
+    from .pca_pictures import paint_components
+
+    summary = paint_components(
+        model,
+        images,
+        output,
+        size=size,
+        split=split,
+        save_arrays=save_arrays,
+        fps=fps,
+        on_error=on_error,
+        overwrite=overwrite,
+    )
+    say_skipped(summary.skipped)
+    typer.echo(summary)
 
 
 @app.command()
@@ -198,6 +242,12 @@ def demo(
     from .demo import run_demo
 
     typer.echo(run_demo(output, model))
+
+
+def say_skipped(skipped: dict[str, str]):
+    """Names the images that could not be read."""
+    for name, reason in skipped.items():
+        typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,16 +13,14 @@
 # limitations under the License.
 """Pictures to look at, one after another: the images of any source, or the frames of a video."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from .extract import ON_ERROR, encoded_image
 from .image_source import ImageRecord, ImageSource
-from .images import MODES, read_image
+from .images import MODES, check_resized, read_image
 from .sources import open_source
 from .video import Video, is_video
 
@@ -52,6 +50,8 @@ class ImageFrames:
 
     Args:
         name: what was asked for.
+        num_channels: 3 for RGB, 1 for grey.
+        size: to which their shorter sides will be resized, in pixels.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
 
     Attributes:
@@ -60,8 +60,9 @@ class ImageFrames:
 
     fps = None
 
-    def __init__(self, name: str, source: ImageSource, num_channels: int, on_error: str = "skip"):
-        self.name, self._source, self._num_channels, self._on_error = name, source, num_channels, on_error
+    def __init__(self, name: str, source: ImageSource, num_channels: int, size: int, on_error: str = "skip"):
+        self.name, self._source, self._num_channels = name, source, num_channels
+        self._size, self._on_error = size, on_error
         self.num_frames = source.num_images
         self.skipped: dict[str, str] = {}
 
@@ -74,6 +75,7 @@ class ImageFrames:
         for record in self._records():
             try:
                 image, _ = read_image(encoded_image(record), self._num_channels)
+                check_resized(image, self._size)
             except (ValueError, OSError) as error:
                 if self._on_error == "fail":
                     raise ValueError(f"cannot read {record.name}: {error}") from error
@@ -124,12 +126,13 @@ class VideoFrames:
 Frames = ImageFrames | VideoFrames
 
 
-def open_frames(name: str, num_channels: int = 3, on_error: str = "skip") -> Frames:
+def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip") -> Frames:
     """
     Pictures by the name of a video, or of anything that [`open_source`] takes.
 
     Args:
         num_channels: 3 for RGB, 1 for grey.
+        size: to which their shorter sides will be resized, in pixels.
         on_error: what to do about an unreadable image: `"skip"` or `"fail"`.
 
     Raises:
@@ -141,28 +144,10 @@ def open_frames(name: str, num_channels: int = 3, on_error: str = "skip") -> Fra
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
     if is_video(name):
         return VideoFrames(name, num_channels)
-    frames = ImageFrames(name, open_source(name), num_channels, on_error)
+    frames = ImageFrames(name, open_source(name), num_channels, size, on_error)
     if frames.num_frames == 0:
         raise ValueError(frames._nothing_read())
     return frames
 
 
-def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
-    """
-    A folder to write pictures to. It is not made yet: who finds nothing to write leaves nothing behind.
-
-    Args:
-        overwrite: allow files there, of which those of the same names are replaced.
-
-    Raises:
-        ValueError: if it is there, and not empty; or is a file.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: name a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ValueError(f"{path} is not empty: name a new folder, or pass --overwrite")
-    return path
-
-
-__all__ = ["Frame", "Frames", "ImageFrames", "VideoFrames", "new_folder", "open_frames"]
+__all__ = ["Frame", "Frames", "ImageFrames", "VideoFrames", "open_frames"]

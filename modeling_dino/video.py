@@ -60,7 +60,8 @@ class Video:
     def __iter__(self) -> Iterator["Image.Image"]:
         count = 0
         with self._open() as stream:
-            for count, frame in enumerate(stream.container.decode(stream), 1):
+            for frame in stream.container.decode(stream):
+                count += 1
                 image = frame.to_image()
                 yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
         if not count:

@@ -1,11 +1,11 @@
 import re
+import sys
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
-from processes import run_python
 
 from modeling_dino.video import Video, is_video, write_video
 
@@ -129,7 +129,7 @@ def test_names(tmp_path):
     assert not is_video(tmp_path / "missing.mp4")
 
 
-def test_without_pyav(tmp_path):
-    code = "from modeling_dino.video import Video; Video('video.mp4')"
-    done = run_python(code, tmp_path, blocked=("av",), check=False)
-    assert "av is not installed: run `pip install 'modeling-dino[video]'`" in done.stderr
+def test_without_pyav(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"av is not installed: run `pip install 'modeling-dino\[video\]'`"):
+        Video("video.mp4")
