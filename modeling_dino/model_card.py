@@ -17,11 +17,8 @@ The metadata follow https://github.com/huggingface/hub-docs/blob/main/modelcard.
 """
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -32,8 +29,6 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CARD_NAME = "README.md"
-EVALUATION_RESULTS_NAME = "evaluation_results.json"
-DATASET_TYPE = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)  # what the hub takes as a data set's id
 MARK = "<!-- modeling-dino wrote this card, and renews it unless it is edited ({digest}) -->"
 
 # how each class is loaded and used: the Auto class, the hub's task, a line of code
@@ -155,48 +150,6 @@ def read_card(folder: str | os.PathLike) -> str | None:
     return path.read_bytes().decode() if path.is_file() else None  # with its line ends as they are
 
 
-def read_evaluation_results(folder: str | os.PathLike) -> list[EvalResult]:
-    """
-    What evaluations left in a model's folder: in `evaluation_results.json` a list of mappings with `task`, `dataset`,
-    `metric` and `value`. Other keys are fields of `EvalResult` (`dataset_split`, `metric_name`, …), or arguments of
-    the metric.
-
-    Raises:
-        ValueError: if the file is something else.
-    """
-    path = Path(folder) / EVALUATION_RESULTS_NAME
-    if not path.is_file():
-        return []
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(results, list):
-            raise ValueError(f"it is a {type(results).__name__}")
-        return [_eval_result(**result) for result in results]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a list of results, each with a task, dataset, metric and value ({error})"
-        ) from error
-
-
-def _eval_result(task: str, dataset: str, metric: str, value: float | str, **more) -> EvalResult:
-    for name, text in {"task": task, "dataset": dataset, "metric": metric}.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name}={text!r} is not a text")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"value={value!r} is neither a number nor a text")
-    known = {field.name for field in fields(EvalResult)}
-    arguments = {key: more.pop(key) for key in list(more) if key not in known}
-    if arguments:
-        more["metric_args"] = arguments
-    return EvalResult(
-        task_type=task,
-        dataset_type=dataset if DATASET_TYPE.fullmatch(dataset) else re.sub(r"[^a-zA-Z0-9_.-]+", "-", dataset),
-        metric_type=metric,
-        metric_value=value,
-        **{"dataset_name": dataset, **more},
-    )
-
-
 def _facts(model: PreTrainedModel) -> str:
     config = model.config
     model = getattr(model, "teacher", model)  # what is loaded of student and teacher
@@ -233,4 +186,4 @@ def _digest(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-__all__ = ["CARD_NAME", "is_ours", "make_card", "read_card", "read_evaluation_results", "renew_card"]
+__all__ = ["CARD_NAME", "is_ours", "make_card", "read_card", "renew_card"]

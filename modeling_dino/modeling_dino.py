@@ -45,10 +45,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center, read_tensors
 from .configuration_dino import DinoConfig
+from .evaluation_results import read_evaluation_results
 from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .loss import cross_view_entropy, mean_entropy, teacher_probabilities, update_center
-from .model_card import CARD_NAME, read_card, read_evaluation_results, renew_card
+from .model_card import CARD_NAME, read_card, renew_card
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
 from .stage import Stage

@@ -6,7 +6,8 @@ from hub_server import card_errors
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
-from modeling_dino.model_card import is_ours, make_card, read_evaluation_results, renew_card
+from modeling_dino.evaluation_results import read_evaluation_results
+from modeling_dino.model_card import is_ours, make_card, renew_card
 
 
 RESULTS = [
