@@ -212,6 +212,43 @@ def pca(
 
 
 @app.command()
+def segment(
+    model: Model,
+    video: Annotated[str, typer.Option(help="A video, or a folder of its frames.")],
+    mask: Annotated[
+        str, typer.Option(help="Mask of the first frame: a palette PNG with the object's number a pixel.")
+    ],
+    output: Output,
+    ground_truth: Annotated[str | None, typer.Option(help="Folder of masks of all frames, to score by.")] = None,
+    size: Size = 480,
+    num_last_frames: Annotated[int, typer.Option(help="Frames before it that a frame looks back to.")] = 7,
+    radius: Annotated[int, typer.Option(help="How many patches an object may move; 0 for any number.")] = 12,
+    top_k: Annotated[int, typer.Option(help="From how many patches one takes its label.")] = 5,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also a video of the masks over the frames.")] = False,
+    fps: Annotated[float | None, typer.Option(help="Frames a second there.")] = None,
+    overwrite: Replace = False,
+):
+    """Carries the mask of a video's first frame through it by the likeness of patches, as the original on DAVIS."""
+    from .mask_propagation import PropagationSettings
+    from .segment import segment_video
+
+    settings = PropagationSettings(num_last_frames, radius, top_k)
+    summary = segment_video(
+        model,
+        video,
+        mask,
+        output,
+        size=size,
+        settings=settings,
+        ground_truth=ground_truth,
+        overlay=overlay,
+        fps=fps,
+        overwrite=overwrite,
+    )
+    typer.echo(summary)
+
+
+@app.command()
 def push(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a saved model.")],
     repo_id: Annotated[str, typer.Argument(help="Where to push it: name or namespace/name.")],

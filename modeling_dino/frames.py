@@ -15,7 +15,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from .extract import ON_ERROR, encoded_image
@@ -94,8 +94,7 @@ class ImageFrames:
         path = PurePath(record.name)
         root = getattr(self._source, "root", None)
         folder = path.relative_to(root).parent if root and path.is_relative_to(root) else PurePath()
-        stem = path.name if path.name.isdigit() else path.stem  # a row of a table has a number, and no suffix
-        candidates = [stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(used) + 3))]
+        candidates = [path.stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(used) + 3))]
         name = next(name for candidate in candidates if (name := str(folder / candidate)) not in used)
         used.add(name)
         return name
@@ -120,7 +119,7 @@ class VideoFrames:
 
     def __iter__(self) -> Iterator[Frame]:
         for i, image in enumerate(self._video):
-            yield Frame(f"{Path(self.name).stem}-{i:05}", f"frame {i} of {self.name}", image.convert(self._mode))
+            yield Frame(f"{i:05}", f"frame {i} of {self.name}", image.convert(self._mode))
 
 
 Frames = ImageFrames | VideoFrames

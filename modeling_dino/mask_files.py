@@ -84,7 +84,7 @@ def write_mask(mask: Mask, file: Path):
 
 
 def davis_palette() -> list[int]:
-    """Pascal VOC's, which DAVIS took over: bits 0, 3, 6 of a number are the upper bits of red, and so on for others."""
+    """Pascal VOC's, which DAVIS took over: bits 0, 3 and 6 of a number are the upper bits of red, …"""
     return [
         sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3))
         for number in range(256)

@@ -16,9 +16,10 @@
 Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_video_segmentation.py, table 5 of the paper.
 
 Each patch takes its label from the few most alike patches of the first frame and of some frames before it, within a
-neighbourhood. Where we deviate: the affinities of a row of patches are computed at a time, and only to the rows within
-its neighbourhood, so that the (h * w)^2 affinities of each frame are never in memory together; and a side that is to be
-a multiple of 64 is at least as long as the other.
+neighbourhood. Where we deviate: the affinities of a row of patches are computed at a time, and only to the rows in its
+neighbourhood, so that the (h * w)^2 affinities to each frame are never in memory together; frames are resized with
+antialiasing, and normalised as for all else (the original's standard deviation of red is 0.228 here); and a side that
+is to be a multiple of 64 is at least as long as the other.
 
 Letters in shapes: h x w patches, D width, K objects and the background.
 """
@@ -28,6 +29,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from .extras import require
 
 
 SIDE_MULTIPLE = 64  # pixels; of the longer side, as in the original
@@ -110,14 +113,13 @@ class MaskPropagation:
         height, width = sources.shape[1:3]
         radius = self.settings.radius or max(height, width)
         near = slice(max(0, i - radius), i + radius + 1)
-        affinity = torch.einsum("wd,fyxd->wfyx", row, sources[:, near])
-        affinity = (affinity / self.settings.temperature).exp()
+        cosine = torch.einsum("wd,fyxd->wfyx", row, sources[:, near])
         columns = torch.arange(width, device=row.device)
-        affinity = affinity * ((columns[:, None] - columns).abs() <= radius)[:, None, None]
-        affinity = affinity.flatten(1)  # (w, sources)
-        least = affinity.topk(min(self.settings.top_k, affinity.shape[1]), dim=1).values[:, -1:]
-        affinity = affinity.where(affinity >= least, 0)  # of equal ones all stay, as in the original
-        affinity = affinity / affinity.sum(1, keepdim=True)
+        is_far = (columns[:, None] - columns).abs() > radius
+        cosine = cosine.masked_fill(is_far[:, None, None], -torch.inf).flatten(1)  # (w, sources)
+        least = cosine.topk(min(self.settings.top_k, cosine.shape[1]), dim=1).values[:, -1:]
+        cosine = cosine.masked_fill(cosine < least, -torch.inf)  # of equal ones all stay, as in the original
+        affinity = (cosine / self.settings.temperature).softmax(1)  # exp, and divided by its sum over the sources
         return source_labels[:, :, near].flatten(1) @ affinity.T
 
 
@@ -133,10 +135,7 @@ def grid_labels(objects: torch.Tensor, numbers: list[int], grid: tuple[int, int]
     Returns:
         (K, h, w), of float.
     """
-    height, width = grid
-    rows = ((torch.arange(height) + 0.5) * objects.shape[0] / height).long()
-    columns = ((torch.arange(width) + 0.5) * objects.shape[1] / width).long()
-    patches = objects[rows][:, columns]
+    patches = _resized(objects, grid)
     return torch.stack([patches == number for number in (0, *numbers)]).float()
 
 
@@ -154,9 +153,15 @@ def pixel_objects(labels: torch.Tensor, numbers: list[int], patch_size: int, siz
     maps = nn.functional.interpolate(labels[None], scale_factor=patch_size, mode="bilinear", align_corners=False)[0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     maps = ((maps - low) / (high - low)).where(high > low, maps)  # what is the same everywhere stays
-    found = maps.argmax(0)[None, None].float()
-    found = nn.functional.interpolate(found, size, mode="nearest-exact")[0, 0].long()
-    return torch.tensor([0, *numbers], dtype=torch.uint8)[found.cpu()]
+    objects = torch.tensor([0, *numbers], dtype=torch.uint8)[maps.argmax(0).cpu()]
+    return _resized(objects, size)
+
+
+def _resized(objects: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(H, W), of uint8, to another height and width by the nearest; by Pillow, whose rounding the original has."""
+    np, Image = require("numpy"), require("PIL.Image")
+    picture = Image.fromarray(objects.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture))
 
 
 __all__ = ["MaskPropagation", "PropagationSettings", "grid_labels", "pixel_objects", "video_size"]
