@@ -124,6 +124,8 @@ def patch_tokens(model: DinoModel, pixel_values: torch.Tensor) -> PatchTokens:
     block = model.backbone.blocks[-1]
     attention = block.attn.cls_attention(block.norm1(before))[0, :, 1:].mean(0)
     tokens = model.backbone.norm(after)[0, 1:]
+    if not tokens.isfinite().all():
+        raise ValueError("the patch tokens are not finite: are the model's weights?")
     return PatchTokens(tokens.unflatten(0, grid).float().cpu(), attention.unflatten(0, grid).float().cpu())
 
 

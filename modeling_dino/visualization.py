@@ -172,6 +172,7 @@ def draw_attention_of_frames(
     """
     dino = load_model(model)
     dino.check_attention(True)
+    dino._resolve_layers([settings.layer])  # refuses one that is not there
     transform = PatchTransform.of_model(model, dino.config, size)
     frames = open_frames(images, dino.config.num_channels, size, on_error)
     fps = frame_rate(frames, fps)

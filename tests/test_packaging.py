@@ -89,7 +89,7 @@ runpy.run_module("modeling_dino", run_name="__main__")
     done = run_installed(code, tmp_path, installed)
     assert "dino_vits16 with random weights" in done.stdout
     assert "16 images" in done.stdout
-    assert len(list((tmp_path / "demo" / "attention").glob("*.png"))) == 7
+    assert len(list((tmp_path / "demo" / "attention").glob("*.png"))) == 8
 
 
 def test_code_for_the_hub_comes_from_an_installed_wheel_too(tmp_path, installed):

@@ -145,6 +145,6 @@ def test_arguments_that_cannot_work_are_refused(folder):
     model = DinoModel.from_pretrained(folder / "model")
     torch.nn.init.constant_(model.backbone.norm.weight, torch.nan)
     model.save_pretrained(folder / "nan")
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"the patch tokens are not finite: are the model's weights?"):
         paint_components(str(folder / "nan"), str(folder / "images"), folder / "out")
     assert not (folder / "out").exists()
