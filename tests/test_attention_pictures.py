@@ -27,6 +27,10 @@ def test_masks_by_hand(mass, expected):
     assert mass_masks(attention, mass).int().flatten(1).tolist() == expected
 
 
+def test_a_set_that_holds_exactly_the_share_is_enough():
+    assert mass_masks(torch.tensor([[[2.0, 4.0, 1.0, 1.0]]]), 0.75).int().tolist() == [[[1, 1, 0, 0]]]
+
+
 @pytest.mark.parametrize("mass", [0.01, 0.3, 0.6, 0.95, 1.0])
 def test_masks_by_definition(mass):
     attention = torch.randn(4, 9, 7).mul(2).flatten(1).softmax(1).view(4, 9, 7)

@@ -86,8 +86,7 @@ def test_two_objects_are_followed_and_scored(folder):
     assert f"J&F {100 * scores['means']['J&F']:.1f}" in str(summary)
 
 
-def test_the_first_mask_that_does_not_move_is_what_standing_still_scores(folder):
-    """A check that the scores above can be bad."""
+def test_where_nothing_can_be_seen_scores_are_bad(folder):
     shutil.rmtree(folder / "frames")
     (folder / "frames").mkdir()
     for i in range(NUM_FRAMES):
@@ -109,6 +108,21 @@ def test_a_video_file_and_the_overlay(folder):
     assert first.getpixel(inside)[0] - plain.getpixel(inside)[0] > 20  # redder
     assert np.abs(np.subtract(first.getpixel(outside), plain.getpixel(outside))).max() < 12
     assert read_mask(folder / "out" / "00005.png").numbers == [1, 3]
+
+
+def test_larger_frames_are_resized_as_pillow_does_with_antialiasing(folder):
+    for path in sorted(folder.glob("*/0000?.png")):
+        with Image.open(path) as image:
+            image.resize((256, 128), 0 if path.parent.name == "masks" else Image.Resampling.BICUBIC).save(path)
+    segment(folder)
+    large = [read_mask(folder / "out" / f"{i:05}.png").objects for i in range(NUM_FRAMES)]
+    for path in sorted(folder.glob("*/0000?.png")):
+        with Image.open(path) as image:
+            image.resize((128, 64), 0 if path.parent.name == "masks" else Image.Resampling.BILINEAR).save(path)
+    segment(folder, overwrite=True)
+    small = [read_mask(folder / "out" / f"{i:05}.png").objects for i in range(NUM_FRAMES)]
+    for mask, other in zip(large, small):
+        assert torch.equal(mask, other.repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
 def test_settings_reach_the_propagation(folder):
