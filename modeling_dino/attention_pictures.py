@@ -121,7 +121,7 @@ def attention_pictures(
     mean, *heads = (Image.blend(image.convert("RGB"), picture, OPACITY) for picture in over_image)
     tiles = {"image": image.convert("RGB"), "mean of heads": mean, "heads in colors": pictures["heads"]}
     if mass is not None:
-        tiles[f"{mass:.0%} of each head's attention"] = pictures["masks"]
+        tiles[f"{mass:.0%} of attention"] = pictures["masks"]
     colors = (head_colors(len(attention)) * 255).int().tolist()
     swatches = {f"head {i}": tuple(color) for i, color in enumerate(colors)}
     pictures["attention"] = mosaic(tiles | dict(zip(swatches, heads)), columns=len(tiles), swatches=swatches)

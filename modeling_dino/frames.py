@@ -13,6 +13,7 @@
 # limitations under the License.
 """Pictures to look at, one after another: the images of any source, or the frames of a video."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -83,7 +84,7 @@ class ImageFrames:
                 continue
             yield Frame(self._unique_name(record, used), record.name, image)
         if not used:
-            raise ValueError(self._nothing_read())
+            raise ValueError(self.why_nothing())
 
     def _records(self) -> Iterator[ImageRecord]:
         for part in self._source.parts(ROWS):
@@ -94,12 +95,13 @@ class ImageFrames:
         path = PurePath(record.name)
         root = getattr(self._source, "root", None)
         folder = path.relative_to(root).parent if root and path.is_relative_to(root) else PurePath()
-        candidates = [path.stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(used) + 3))]
+        candidates = itertools.chain([path.stem, path.name], (f"{path.name}-{i}" for i in itertools.count(2)))
         name = next(name for candidate in candidates if (name := str(folder / candidate)) not in used)
         used.add(name)
         return name
 
-    def _nothing_read(self) -> str:
+    def why_nothing(self) -> str:
+        """What to say where no image can be had."""
         if not self.skipped:
             return "; ".join(f"{name}: {note}" for name, note in self._source.notes.items()) or f"{self.name} is empty"
         name, reason = next(iter(self.skipped.items()))
@@ -145,7 +147,7 @@ def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip")
         return VideoFrames(name, num_channels)
     frames = ImageFrames(name, open_source(name), num_channels, size, on_error)
     if frames.num_frames == 0:
-        raise ValueError(frames._nothing_read())
+        raise ValueError(frames.why_nothing())
     return frames
 
 

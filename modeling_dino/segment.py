@@ -40,7 +40,7 @@ from .modeling_dino import DinoModel
 from .patch_images import PatchTransform
 from .picture_files import frame_rate, new_folder
 from .pretrained import load_model
-from .video import write_video
+from .video import is_video, write_video
 from .whole_files import whole_file
 
 
@@ -243,9 +243,9 @@ def record(scores: VideoScores, model: str, video: str, folder: Path) -> str:
     with whole_file(folder / "scores.json") as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     means = {name: value for name, value in scores.means().items() if name in ("J&F", "J mean", "F mean")}
+    dataset = Path(video).stem if is_video(video) else Path(video).name
     results = [
-        {"task": TASK, "dataset": Path(video).stem, "metric": name, "value": 100 * value}
-        for name, value in means.items()
+        {"task": TASK, "dataset": dataset, "metric": name, "value": 100 * value} for name, value in means.items()
     ]
     return record_evaluation_results(model, None, results)
 
