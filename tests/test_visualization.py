@@ -49,10 +49,32 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, photograph):
     assert not (tmp_path / "out").exists()
 
 
+def test_masks_of_a_share_of_the_attention(tmp_path, photograph):
+    model = DinoModel(tiny_config()).eval()
+    pictures = draw_attention(model, photograph, tmp_path / "out", MEAN, STD, size=60, mass=0.3)
+    assert len(pictures) == 4 + 1 + 4 + 1 + 1
+    assert pictures[-1].name == "photograph-attention.png"
+    image = crop_to_patches(Image.open(photograph).convert("RGB"), 60, 8)
+    attention = model.get_cls_attention(to_pixel_values(image, MEAN, STD))[0, 2].detach().double().numpy()
+    mask = np.asarray(Image.open(tmp_path / "out" / "photograph-mask2.png"))[::8, ::8] == 255
+    assert attention[mask].sum() >= 0.3 * attention.sum()
+    assert attention[mask].sum() - attention[mask].min() < 0.3 * attention.sum()
+    assert attention[mask].min() >= attention[~mask].max()
+
+
+def test_weights_that_are_not_finite(tmp_path, photograph):
+    model = DinoModel(tiny_config()).eval()
+    torch.nn.init.constant_(model.backbone.blocks[-1].norm1.weight, torch.nan)
+    with pytest.raises(ValueError, match=r"the attention is not finite: are the model's weights\?"):
+        draw_attention(model, photograph, tmp_path / "out", MEAN, STD)
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_channel(tmp_path, photograph):
     model = DinoModel(tiny_config(num_channels=1)).eval()
     pictures = draw_attention(model, photograph, tmp_path / "out", [0.45], [0.22], size=40)
     assert len(pictures) == 6
+    assert all(Image.open(picture).mode == "RGB" for picture in pictures)
 
 
 def test_pixel_values():
