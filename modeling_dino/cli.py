@@ -54,6 +54,13 @@ Train = Annotated[str, typer.Option(help="Labelled images to learn from: as of e
 Test = Annotated[str, typer.Option(help="Labelled images to be classified; the same.")]
 DataSet = Annotated[str | None, typer.Option(help="Name of the data set in results; --test if left out.")]
 JsonFile = Annotated[str | None, typer.Option("--json", help="File to write the results to, too.")]
+# of pictures
+Size = Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")]
+FramesPerSecond = Annotated[
+    float | None, typer.Option(help="Make a video of images, in their order, at so many a second.")
+]
+OnError = Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
 
 
 @app.command()
@@ -334,19 +341,94 @@ def pretrain(
 @app.command()
 def attention(
     model: Model,
-    image: Annotated[str, typer.Option("--image", "--images", help="The image.")],
+    images: Annotated[str, typer.Option("--images", "--image", help=f"A video. {IMAGES_HELP}")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")] = 480,
+    size: Size = 480,
     layer: Annotated[int, typer.Option(help="Block, counted from 0; negative ones from the end.")] = -1,
+    mass: Annotated[
+        float | None, typer.Option(help="Also mask the patches that hold this share of each head's attention.")
+    ] = None,
+    save_arrays: Annotated[str | None, typer.Option(help="Also save the attention: npy or safetensors.")] = None,
+    fps: FramesPerSecond = None,
+    on_error: OnError = "skip",
+    overwrite: Replace = False,
 ):
-    """What a ViT's CLS token attends to: a picture a head, and all of them over the image."""
-    from .pretrained import load_image_processor, load_model
-    from .visualization import draw_attention
+    """What a ViT's CLS token attends to: a picture a head, each in its color, and all over the image; or videos."""
+    from .visualization import AttentionSettings, draw_attention_of_frames
 
-    dino = load_model(model)
-    processor = load_image_processor(model, dino.config)
-    pictures = draw_attention(dino, image, output, processor.image_mean, processor.image_std, size, layer)
-    typer.echo(f"{len(pictures)} pictures; all heads: {pictures[-1]}")
+    settings = AttentionSettings(layer, mass, save_arrays)
+    summary = draw_attention_of_frames(
+        model, images, output, settings, size=size, fps=fps, on_error=on_error, overwrite=overwrite
+    )
+    say_skipped(summary.skipped)
+    typer.echo(summary)
+
+
+@app.command()
+def pca(
+    model: Model,
+    images: Annotated[str, typer.Option("--images", "--image", help=f"A video. {IMAGES_HELP}")],
+    output: Output,
+    size: Size = 480,
+    split: Annotated[bool, typer.Option(help="Paint the foreground alone, by its own components.")] = True,
+    save_arrays: Annotated[bool, typer.Option("--save-arrays", help="Also save the components.")] = False,
+    fps: FramesPerSecond = None,
+    on_error: OnError = "skip",
+    overwrite: Replace = False,
+):
+    """A ViT's patch tokens in the colors of their first three principal components, which all images share."""
+    from .pca_pictures import paint_components
+
+    summary = paint_components(
+        model,
+        images,
+        output,
+        size=size,
+        split=split,
+        save_arrays=save_arrays,
+        fps=fps,
+        on_error=on_error,
+        overwrite=overwrite,
+    )
+    say_skipped(summary.skipped)
+    typer.echo(summary)
+
+
+@app.command()
+def segment(
+    model: Model,
+    video: Annotated[str, typer.Option(help="A video, or a folder of its frames.")],
+    mask: Annotated[
+        str, typer.Option(help="Mask of the first frame: a palette PNG with the object's number a pixel.")
+    ],
+    output: Output,
+    ground_truth: Annotated[str | None, typer.Option(help="Folder of masks of all frames, to score by.")] = None,
+    size: Size = 480,
+    num_last_frames: Annotated[int, typer.Option(help="Frames before it that a frame looks back to.")] = 7,
+    radius: Annotated[int, typer.Option(help="How many patches an object may move; 0 for any number.")] = 12,
+    top_k: Annotated[int, typer.Option(help="From how many patches one takes its label.")] = 5,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also a video of the masks over the frames.")] = False,
+    fps: Annotated[float | None, typer.Option(help="Frames a second there.")] = None,
+    overwrite: Replace = False,
+):
+    """Carries the mask of a video's first frame through it by the likeness of patches, as the original on DAVIS."""
+    from .mask_propagation import PropagationSettings
+    from .segment import segment_video
+
+    settings = PropagationSettings(num_last_frames, radius, top_k)
+    summary = segment_video(
+        model,
+        video,
+        mask,
+        output,
+        size=size,
+        settings=settings,
+        ground_truth=ground_truth,
+        overlay=overlay,
+        fps=fps,
+        overwrite=overwrite,
+    )
+    typer.echo(summary)
 
 
 @app.command()
@@ -510,10 +592,15 @@ def is_main_process() -> bool:
 def name_skipped(*parts: "EvaluationFeatures"):
     """Says which images could not be read, and how many have no label."""
     for part in parts:
-        for name, reason in part.skipped.items():
-            typer.echo(f"skipped {name}: {reason}", err=True)
+        say_skipped(part.skipped)
         if missing := (part.labels or []).count(None):
             typer.echo(f"note {part.source}: {missing} images have no label, and are left out", err=True)
+
+
+def say_skipped(skipped: dict[str, str]):
+    """Names the images that could not be read."""
+    for name, reason in skipped.items():
+        typer.echo(f"skipped {name}: {reason}", err=True)
 
 
 def one_line(error: BaseException) -> str:

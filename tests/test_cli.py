@@ -82,7 +82,7 @@ def test_attention(dino, folder):
     )
     assert code == 0
     assert str(folder / "out" / "0-attention.png") in out
-    assert len(list((folder / "out").glob("*.png"))) == 5
+    assert len(list((folder / "out").glob("*.png"))) == 6
     assert np.asarray(Image.open(folder / "out" / "0-head3.png")).shape == (64, 80, 3)
 
 
@@ -120,7 +120,7 @@ def test_report(dino, folder):
         ("report nothing", "nothing holds something other than features"),
         ("report images --k 0", "k=0 must be between 1 and 90"),
         ("attention --model resnet --image images/0.png --output out", "resnet50 has no attention: use a ViT"),
-        ("attention --model vit --image images --output out", "cannot read images"),
+        ("attention --model vit --image vit --output out", "vit: no images there"),
         ("attention --model vit --image images/0.png --output out --layer 7", "vit_tiny has layers 0 to 2"),
         ("extract --model vit", "Missing option '--images'"),
         ("extract --model vit --images images --output out --nonsense", "No such option"),
