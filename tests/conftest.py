@@ -1,4 +1,5 @@
 import os
+import sys
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client reads it
@@ -8,7 +9,7 @@ import torch
 from transformers.models.auto import modeling_auto
 from transformers_common import PACKAGE
 
-from modeling_dino import DinoConfig
+from modeling_dino import DinoConfig, cli
 
 
 # The common tests look up by these names what kind of model a class is.
@@ -59,3 +60,18 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def dino(monkeypatch, capsys):
+    """Runs the command line; returns exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        return stop.value.code, output.out, output.err
+
+    return run

@@ -8,7 +8,6 @@ import torch
 from conftest import tiny_config
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import dino  # noqa: F401 (a fixture)
 
 from modeling_dino import DinoModel
 from modeling_dino.mask_files import Mask, write_mask
@@ -44,7 +43,7 @@ KINDS = ["attention", *(f"head{i}" for i in range(4)), "heads", *(f"mask{i}" for
 
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
-def test_attention_to_a_folder(dino, folder, suffix):  # noqa: F811
+def test_attention_to_a_folder(dino, folder, suffix):
     (folder / "images" / "a" / "3.png").write_text("no image")
     arguments = "attention --model vit --images images --output out --size 32 --mass 0.6"
     code, out, err = dino(*arguments.split(), "--save-arrays", suffix)
@@ -62,7 +61,7 @@ def test_attention_to_a_folder(dino, folder, suffix):  # noqa: F811
     torch.testing.assert_close(found, expected)
 
 
-def test_attention_to_a_video(dino, folder):  # noqa: F811
+def test_attention_to_a_video(dino, folder):
     arguments = "attention --model vit --images video.mp4 --output out --size 32 --mass 0.5"
     assert dino(*arguments.split(), "--save-arrays", "npy")[0] == 0
     videos = [f"video-{kind}.mp4" for kind in ("attention", "heads", "masks")]
@@ -74,7 +73,7 @@ def test_attention_to_a_video(dino, folder):  # noqa: F811
     assert next(iter(Video(folder / "out" / "video-heads.mp4"))).size == (40, 32)
 
 
-def test_a_video_of_images(dino, folder):  # noqa: F811
+def test_a_video_of_images(dino, folder):
     for command in ("attention", "pca"):
         arguments = f"{command} --model vit --images images/a --output out --size 32 --fps 5 --overwrite"
         assert dino(*arguments.split())[0] == 0
@@ -82,7 +81,7 @@ def test_a_video_of_images(dino, folder):  # noqa: F811
     assert Video(folder / "out" / "a-pca.mp4").fps == 5
 
 
-def test_pca(dino, folder):  # noqa: F811
+def test_pca(dino, folder):
     arguments = "pca --model vit --images images --output out --size 64 --no-split --save-arrays"
     code, out, _ = dino(*arguments.split())
     assert code == 0
@@ -91,7 +90,7 @@ def test_pca(dino, folder):  # noqa: F811
     assert files == ["a/1-pca.png", "a/2-pca.png", "b/1-pca.png", "components.safetensors", "overview.png"]
 
 
-def test_segment(dino, folder):  # noqa: F811
+def test_segment(dino, folder):
     arguments = "segment --model vit --video video.mp4 --mask mask.png --output out --size 48 --overlay --fps 2"
     code, out, _ = dino(*arguments.split())
     assert code == 0
@@ -133,7 +132,7 @@ def test_segment(dino, folder):  # noqa: F811
         ("segment --model vit --video text.mp4 --mask mask.png", "cannot read text.mp4: Invalid data"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_2(dino, folder, arguments, message):  # noqa: F811
+def test_a_users_mistake_is_one_line_and_exit_code_2(dino, folder, arguments, message):
     (folder / "empty").mkdir()
     (folder / "text.mp4").write_text("no video")
     code, _, err = dino(*arguments.split(), "--output", "out")
@@ -145,7 +144,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(dino, folder, arguments, me
 
 
 @pytest.mark.parametrize("command", ["attention --images images", "pca --images images", "segment --video video.mp4"])
-def test_an_output_that_exists_is_refused(dino, folder, command):  # noqa: F811
+def test_an_output_that_exists_is_refused(dino, folder, command):
     mask = ["--mask", "mask.png"] if command.startswith("segment") else []
     code, _, err = dino(*command.split(), *mask, "--model", "vit", "--output", "images")
     assert code == 2

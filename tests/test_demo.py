@@ -52,14 +52,6 @@ def test_pixels_are_what_the_network_sees(demo):
     assert demo.accuracies["pixels"] == pytest.approx(100 * score, abs=1e-4)
 
 
-def test_run_again_it_does_not_train_again(demo):
-    weights = demo.output / "model" / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    again = run_demo(demo.output, seed=3, overrides=("training.max_steps=2",))
-    assert weights.stat().st_mtime_ns == before
-    assert again.accuracies == demo.accuracies
-
-
 def test_another_seed_is_refused_before_anything_is_replaced(demo):
     before = {file: file.stat().st_mtime_ns for file in demo.output.rglob("*.*") if file.parent.name != "photographs"}
     with pytest.raises(ValueError, match="another run"):

@@ -7,7 +7,6 @@ from conftest import tiny_config
 from evaluation_images import coloured_images
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import dino  # noqa: F401
 from transformers import TrainerCallback
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, DinoModel
@@ -78,7 +77,7 @@ def test_the_first_step_moves_each_layer_by_its_rate(tmp_path, folder, monkeypat
         assert moved == pytest.approx(1e-3 * 0.1 ** (4 - layer), rel=0.02)
 
 
-def test_the_command_line(tmp_path, family, dino):  # noqa: F811
+def test_the_command_line(tmp_path, family, dino):
     folder = coloured_images(tmp_path, family=family)
     arguments = ("--train", folder / "train", "--test", folder / "test", "--model", folder / "model")
     code, out, err = dino(
@@ -140,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
         (["--output", "model"], "choose another folder"),
     ],
 )
-def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):  # noqa: F811
+def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
     if not (folder / "lonely").is_dir():
         shutil.copytree(folder / "train" / "red", folder / "lonely" / "a")
     named = {"--train": "train", "--test": "test", "--model": "model", "--output": "out"}

@@ -11,7 +11,6 @@ from datasets import Dataset
 from evaluation_images import coloured_images
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
-from test_cli import dino  # noqa: F401
 
 from modeling_dino import load_features
 from modeling_dino.evaluation_data import EvaluationFeatures, features_of
@@ -55,7 +54,7 @@ def test_by_default_as_many_neighbours_as_there_are():
         assert list(evaluate_knn(part, part).top1) == ks
 
 
-def test_the_command_line(tmp_path, folder, dino):  # noqa: F811
+def test_the_command_line(tmp_path, folder, dino):
     """As scikit-learn on the features that `dino extract` writes; recorded beside the model and in a file."""
     common = ("--model", folder / "model", "--dataset", "colours")
     sources = ("--train", folder / "train", "--test", folder / "test")
@@ -136,7 +135,7 @@ def test_any_number_of_processes_says_the_same(tmp_path, folder):
         (["--train", "nowhere"], "nowhere is neither a folder"),
     ],
 )
-def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):  # noqa: F811
+def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
     named = {"--train": "train", "--test": "test", **dict(zip(arguments[::2], arguments[1::2]))}
     named |= {key: folder / named[key] for key in ("--train", "--test")}
     code, _, err = dino("knn", "--model", folder / "model", *(x for pair in named.items() for x in pair))
@@ -144,7 +143,7 @@ def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):  #
     assert says in err.splitlines()[-1]
 
 
-def test_what_is_left_out_is_said(tmp_path, folder, dino):  # noqa: F811
+def test_what_is_left_out_is_said(tmp_path, folder, dino):
     images = [Image.open(file).copy() for file in sorted((folder / "test").glob("*/*.png"))[::3]]
     labels = ["blue", None, "green", "red"]
     Dataset.from_dict({"image": images, "label": labels}).save_to_disk(str(tmp_path / "data"))

@@ -8,7 +8,6 @@ from evaluation_images import coloured_images
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from test_cli import dino  # noqa: F401
 from transformers import AutoModelForImageClassification
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, load_features
@@ -125,7 +124,7 @@ def test_a_standardized_head_and_one_of_features_as_they_are():
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_the_command_line(tmp_path, dino, family):  # noqa: F811
+def test_the_command_line(tmp_path, dino, family):
     """The model that is saved gives the accuracy that is said, and both folders tell it."""
     folder = coloured_images(tmp_path, family=family)
     sources = ("--train", folder / "train", "--test", folder / "test")
@@ -149,7 +148,7 @@ def test_the_command_line(tmp_path, dino, family):  # noqa: F811
         assert (top1["value"], top5["value"]) == (pytest.approx(100 * np.mean(right), abs=1e-4), 100.0)
 
 
-def test_features_that_were_extracted_before(tmp_path, folder, dino):  # noqa: F811
+def test_features_that_were_extracted_before(tmp_path, folder, dino):
     kinds = ("--features", "cls_patch_mean", "--last-blocks", 3)
     for part in ("train", "test"):
         arguments = ("--model", folder / "model", "--images", folder / part, "--output", tmp_path / part)
@@ -173,7 +172,7 @@ def test_features_that_were_extracted_before(tmp_path, folder, dino):  # noqa: F
         (["--model", "vit_tiny"], "a configuration without weights"),
     ],
 )
-def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):  # noqa: F811
+def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
     named = {"--train": "train", "--test": "test", "--model": "model", **dict(zip(arguments[::2], arguments[1::2]))}
     places = ("--train", "--test", "--model", "--output")
     named = {k: folder / v if k in places and v != "vit_tiny" else v for k, v in named.items()}
