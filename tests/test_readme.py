@@ -7,7 +7,7 @@ from pathlib import Path
 from hub_server import running_hub
 from processes import run_python
 
-from modeling_dino.demo_images import copy_photographs
+from modeling_dino.demo_images import copy_photographs, cut_photographs
 
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,8 @@ def steps() -> list[str | list[str]]:
 
 
 def test_python_and_commands(tmp_path):
-    copy_photographs(tmp_path / "photographs")
+    photographs = copy_photographs(tmp_path / "photographs")
+    cut_photographs(photographs[:2], tmp_path, seed=0)  # `views` and `distorted`
     assert len(steps()) >= 8
     with running_hub() as hub:
         run_python(RUN.format(steps=steps()), tmp_path, environment=hub.environment())

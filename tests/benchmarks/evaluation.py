@@ -1,28 +1,36 @@
 """
-What pretraining is worth on scikit-learn's digits: k-NN, linear classification and retrieval, over several seeds.
+What pretraining is worth on small images: k-NN, linear classification and retrieval, over several seeds.
 
-    python tests/benchmarks/evaluation.py --folder digits --json tests/benchmarks/results/evaluation.json
+    python tests/benchmarks/evaluation.py digits --folder digits --json tests/benchmarks/results/digits.json
+    python tests/benchmarks/evaluation.py photographs --folder demos --json tests/benchmarks/results/photographs.json
 
-1,797 images of 8 x 8 are enlarged to 32 x 32. Of each digit every other image is for training, the rest for testing;
-only training images are pretrained on. Beside the pretrained network stand the same architecture before training, and
-the pixels. It is done by the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed
-that is in the folder already is not trained again.
+`digits` are the 1,797 images of scikit-learn, of 8 x 8, enlarged to 32 x 32. Of each digit every other image is for
+training, the rest for testing; only training images are pretrained on. `photographs` are those of `dino demo`: the
+views of places are for training, the distorted ones for testing, and only other parts are pretrained on.
+
+Beside the pretrained network stand the same architecture before training, and the pixels that it sees. It is done by
+the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed that is in the folder
+already is not trained again.
 """
 
 import json
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
 
 import numpy as np
 import torch
-import transformers
 import typer
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from modeling_dino import DinoConfig, DinoModel
+from modeling_dino.demo import pixels_of, run_demo
 from modeling_dino.evaluation_data import EvaluationFeatures, features_of, number_labels
 from modeling_dino.knn_classification import evaluate_knn
 from modeling_dino.linear_evaluation import evaluate_linear, features_to_classify
@@ -30,7 +38,6 @@ from modeling_dino.pretrain import pretrain
 from modeling_dino.ranking import evaluate_each
 
 
-KS = (10, 20)
 IMAGE_SIZE = 32
 RECIPE = "small_data"
 OVERRIDES = (
@@ -72,69 +79,96 @@ def write_digits(folder: Path):
             image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).save(file)
 
 
-def models_of_seed(folder: Path, seed: int) -> dict[str, str]:
-    """Folders of the network after and before pretraining."""
+@dataclass(frozen=True)
+class Trained:
+    """
+    One seed of a data set.
+
+    Args:
+        models: folders of the network before and after pretraining.
+        parts: folders of images, for training and testing.
+        ks: neighbours that vote.
+    """
+
+    models: dict[str, str]
+    parts: tuple[str, str]
+    ks: tuple[int, ...]
+
+
+def train_digits(folder: Path, seed: int) -> Trained:
+    """Pretrains on the training images."""
+    write_digits(folder / "images")
     trained, untrained = folder / f"seed{seed}", folder / f"untrained{seed}"
     pretrain(RECIPE, str(folder / "images" / "train"), trained, (*OVERRIDES, f"training.seed={seed}"), num_workers=0)
     torch.manual_seed(seed)
     DinoModel(DinoConfig.from_pretrained(trained, head_type=None)).save_pretrained(untrained)
-    return {"DINO": str(trained), "untrained": str(untrained)}
+    parts = tuple(str(folder / "images" / part) for part in ("train", "test"))
+    return Trained({"untrained": str(untrained), "DINO": str(trained)}, parts, ks=(10, 20))
 
 
-def pixels(folder: Path, part: str) -> EvaluationFeatures:
-    """The images themselves, in the place of features."""
-    files = sorted((folder / "images" / part).glob("*/*.png"))
-    values = torch.tensor(np.stack([np.asarray(Image.open(file)).ravel() for file in files])) / 255
-    settings = {"last_blocks": 1, "dtype": "", "model_fingerprint": "pixels", "transform": {}}
-    labels, names = [file.parent.name for file in files], list(map(str, files))
-    return EvaluationFeatures(str(folder / "images" / part), values, labels, names, "cls", settings, {})
+def train_photographs(folder: Path, seed: int) -> Trained:
+    """Pretrains on the left parts of the photographs, as the demo does; the right parts are the images."""
+    demo = run_demo(folder / f"demo{seed}", seed).output
+    parts = tuple(str(demo / f"seed-{seed}" / part) for part in ("views", "distorted"))
+    return Trained({"untrained": str(demo / "untrained"), "DINO": str(demo / "model")}, parts, ks=(5,))
 
 
-def accuracies(knn: list[EvaluationFeatures], linear: list[EvaluationFeatures], seed: int) -> dict[str, float]:
+DATA_SETS = {"digits": train_digits, "photographs": train_photographs}
+
+
+def percentages(
+    knn: Sequence[EvaluationFeatures], linear: Sequence[EvaluationFeatures], ks: tuple[int, ...], seed: int
+) -> dict[str, float]:
     """
-    Top-1 accuracies in percent, by name; of training and test images each. And how well each test image finds the
-    others of its class, as the mean average precision.
+    Top-1 accuracies, by name; of training and test images each. And how well each test image finds the others of its
+    class, as the mean average precision.
     """
-    by_k = evaluate_knn(*knn, KS).top1
-    found = {f"k-NN, k={k}": top1 for k, top1 in by_k.items()}
+    found = {f"k-NN, k={k}": top1 for k, top1 in evaluate_knn(*knn, ks).top1.items()}
     found["linear"] = evaluate_linear(*linear, seed=seed, progress=False).top1
     (labels,) = number_labels(knn[1].labels)[1]
     return {**found, "retrieval, mAP": evaluate_each(knn[1].features, labels)["mAP"]}
 
 
-def accuracies_of_model(folder: Path, model: str, seed: int) -> dict[str, float]:
-    """The same of a model: k-NN of the last CLS tokens; the linear classifier has its choice of features."""
-    sources = [str(folder / "images" / part) for part in ("train", "test")]
-    knn = [features_of(source, model, progress=False) for source in sources]
-    linear = [features_of(source, model, **features_to_classify(source, model), progress=False) for source in sources]
-    return accuracies(knn, linear, seed)
+def evaluate_seed(trained: Trained, seed: int) -> dict[str, dict[str, float]]:
+    """
+    The same of pixels and of each model: k-NN and retrieval of the last CLS tokens; the linear classifier has its
+    choice of features.
+    """
+    found = {}
+    for name, model in trained.models.items():
+        knn = [features_of(part, model, progress=False) for part in trained.parts]
+        choice = features_to_classify(trained.parts[0], model)
+        linear = [features_of(part, model, **choice, progress=False) for part in trained.parts]
+        if not found:
+            pixels = [pixels_of(part, model) for part in knn]
+            found["pixels"] = percentages(pixels, pixels, trained.ks, seed)
+        found[name] = percentages(knn, linear, trained.ks, seed)
+        print(f"seed {seed}, {name}: {found[name]}", flush=True)
+    return found
 
 
 @app.command()
 def main(
-    folder: Annotated[Path, typer.Option(help="For images and models.")] = Path("digits"),
+    data_set: Annotated[str, typer.Argument(help=f"{' or '.join(DATA_SETS)}.")],
+    folder: Annotated[Path, typer.Option(help="For images and models.")],
     seeds: Annotated[str, typer.Option(help="At least two, with commas between them.")] = "0,1,2,3,4",
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
     """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
-    write_digits(folder / "images")
     found: dict[str, list[dict[str, float]]] = {"pixels": [], "untrained": [], "DINO": []}
     for seed in map(int, seeds.split(",")):
-        parts = [pixels(folder, part) for part in ("train", "test")]
-        found["pixels"].append(accuracies(parts, parts, seed))
-        for name, model in models_of_seed(folder, seed).items():
-            found[name].append(accuracies_of_model(folder, model, seed))
-            print(f"seed {seed}, {name}: {found[name][-1]}", flush=True)
+        for name, values in evaluate_seed(DATA_SETS[data_set](folder, seed), seed).items():
+            found[name].append(values)
     columns = list(found["DINO"][0])
     print(f"| features | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
     for name, rows in found.items():
         cells = [[row[column] for row in rows] for column in columns]
         print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells) + " |")
     if output:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        report = {**versions, "machine": platform.machine(), "recipe": RECIPE, "overrides": OVERRIDES}
+        versions = {name: version(name) for name in ("torch", "transformers", "scikit-learn", "scikit-image")}
+        report = {"data_set": data_set, "date": str(date.today()), "versions": versions, "machine": platform.machine()}
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({**report, "seeds": seeds, "top1": found}, indent=2) + "\n")
+        output.write_text(json.dumps({**report, "seeds": seeds, "percent": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
