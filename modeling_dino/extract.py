@@ -49,6 +49,7 @@ from .sources import open_source
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from PIL import Image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
@@ -149,7 +150,7 @@ class Images:
 
     place: Place
     rows: list[dict[str, Any]] = field(default_factory=list)
-    pixel_values: torch.Tensor | None = None  # (rows, C, H, W)
+    pixel_values: torch.Tensor | None = None  # (rows, C, H, W); in uint8 where they are still grey levels
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -166,6 +167,8 @@ class ImageReader(Dataset):
     def __init__(self, processor: ImageProcessingMixin, num_channels: int):
         self.processor, self.num_channels = processor, num_channels
         self.shorter_side = min(dict(processor.size).values())
+        # grey levels are a quarter of what a worker would have to hand over; other processors do it all
+        self.gives_levels = hasattr(processor, "grey_levels") and processor.do_rescale and processor.do_normalize
 
     def __getitem__(self, batch: Batch) -> Images:
         images, pixel_values = Images(batch.place), []
@@ -177,12 +180,21 @@ class ImageReader(Dataset):
                 images.skipped[record.name] = str(error)
                 continue
             images.rows.append(record.columns)
-            pixel_values.append(self.processor(image, return_tensors="pt")["pixel_values"][0])
+            pixel_values.append(self._transform(image))
             if note:
                 images.notes[record.name] = note
         if pixel_values:
             images.pixel_values = torch.stack(pixel_values)
         return images
+
+    def _transform(self, image: "Image.Image") -> torch.Tensor:
+        if self.gives_levels:
+            return self.processor.crop(image)
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+    def grey_levels(self) -> torch.Tensor | None:
+        """What is to be made of each, if images are given in them."""
+        return self.processor.grey_levels(self.num_channels) if self.gives_levels else None
 
 
 def encoded_image(record: ImageRecord) -> str | bytes:
@@ -251,8 +263,9 @@ def extract_features(
     state.wait_for_everyone()  # before the first shard is written
 
     plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size, state)
-    batches = read_batches(plan, ImageReader(processor, model.config.num_channels), num_workers, state)
-    compute = FeatureComputer(model.to(state.device), settings, shapes, compile)
+    reader = ImageReader(processor, model.config.num_channels)
+    batches = read_batches(plan, reader, num_workers, state)
+    compute = FeatureComputer(model.to(state.device), settings, shapes, reader.grey_levels(), compile)
     with tqdm(total=plan.num_images, unit=" images", disable=not (progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, on_error, bar)
     state.wait_for_everyone()
@@ -352,9 +365,16 @@ class FeatureComputer:
     """
 
     def __init__(
-        self, model: DinoModel, settings: ExtractionSettings, shapes: dict[str, tuple[int, ...]], compile: bool
+        self,
+        model: DinoModel,
+        settings: ExtractionSettings,
+        shapes: dict[str, tuple[int, ...]],
+        levels: torch.Tensor | None,
+        compile: bool,
     ):
-        self.model, self.settings, self.shapes = model, settings, shapes
+        self.model = model if compile else model.prepare_for_inference()
+        self.settings, self.shapes = settings, shapes
+        self.levels = None if levels is None else levels.to(model.device)
         self.max_batch_size = settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
@@ -382,6 +402,10 @@ class FeatureComputer:
 
     def _compute(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         pixel_values = pixel_values.to(self.model.device, non_blocking=True)
+        if pixel_values.dtype == torch.uint8:
+            from .evaluation_transform import look_up
+
+            pixel_values = look_up(self.levels, pixel_values)
         kinds = self.settings.columns
         features = self.function(self.model, pixel_values, list(kinds.values()), self.settings.last_blocks)
         return {column: features[kind].float().cpu() for column, kind in kinds.items()}
