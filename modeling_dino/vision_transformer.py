@@ -287,9 +287,10 @@ class VisionTransformer(nn.Module):
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tokens before the first block: (B, C, H, W) -> (B, T, D)."""
+        positions = self.positions(pixel_values)
         tokens = self.patch_embed(pixel_values)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.pos_drop(tokens + self.positions(pixel_values))
+        return self.pos_drop(tokens + positions)
 
     def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The embeddings of the positions in an image, (1, T, D)."""

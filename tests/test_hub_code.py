@@ -11,6 +11,7 @@ CODE_FILES = {
     "configuration_dino.py",
     "hub_repository.py",
     "image_processing_dino.py",
+    "inference.py",
     "loss.py",
     "model_card.py",
     "modeling_dino.py",
