@@ -71,7 +71,7 @@ class BenchSettings:
         for name in ("threads", "batch_size", "training_batch_size", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if torch.device(self.device).type not in PRODUCT_SIZES:
+        if self.device.split(":")[0] not in PRODUCT_SIZES:
             raise ValueError(f"unknown device {self.device!r}: allowed are {', '.join(PRODUCT_SIZES)}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("there is no GPU that PyTorch can use: pass --device cpu")
@@ -120,7 +120,7 @@ def versions() -> dict[str, str]:
 
 def table(report: dict) -> str:
     """A line a function, those of one contest together; the ratio is to the fastest rival whose output is equal."""
-    rows = [["what", "model", "who", "ms", "images/s", "GFLOP/s", "of product", "MiB", "ratio"]]
+    rows = [["what", "model", "who", "ms", "images/s", "GFLOP/s", "of product", "MiB", "ratio", "of CPU time"]]
     for line in report["lines"]:
         for who, seconds in line["seconds"].items():
             ratio = line.get("ratio", {}).get(who)
@@ -133,10 +133,11 @@ def table(report: dict) -> str:
                     optional(line.get("share_of_product"), who, "{:.0%}"),
                     optional(line.get("peak_mib"), who, "{:.0f}"),
                     shown,
+                    optional(line.get("cpu_ratio"), who, "{:.2f}"),
                 ]
             )
         if not line["seconds"]:
-            rows.append([line["what"], line["model"], "outputs differ: no ratio", *[""] * 6])
+            rows.append([line["what"], line["model"], "outputs differ: no ratio", *[""] * 7])
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in aligned)

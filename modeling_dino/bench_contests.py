@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .bench_extraction import bench_extraction
 from .bench_rivals import PlainStep, feature_rivals
 from .bench_timing import Contest, measure, relative_difference
 from .configuration_dino import DinoConfig
@@ -323,6 +324,7 @@ BENCHMARKS: dict[str, Callable[["BenchSettings"], list[dict]]] = {
     "attention": bench_attention,
     "training": bench_training,
     "loading": bench_loading,
+    "extraction": bench_extraction,
 }
 
 

@@ -22,7 +22,7 @@ import ctypes
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,17 +60,20 @@ class Contest:
     facts: dict = field(default_factory=dict)
 
 
-def take_turns(functions: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function in each round; a round before them is not counted."""
-    seconds = {name: [] for name in functions}
+def take_turns(
+    functions: dict[str, Callable], rounds: int, clocks: Sequence[Callable[[], float]] = (time.perf_counter,)
+) -> list[dict[str, list[float]]]:
+    """Of each clock, the seconds of each function in each round; a round before them is not counted."""
+    seconds = [{name: [] for name in functions} for _ in clocks]
     for turn in range(rounds + 1):
         for name in random.sample(list(functions), len(functions)):
             synchronize()
-            started = time.perf_counter()
+            started = [clock() for clock in clocks]
             functions[name]()
             synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                for values, clock, start in zip(seconds, clocks, started):
+                    values[name].append(clock() - start)
     return seconds
 
 
@@ -85,7 +88,8 @@ def measure(contest: Contest, settings: "BenchSettings") -> dict:
     outputs = {name: function() for name, function in contest.functions.items()}
     peaks = {name: peak_mib(function) for name, function in contest.functions.items()}
     product, product_flops = matrix_product(settings)
-    timed = take_turns({**contest.functions, "": product}, settings.rounds)
+    clocks = (time.perf_counter, time.process_time)
+    timed, of_cpu = take_turns({**contest.functions, "": product}, settings.rounds, clocks)
     seconds = {name: statistics.median(values) for name, values in timed.items()}
     product_rate = product_flops / seconds.pop("")
     rivals = [name for name in contest.functions if name not in contest.ours]
@@ -98,10 +102,15 @@ def measure(contest: Contest, settings: "BenchSettings") -> dict:
     line = {"what": contest.what, "model": contest.model, **contest.facts, "seconds": seconds}
     line |= {"relative_difference": differences, "unequal": [name for name in differences if name not in equal]}
     line |= {"peak_mib": peaks, "fastest_rival": fastest}
+    # of this process alone, and so without what others keep the cores from it
+    line["cpu_seconds"] = {name: statistics.median(values) for name, values in of_cpu.items() if name}
     line["spread"] = {name: (max(v) - min(v)) / seconds[name] for name, v in timed.items() if name}
     if fastest is not None:
         compared = [name for name in contest.ours if name in equal or name == contest.ours[0]]
         line["ratio"] = {name: seconds[fastest] / seconds[name] for name in compared}
+        cpu = line["cpu_seconds"]
+        least = min(cpu[name] for name in rivals if name in equal)
+        line["cpu_ratio"] = {name: least / cpu[name] for name in compared}
     if contest.images:
         line["images_per_second"] = {name: contest.images / value for name, value in seconds.items()}
     if contest.flops:

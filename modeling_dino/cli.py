@@ -192,7 +192,7 @@ def push(
 def bench(
     models: Annotated[str, typer.Option(help="Presets, with commas between them.")] = "dino_vits16,dino_resnet50",
     what: Annotated[
-        str, typer.Option(help="features, latency, attention, training or loading; several with commas.")
+        str, typer.Option(help="features, latency, attention, training, loading or extraction.")
     ] = "features,latency",
     against: Annotated[str, typer.Option(help="Libraries, where installed.")] = "timm,transformers,torchvision",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
