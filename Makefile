@@ -1,4 +1,4 @@
-.PHONY: install lint test demo
+.PHONY: install lint test demo bench bench-gpu
 
 install:  ## for development: the package as it lies here, and what the tests need
 	python -m pip install -e ".[test]"
@@ -15,3 +15,20 @@ demo:  ## in a virtual environment of its own
 	python3 -m venv .venv-demo
 	.venv-demo/bin/pip install -q ".[train]"
 	.venv-demo/bin/dino demo --output demo
+
+RESULTS = tests/benchmarks/results
+TODAY := $(shell date +%F)
+
+bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise idle
+	dino bench --models dino_vits16 --what features,latency --json $(RESULTS)/$(TODAY)-cpu-vits16.json
+	dino bench --models dino_resnet50 --what features,latency --json $(RESULTS)/$(TODAY)-cpu-resnet50.json
+	dino bench --models dino_vits8 --what attention --image-size 320 --json $(RESULTS)/$(TODAY)-cpu-attention.json
+	dino bench --models vit_tiny --what training,loading --json $(RESULTS)/$(TODAY)-cpu-vit-tiny.json
+	dino bench --models vit_tiny --what extraction --threads 2 --json $(RESULTS)/$(TODAY)-cpu-extraction.json
+
+GPU = --device cuda --dtype bfloat16 --compile
+bench-gpu:  ## the same on a GPU
+	dino bench $(GPU) --models dino_vits16,dino_vits8,dino_vitb16,dino_vitb8,vit_large,dino_resnet50 --batch-size 256 \
+		--what features,latency --json $(RESULTS)/$(TODAY)-gpu.json
+	dino bench $(GPU) --models dino_vits16 --what training --training-batch-size 64 \
+		--json $(RESULTS)/$(TODAY)-gpu-training.json

@@ -14,6 +14,7 @@
 """The command line, `dino`: each command reads its arguments here and does its work in a module of its own."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -549,6 +550,34 @@ def push(
         enable_progress_bars()  # of uploads
     commit = dino.push_to_hub(repo_id, private=private or None, with_code=with_code, license=license)
     typer.echo(commit.repo_url)
+
+
+@app.command()
+def bench(
+    models: Annotated[str, typer.Option(help="Presets, with commas between them.")] = "dino_vits16,dino_resnet50",
+    what: Annotated[
+        str, typer.Option(help="features, latency, attention, training, loading or extraction.")
+    ] = "features,latency",
+    against: Annotated[str, typer.Option(help="Libraries, where installed.")] = "timm,transformers,torchvision",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Of a CPU.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 8,
+    training_batch_size: Annotated[int, typer.Option(min=1, help="Images in a training step.")] = 4,
+    image_size: Annotated[int | None, typer.Option(min=1, help="In pixels, if not the model's.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; medians count.")] = 3,
+    compile: Annotated[bool, typer.Option("--compile", help="Compiled models, too.")] = False,
+    output: Annotated[Path | None, typer.Option("--json", help="File to write the report to.")] = None,
+):
+    """How fast models are here, beside the same in other libraries."""
+    from .bench import BenchSettings, run_benchmarks, table, write_report
+
+    names = ([part.strip() for part in text.split(",") if part.strip()] for text in (models, what, against))
+    sizes = (threads, batch_size, training_batch_size, image_size, rounds)
+    report = run_benchmarks(BenchSettings(*names, device, dtype, *sizes, compile))
+    typer.echo(table(report))
+    if output is not None:
+        write_report(report, output)
 
 
 @app.command()

@@ -24,6 +24,7 @@ The original's retrieval and copy detection do not crop: the first makes the lon
 """
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BitImageProcessorPil, ImageProcessingMixin
 from transformers.image_transforms import to_pil_image
@@ -62,6 +63,16 @@ class DinoImageProcessor(BitImageProcessorPil):
             return super().center_crop(image, size, **kwargs)
         return image[:, top : top + size.height, left : left + size.width]
 
+    def crop(self, image: Image.Image) -> torch.Tensor:
+        """The image before it is scaled and normalised, in grey levels: (C, H, W) in uint8."""
+        return torch.tensor(self(image, do_rescale=False, do_normalize=False)["pixel_values"][0])
+
+    def grey_levels(self, num_channels: int) -> torch.Tensor:
+        """What scaling and normalising makes of the 256 grey levels of each channel, (C, 256) in float32."""
+        levels = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, num_channels))
+        ramp = self(levels, do_resize=False, do_center_crop=False, input_data_format="channels_last")
+        return torch.tensor(ramp["pixel_values"][0]).squeeze(2)
+
     def to_dict(self) -> dict:
         return {**super().to_dict(), "image_processor_type": "BitImageProcessor"}
 
@@ -91,4 +102,20 @@ def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -
     return DinoImageProcessor(**options)
 
 
-__all__ = ["DinoImageProcessor", "resized_to"]
+def look_up(levels: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """
+    Scales and normalises crops, to the last bit as the processor does, in a quarter of the memory until then.
+
+    Args:
+        levels: (C, 256), of [`DinoImageProcessor.grey_levels`].
+        pixels: (B, C, H, W) in uint8.
+
+    Returns:
+        (B, C, H, W) in the dtype of the levels.
+    """
+    channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
+    looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
+    return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
+
+
+__all__ = ["DinoImageProcessor", "look_up", "resized_to"]

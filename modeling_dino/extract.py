@@ -50,6 +50,7 @@ from .sources import open_source
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from PIL import Image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
@@ -165,7 +166,7 @@ class Images:
 
     place: Place
     rows: list[dict[str, Any]] = field(default_factory=list)
-    pixel_values: torch.Tensor | None = None  # (rows, C, H, W)
+    pixel_values: torch.Tensor | None = None  # (rows, C, H, W); in uint8 where they are still grey levels
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -182,11 +183,15 @@ class ImageReader(Dataset):
 
     Args:
         min_side: what is smaller after the transform, in pixels, counts as unreadable.
+        levels: give images in grey levels, a quarter of what a worker would have to hand over, where the processor
+            can; they are left to be scaled and normalised by [`look_up`].
     """
 
-    def __init__(self, processor: ImageProcessingMixin, num_channels: int, min_side: int = 1):
+    def __init__(self, processor: ImageProcessingMixin, num_channels: int, min_side: int = 1, levels: bool = False):
         self.processor, self.num_channels, self.min_side = processor, num_channels, min_side
         self.shorter_side = min(dict(processor.size).values())
+        can = hasattr(processor, "grey_levels") and processor.do_rescale and processor.do_normalize
+        self.gives_levels = levels and can
 
     def __getitem__(self, batch: Batch) -> Images:
         images, pixel_values = Images(batch.place), []
@@ -194,7 +199,7 @@ class ImageReader(Dataset):
             try:
                 image, note = read_image(encoded_image(record), self.num_channels)
                 check_resized(image, self.shorter_side)
-                pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+                pixels = self._transform(image)
                 self._check_side(*pixels.shape[1:])
             except (ValueError, OSError) as error:
                 images.skipped[record.name] = str(error)
@@ -210,6 +215,15 @@ class ImageReader(Dataset):
     def _check_side(self, height: int, width: int):
         if min(height, width) < self.min_side:
             raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
+
+    def _transform(self, image: "Image.Image") -> torch.Tensor:
+        if self.gives_levels:
+            return self.processor.crop(image)
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+    def grey_levels(self) -> torch.Tensor | None:
+        """What is to be made of each, if images are given in them."""
+        return self.processor.grey_levels(self.num_channels) if self.gives_levels else None
 
 
 def encoded_image(record: ImageRecord) -> str | bytes:
@@ -279,9 +293,10 @@ def extract_features(
 
     plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size, state)
     patch_size = model.config.patch_size if model.config.is_vit else 1
-    reader = ImageReader(processor, model.config.num_channels, math.ceil(patch_size / min(settings.scales)))
+    min_side = math.ceil(patch_size / min(settings.scales))
+    reader = ImageReader(processor, model.config.num_channels, min_side, levels=True)
     batches = read_batches(plan, reader, num_workers, state)
-    compute = FeatureComputer(model.to(state.device), settings, shapes, compile)
+    compute = FeatureComputer(model.to(state.device), settings, shapes, reader.grey_levels(), compile)
     with tqdm(total=plan.num_images, unit=" images", disable=not (progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, on_error, bar)
     state.wait_for_everyone()
@@ -391,9 +406,16 @@ class FeatureComputer:
     """
 
     def __init__(
-        self, model: DinoModel, settings: ExtractionSettings, shapes: dict[str, tuple[int, ...]], compile: bool
+        self,
+        model: DinoModel,
+        settings: ExtractionSettings,
+        shapes: dict[str, tuple[int, ...]],
+        levels: torch.Tensor | None,
+        compile: bool,
     ):
-        self.model, self.settings, self.shapes = model, settings, shapes
+        self.model = model if compile else model.prepare_for_inference()
+        self.settings, self.shapes = settings, shapes
+        self.levels = None if levels is None else levels.to(model.device)
         self.max_batch_size = settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
@@ -421,6 +443,10 @@ class FeatureComputer:
 
     def _compute(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         pixel_values = pixel_values.to(self.model.device, non_blocking=True)
+        if pixel_values.dtype == torch.uint8:
+            from .evaluation_transform import look_up
+
+            pixel_values = look_up(self.levels, pixel_values)
         kinds = self.settings.columns
         features = self.function(self.model, pixel_values, list(kinds.values()), *self.settings.pooling)
         return {column: features[kind].float().cpu() for column, kind in kinds.items()}

@@ -48,6 +48,7 @@ from .configuration_dino import DinoConfig
 from .evaluation_results import read_evaluation_results
 from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
+from .inference import prepare_for_inference
 from .loss import cross_view_entropy, mean_entropy, teacher_probabilities, update_center
 from .model_card import CARD_NAME, read_card, renew_card
 from .projection_head import WeightNormLinear, build_head
@@ -253,6 +254,24 @@ class DinoPreTrainedModel(PreTrainedModel):
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         if asked and not self.config.is_vit:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
+
+    def prepare_for_inference(self) -> "DinoPreTrainedModel":
+        """
+        Makes the backbone faster, in place, and unable to be trained; outputs are the same to rounding.
+
+        What is saved stays the same, bit for bit. The backbone gives no gradient any more, and whoever hooks into its
+        modules may see tensors that are written over. Doing it twice does nothing.
+
+        Returns:
+            the model, in eval mode.
+
+        Raises:
+            ValueError: for a model in pretraining; prepare its teacher.
+        """
+        if not hasattr(self, "backbone"):
+            raise ValueError("student and teacher are trained: prepare what DinoModel.from_pretrained makes of either")
+        prepare_for_inference(self.backbone)
+        return self.eval()
 
     def save_pretrained(
         self,
@@ -492,6 +511,12 @@ class DinoModel(DinoPreTrainedModel):
             return tuple((patch, tokens[:, 0]) for patch, tokens in zip(patches, outputs))
         return tuple(patches if reshape else outputs)
 
+    def get_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The feature of each image, `pooler_output` to rounding, (B, C, H, W) -> (B, D), and no other output."""
+        if self.config.is_vit:
+            return self.get_cls_tokens(pixel_values)[0]
+        return self.backbone.pool(self.backbone(self.check_pixel_values(pixel_values)))
+
     def get_cls_tokens(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """
         The CLS tokens of a ViT's last blocks after the final norm; the last block computes its other tokens no more.
@@ -678,8 +703,7 @@ def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Te
     features: list[torch.Tensor | None] = [None] * len(crops)
     for size in dict.fromkeys(crop.shape[-2:] for crop in crops):
         indices = [i for i, crop in enumerate(crops) if crop.shape[-2:] == size]
-        batch = network.check_pixel_values(torch.cat([crops[i] for i in indices]))
-        pooled = network.backbone.pool(network.backbone(batch))
+        pooled = network.get_features(torch.cat([crops[i] for i in indices]))
         for i, feature in zip(indices, pooled.chunk(len(indices))):
             features[i] = feature
     return network.head(torch.cat(features))

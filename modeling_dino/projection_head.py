@@ -64,9 +64,11 @@ class WeightNormLinear(nn.Module):
             self.weight_g = nn.Parameter(gain)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # In float32: a norm and a quotient rounded to half precision would both show in the weight.
-        direction = nn.functional.normalize(self.weight_v.float(), dim=-1)
-        return nn.functional.linear(x, (self.weight_g.float() * direction).to(self.weight_v.dtype))
+        # Lengths are taken from the outputs: a weight of unit rows would cost several passes over all prototypes.
+        length = torch.linalg.vector_norm(self.weight_v, dim=-1, dtype=torch.float32).clamp(min=1e-12)
+        scale = self.weight_g.float().squeeze(1) / length
+        cosines = nn.functional.linear(x, self.weight_v)
+        return cosines * scale.to(cosines.dtype)
 
 
 class DinoHead(nn.Module):

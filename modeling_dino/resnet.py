@@ -139,6 +139,10 @@ class ResNet(nn.Module):
             channels = config.resnet_width * 2**i * block.expansion
             self.stage_channels.append(channels)
 
+    def stem(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, h, w)."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
+
     def forward_stages(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
         """
         The maps (B, C, h, w) after each of the given stages; later stages do not run.
@@ -147,7 +151,7 @@ class ResNet(nn.Module):
             pixel_values: (B, C, H, W).
             stages: which, in ascending order.
         """
-        hidden_states = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
+        hidden_states = self.stem(pixel_values)
         outputs = [hidden_states] if 0 in stages else []
         for stage in range(1, stages[-1] + 1):
             hidden_states = getattr(self, f"layer{stage}")(hidden_states)

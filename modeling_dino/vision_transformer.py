@@ -126,37 +126,53 @@ class Attention(nn.Module):
 
     def query_key_value(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(B, T, D) -> three of (B, heads, T, D / heads)."""
-        return self._heads(self.qkv(hidden_states))
+        return (
+            self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
 
-    def cls_query_key_value(self, hidden_states: torch.Tensor, parts: int = 3) -> tuple[torch.Tensor, ...]:
-        """The same, but of the queries that of the CLS token, (B, heads, 1, D / heads); no value if `parts=2`."""
+    def _qkv_weights(self) -> list[torch.Tensor] | None:
+        """Weights of query, key and value, (heads, D / heads, D); None where the module alone knows what it computes:
+        an adapter, or an offloaded weight."""
         if type(self.qkv) is not nn.Linear or hasattr(self.qkv, "_hf_hook"):
-            # An adapter or an offloaded weight: only the module as a whole knows what it computes.
-            query, *others = self.query_key_value(hidden_states)[:parts]
-            return query[:, :, :1], *others
-        width = hidden_states.shape[-1]
-        of_query, of_others = slice(0, width), slice(width, parts * width)
-        weight, bias = self.qkv.weight, self.qkv.bias
-        query = nn.functional.linear(hidden_states[:, :1], weight[of_query], None if bias is None else bias[of_query])
-        others = nn.functional.linear(hidden_states, weight[of_others], None if bias is None else bias[of_others])
-        return *self._heads(query), *self._heads(others)
-
-    def _heads(self, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, T, n * D) -> n of (B, heads, T, D / heads)."""
-        return projected.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+            return None
+        return self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)
 
     def forward(
         self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        project = self.cls_query_key_value if cls_only else self.query_key_value
-        query, key, value = project(hidden_states)
+        if cls_only:
+            attended, weights = self._attend_from_cls(hidden_states)
+        else:
+            attended, weights = self._attend(hidden_states, **kwargs)
+        return self.proj_drop(self.proj(attended.flatten(2))), weights
+
+    def _attend(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The attended values (B, T, heads, D / heads), and where the kernel shows them the weights."""
         # Only the eager kernel can show its weights, so who asks for them gets it for that call.
         show_weights = kwargs.get("output_attentions", self.config.output_attentions)
         implementation = "eager" if show_weights else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attn_drop if self.training else 0.0
-        attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
-        return self.proj_drop(self.proj(attended.flatten(2))), weights
+        query_key_value = self.query_key_value(hidden_states)
+        return attend(self, *query_key_value, None, scaling=self.scaling, dropout=dropout, **kwargs)
+
+    def _attend_from_cls(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What the CLS token attends to: `_attend` for the first token alone, without any token's value.
+
+        A mean of values is the value of the mean of tokens, as the weights of the mean sum to 1.
+        """
+        weights = self.cls_attention(hidden_states)
+        weights = nn.functional.dropout(weights, p=self.attn_drop, training=self.training)
+        projections = self._qkv_weights()
+        if projections is None or (self.training and self.attn_drop):
+            *_, value = self.query_key_value(hidden_states)
+            return (weights.unsqueeze(2) @ value).transpose(1, 2), weights.unsqueeze(2)
+        means = weights @ hidden_states  # (B, heads, D)
+        attended = torch.einsum("bhd,hkd->bhk", means, projections[2])
+        if self.qkv.bias is not None:
+            attended = attended + self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[2]
+        return attended.unsqueeze(1), weights.unsqueeze(2)
 
     def attention_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The whole attention: (B, T, D) -> (B, heads, T, T)."""
@@ -164,9 +180,21 @@ class Attention(nn.Module):
         return attention_weights(query, key, self.scaling)
 
     def cls_attention(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the CLS token attends to, without the other rows of the map: (B, T, D) -> (B, heads, T)."""
-        query, key = self.cls_query_key_value(hidden_states, parts=2)
-        return attention_weights(query, key, self.scaling).squeeze(2)
+        """
+        What the CLS token attends to, without the other rows of the map, and without keys: (B, T, D) -> (B, heads, T).
+
+        `query @ (W x + b) = (query @ W) @ x + query @ b`, whose last term is the same for every token x, so the
+        softmax does not see it.
+        """
+        projections = self._qkv_weights()
+        if projections is None:
+            query, key, _ = self.query_key_value(hidden_states)
+            return attention_weights(query[:, :, :1], key, self.scaling).squeeze(2)
+        query = torch.einsum("bd,hkd->bhk", hidden_states[:, 0], projections[0])
+        if self.qkv.bias is not None:
+            query = query + self.qkv.bias.unflatten(0, (3, self.num_heads, -1))[0]
+        directions = torch.einsum("bhk,hkd->bhd", query * self.scaling, projections[1])
+        return (directions @ hidden_states.transpose(1, 2)).softmax(dim=-1)
 
 
 class Mlp(nn.Module):
@@ -259,13 +287,15 @@ class VisionTransformer(nn.Module):
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tokens before the first block: (B, C, H, W) -> (B, T, D)."""
-        grid = self.grid(pixel_values)
+        positions = self.positions(pixel_values)
         tokens = self.patch_embed(pixel_values)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        positions = interpolate_positions(
-            self.pos_embed, tuple(pixel_values.shape[-2:]), grid, self.position_interpolation
-        )
         return self.pos_drop(tokens + positions)
+
+    def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The embeddings of the positions in an image, (1, T, D)."""
+        size, grid = tuple(pixel_values.shape[-2:]), self.grid(pixel_values)
+        return interpolate_positions(self.pos_embed, size, grid, self.position_interpolation)
 
     def forward_stages(
         self, pixel_values: torch.Tensor, stages: list[int], cls_only: bool = False, **kwargs

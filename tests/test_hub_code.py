@@ -12,6 +12,7 @@ CODE_FILES = {
     "evaluation_results.py",
     "hub_repository.py",
     "image_processing_dino.py",
+    "inference.py",
     "loss.py",
     "model_card.py",
     "modeling_dino.py",

@@ -13,86 +13,25 @@ import itertools
 import json
 import os
 import platform
-import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import transformers
 import typer
-from PIL import Image
-from transformers import pipeline
 
-from modeling_dino import DinoConfig, DinoModel, load_features
-from modeling_dino.demo_images import copy_photographs
-from modeling_dino.extract import ExtractionSettings, extract_features
+from modeling_dino import DinoConfig, DinoModel
+from modeling_dino.bench_extraction import extractors, largest_difference, write_jpegs
+from modeling_dino.bench_timing import take_turns
 
 
 JPEG_SIZES = "500x375,1600x1200"  # a usual photograph of ImageNet, and one of a camera made smaller for the web
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Crops of photographs, each another one."""
-    photographs = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "photographs")]
-    draw = random.Random(0)
-    (folder / "images").mkdir()
-    files = []
-    for i in range(count):
-        photograph = photographs[i % len(photographs)]
-        side = draw.uniform(0.4, 1) * min(photograph.width / size[0], photograph.height / size[1])
-        width, height = side * size[0], side * size[1]
-        left, top = draw.uniform(0, photograph.width - width), draw.uniform(0, photograph.height - height)
-        crop = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-        files.append(folder / "images" / f"{i:06d}.jpg")
-        crop.save(files[-1], quality=92)
-    return list(map(str, files))
-
-
-def rivals(folder: Path, model: str, files: list[str], batch_size: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that compute the features (images, dim), by name."""
-    pipe = pipeline("image-feature-extraction", model=model, device="cpu")
-
-    def of_pipeline(num_workers: int) -> np.ndarray:
-        outputs = pipe(files, batch_size=batch_size, num_workers=num_workers, pool=True, return_tensors=True)
-        return torch.cat(list(outputs)).numpy()
-
-    def of_extract() -> np.ndarray:
-        settings = ExtractionSettings(model, str(folder / "images"), batch_size=batch_size)
-        extract_features(settings, folder / "features", overwrite=True, progress=False)
-        return load_features(folder / "features")["feature"].copy()
-
-    return {
-        "dino extract": of_extract,
-        "pipeline": lambda: of_pipeline(0),
-        "pipeline, 1 worker": lambda: of_pipeline(1),
-    }
-
-
-def take_turns(functions: dict[str, Callable[[], np.ndarray]], rounds: int) -> tuple[dict[str, float], dict]:
-    """Median seconds of each, after a round that does not count, and what each returned."""
-    seconds, results = {name: [] for name in functions}, {}
-    for turn in range(rounds + 1):
-        for name in sorted(functions, key=lambda _: random.random()):
-            started = time.perf_counter()
-            results[name] = functions[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}, results
-
-
-def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """One minus the smallest cosine between rows: the pipelines resize tensors, a grey level or two off."""
-    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return float(1 - cosines.min())
 
 
 @app.command()
@@ -115,7 +54,9 @@ def speed(
             torch.manual_seed(0)
             DinoModel(DinoConfig(backbone=backbone, head_type=None)).save_pretrained(folder / "model")
             files = write_jpegs(folder, count, tuple(map(int, size.split("x"))))
-            seconds, features = take_turns(rivals(folder, str(folder / "model"), files, batch_size), rounds)
+            functions = extractors(folder, str(folder / "model"), files, batch_size)
+            features = {name: function() for name, function in functions.items()}
+            seconds = {name: statistics.median(values) for name, values in take_turns(functions, rounds)[0].items()}
         rates = {name: count / value for name, value in seconds.items()}
         ratio = rates["dino extract"] / max(rate for name, rate in rates.items() if name != "dino extract")
         difference = largest_difference(features["dino extract"], features["pipeline"])
