@@ -11,7 +11,6 @@ import torch
 from conftest import tiny_config
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import dino  # noqa: F401 (a fixture)
 from transformers.utils import logging
 
 from modeling_dino import DinoForPreTraining, DinoModel
@@ -213,7 +212,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("says", REFUSED)
-def test_bad_input_is_one_line_and_leaves_nothing(says, dino, folder):  # noqa: F811
+def test_bad_input_is_one_line_and_leaves_nothing(says, dino, folder):
     (folder / "empty").mkdir(exist_ok=True)
     places = {"folder": folder, "images": folder / "images", "empty": folder / "empty"}
     given = {"recipe": folder / "tiny.yaml", "data": folder / "images", "overrides": [], **REFUSED[says]}
@@ -232,7 +231,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(says, dino, folder):  # noqa: 
     assert not (folder / "refused").exists()
 
 
-def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):  # noqa: F811
+def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
     bad = shutil.copytree(folder / "images", folder / "bad")
     (bad / "a" / "4.png").write_bytes(b"nothing")
     arguments = ("pretrain", folder / "tiny.yaml", "--data", bad)
