@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import typer
 from conftest import tiny_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -7,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from modeling_dino import DinoModel, cli, load_features
 
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = list(typer.main.get_command(cli.app).commands)
 
 
 @pytest.fixture
