@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import sys
 import tarfile
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from conftest import tiny_config
 from PIL import Image, ImageDraw
 
-from modeling_dino import DinoImageProcessor, DinoModel, cli, contact_sheet, load_features
+from modeling_dino import DinoImageProcessor, DinoModel, contact_sheet, load_features
 from modeling_dino.extract import ExtractionSettings, extract_features
 from modeling_dino.features import image_features
 from modeling_dino.retrieve import retrieve
@@ -44,21 +43,6 @@ def folder(tmp_path_factory):
     for name in CLASSES:
         (folder / "plain" / f"{name}.png").write_bytes((folder / f"queries/{name}/{name}-queries-0.png").read_bytes())
     return folder
-
-
-@pytest.fixture
-def dino(monkeypatch, capsys):
-    """Runs the command line; returns exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
-        capsys.readouterr()  # what was printed before
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        output = capsys.readouterr()
-        return stop.value.code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture
