@@ -65,8 +65,9 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Lengths are taken from the outputs: a weight of unit rows would cost several passes over all prototypes.
-        length = torch.linalg.vector_norm(self.weight_v, dim=-1, dtype=torch.float32).clamp(min=1e-12)
-        scale = self.weight_g.float().squeeze(1) / length
+        dtype = torch.promote_types(self.weight_v.dtype, torch.float32)
+        length = torch.linalg.vector_norm(self.weight_v, dim=-1, dtype=dtype).clamp(min=1e-12)
+        scale = self.weight_g.to(dtype).squeeze(1) / length
         cosines = nn.functional.linear(x, self.weight_v)
         return cosines * scale.to(cosines.dtype)
 
