@@ -21,6 +21,7 @@ def test_the_recipes_there_are():
     assert recipes() == [
         "cifar10_resnet18",
         "cifar10_vit_small",
+        "photographs",
         "resnet50",
         "small_data",
         "vit_base_100",
