@@ -35,7 +35,7 @@ from .images import read_image
 from .knn_classification import evaluate_knn
 from .modeling_dino import DinoForPreTraining
 from .pretrain import pretrain
-from .pretrained import load_image_processor, load_model
+from .pretrained import load_config, load_image_processor, load_model
 from .recipes import load_recipe
 from .retrieve import retrieve
 from .visualization import draw_attention
@@ -158,8 +158,9 @@ def extract(model: str, images: Path, output: Path):
 
 def pixels_of(part: EvaluationFeatures, model: str) -> EvaluationFeatures:
     """The same images as a network sees them, in the place of its features: (N, C * H * W)."""
-    processor = load_image_processor(model, load_model(model).config)
-    images = (read_image(name)[0] for name in part.names)
+    config = load_config(model)
+    processor = load_image_processor(model, config)
+    images = (read_image(name, config.num_channels)[0] for name in part.names)
     pixels = torch.stack([processor(image, return_tensors="pt")["pixel_values"].flatten() for image in images])
     return replace(part, features=pixels)
 
