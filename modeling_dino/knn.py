@@ -30,6 +30,7 @@ import torch.nn.functional as F
 DEFAULT_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 TOP = 5  # classes that are predicted
+GROUP = 8  # keys
 QUERIES, KEYS = 256, 65536  # in one chunk: 64 MiB of similarities; wide, since merging chunks of keys costs
 
 
@@ -105,7 +106,7 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[torch.Te
     products, indices = queries.new_empty(len(queries), 0), torch.empty(0)
     for start in range(0, len(keys), KEYS):
         chunk = queries @ keys[start : start + KEYS].T
-        found, places = chunk.topk(min(k, chunk.shape[1]), dim=1)
+        found, places = greatest(chunk, min(k, chunk.shape[1]))
         if start:
             found = torch.cat([products, found], dim=1)
             places = torch.cat([indices, places + start], dim=1)
@@ -113,6 +114,27 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[torch.Te
             places = places.gather(1, order)
         products, indices = found, places
     return products, indices
+
+
+def greatest(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    `topk` along the rows, (B, N) -> (B, k) twice; which of equal ones, is left open.
+
+    Columns are taken together by the `GROUP`: none of the k greatest can lie in a group whose maximum is not among the
+    k greatest of the maxima, so that only the columns of these groups are compared one by one.
+    """
+    num_groups = products.shape[1] // GROUP
+    if num_groups < 2 * k:
+        return products.topk(k, dim=1)
+    in_groups = num_groups * GROUP
+    maxima = products[:, :in_groups].unflatten(1, (GROUP, num_groups)).amax(1)
+    groups = maxima.topk(k, dim=1, sorted=False).indices
+    starts = torch.arange(0, in_groups, num_groups, device=products.device)
+    columns = (groups.unsqueeze(1) + starts.unsqueeze(1)).flatten(1)  # (B, GROUP * k)
+    rest = torch.arange(in_groups, products.shape[1], device=products.device).expand(len(products), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    found, order = products.gather(1, columns).topk(k, dim=1)
+    return found, columns.gather(1, order)
 
 
 def knn_accuracy(predictions: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from golden_data import read_golden
 from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import knn
-from modeling_dino.knn import knn_accuracy, knn_predict
+from modeling_dino.knn import knn_accuracy, knn_predict, nearest
 
 
 def clusters(num_images: int, num_classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,3 +109,16 @@ def test_what_cannot_work_is_refused(change, says):
     }
     with pytest.raises(ValueError, match=says):
         knn_predict(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("num_keys", [1, 7, 64, 999, 1000, 4003])
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_nearest_are_those_of_a_full_sort(num_keys, k):
+    """Also where keys are compared in groups, which they do not fill, and where some are equal."""
+    keys = torch.randn(num_keys, 3).mul(2).round()
+    queries = torch.randn(9, 3).mul(2).round()
+    products, places = nearest(queries, keys, k)
+    everything = (queries.double() @ keys.double().T).sort(dim=1, descending=True).values[:, :k]
+    torch.testing.assert_close(products.double(), everything, rtol=0, atol=0)
+    torch.testing.assert_close((queries.unsqueeze(1) * keys[places]).sum(2), products, rtol=0, atol=0)
+    assert all(len(set(row)) == len(row) for row in places.tolist())
