@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.demo import K, pixels_of, run_demo
-from modeling_dino.demo_images import PHOTOGRAPHS, SAME_SCENE, copy_photographs, cut_photographs, halves
+from modeling_dino.demo_images import copy_photographs, cut_photographs, halves
 from modeling_dino.evaluation_data import features_of
 
 
@@ -27,7 +27,7 @@ def test_it_pretrains_extracts_evaluates_and_draws(demo):
     assert views["label"].tolist() == distorted["label"].tolist()
     for picture in ("model/curves.png", "neighbours.png", "attention/astronaut-attention.png"):
         assert Image.open(folder / picture).size > (100, 100)
-    assert all(str(folder / line.split(", ")[0]) for line in str(demo).splitlines())
+    assert all(Path(file).is_file() for file in str(demo).rpartition("look at ")[2].split(", "))
     (result,) = [
         result
         for result in json.loads((folder / "model" / "evaluation_results.json").read_text())
@@ -64,7 +64,6 @@ def test_no_place_is_trained_on(tmp_path):
         left, right = halves(path)
         whole = np.asarray(Image.open(path).convert("RGB"))
         np.testing.assert_array_equal(np.concatenate([left, right], axis=1), whole)
-    assert SAME_SCENE in PHOTOGRAPHS
 
 
 def test_the_images_depend_on_the_seed_alone(tmp_path):
