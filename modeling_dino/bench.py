@@ -57,7 +57,7 @@ class BenchSettings:
     batch_size: int = 8
     training_batch_size: int = 4
     image_size: int | None = None
-    rounds: int = 3
+    rounds: int = 5
     compile: bool = False
 
     def __post_init__(self):

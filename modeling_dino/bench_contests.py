@@ -13,6 +13,8 @@
 # limitations under the License.
 """The contests of `dino bench`: features, attention, training steps and loading, each beside its rivals.
 
+`bench_knn.py` and `bench_extraction.py` have the others.
+
 All rivals of a line have the same weights, input and dtype.
 """
 
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .bench_extraction import bench_extraction
+from .bench_knn import bench_knn
 from .bench_rivals import PlainStep, feature_rivals
 from .bench_timing import Contest, measure, relative_difference
 from .configuration_dino import DinoConfig
@@ -56,10 +59,11 @@ RATES = {
 TRAINING_STEPS = 2  # whose results are compared
 
 
-def random_model(name: str, settings: "BenchSettings") -> DinoModel:
+def random_model(name: str, settings: "BenchSettings", **overrides) -> DinoModel:
     """Without a head; in the benchmark's dtype and place."""
     config = copy.deepcopy(load_config(name))
-    config.head_type = None
+    for key, value in {"head_type": None, **overrides}.items():
+        setattr(config, key, value)
     torch.manual_seed(0)
     return DinoModel(config).eval().to(settings.device, DTYPES[settings.dtype])
 
@@ -146,20 +150,22 @@ def bench_latency(settings: "BenchSettings") -> list[dict]:
 
 
 def bench_attention(settings: "BenchSettings") -> list[dict]:
-    """What the CLS token attends to in the last block, beside ways through the whole map."""
+    """What the CLS token attends to in the last block, beside the whole map of each block, of which that is a row."""
     lines = []
     for name in settings.models:
-        model = random_model(name, settings)
+        model = random_model(name, settings, position_interpolation="size")  # transformers' way
         if not model.config.is_vit:
             continue
         images = random_images(model, settings, 1)
-        eager = copy.deepcopy(model)
-        eager.set_attn_implementation("eager")
+        eager, prepared = copy.deepcopy(model), copy.deepcopy(model).prepare_for_inference()
+        eager.set_attn_implementation("eager")  # as the original's blocks
         functions = {
             "dino": lambda m=model, x=images: m.get_cls_attention(x).flatten(2),
-            "full map, last block": lambda m=model, x=images: m.get_attention_maps(x)[0][:, :, 0, 1:],
-            "full map, every block": lambda m=eager, x=images: m.get_attention_maps(x)[0][:, :, 0, 1:],
+            "dino prepared": lambda m=prepared, x=images: m.get_cls_attention(x).flatten(2),
+            "dino, map of the last block": lambda m=model, x=images: m.get_attention_maps(x)[0][:, :, 0, 1:],
         }
+        ours = list(functions)
+        functions["original's way"] = lambda m=eager, x=images: m.get_attention_maps(x)[0][:, :, 0, 1:]
         if "transformers" in settings.against:
             theirs = feature_rivals(model.float().cpu(), ["transformers"])["transformers eager"].model
             model.to(settings.device, DTYPES[settings.dtype])
@@ -169,10 +175,9 @@ def bench_attention(settings: "BenchSettings") -> list[dict]:
             ).attentions[-1][:, :, 0, 1:]
         functions = {key: inference(function) for key, function in functions.items()}
         facts = {"image_size": images.shape[-1], "batch_size": 1}
-        with torch.no_grad():
-            largest = max((functions[k]() - functions["dino"]()).abs().max().item() for k in functions if "map" in k)
-        facts["largest_difference_to_map"] = largest
-        lines.append(measure(Contest("attention", name, functions, ["dino"], 1e-3, 1, 0, facts), settings))
+        attention, *others = (function() for function in functions.values())
+        facts["largest_difference"] = max((other - attention).abs().max().item() for other in others)
+        lines.append(measure(Contest("attention", name, functions, ours, 1e-3, 1, 0, facts), settings))
     return lines
 
 
@@ -324,6 +329,7 @@ BENCHMARKS: dict[str, Callable[["BenchSettings"], list[dict]]] = {
     "attention": bench_attention,
     "training": bench_training,
     "loading": bench_loading,
+    "knn": bench_knn,
     "extraction": bench_extraction,
 }
 

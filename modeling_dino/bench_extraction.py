@@ -51,7 +51,7 @@ from .pretrained import load_config, load_image_processor, load_model
 if TYPE_CHECKING:
     from .bench import BenchSettings
 
-COUNT, SIZE, BATCH_SIZE, WORKERS = 128, (500, 375), 32, 1  # of the files, a usual photograph of ImageNet
+COUNT, SIZE, BATCH_SIZE, WORKERS = 256, (500, 375), 32, 1  # of the files, a usual photograph of ImageNet
 
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:

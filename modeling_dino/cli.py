@@ -204,7 +204,7 @@ def push(
 def bench(
     models: Annotated[str, typer.Option(help="Presets, with commas between them.")] = "dino_vits16,dino_resnet50",
     what: Annotated[
-        str, typer.Option(help="features, latency, attention, training, loading or extraction.")
+        str, typer.Option(help="features, latency, attention, training, loading, knn or extraction.")
     ] = "features,latency",
     against: Annotated[str, typer.Option(help="Libraries, where installed.")] = "timm,transformers,torchvision",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -213,7 +213,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 8,
     training_batch_size: Annotated[int, typer.Option(min=1, help="Images in a training step.")] = 4,
     image_size: Annotated[int | None, typer.Option(min=1, help="In pixels, if not the model's.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; medians count.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; medians count.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Compiled models, too.")] = False,
     output: Annotated[Path | None, typer.Option("--json", help="File to write the report to.")] = None,
 ):

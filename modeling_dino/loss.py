@@ -22,6 +22,7 @@ Letters in shapes: G global crops, S crops in all, B images, K prototypes.
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 
 def teacher_probabilities(
@@ -56,6 +57,7 @@ def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature
     ```
 
     The log_softmax is the same for all t, so the targets are summed first: one pass over prototypes a student crop.
+    Its gradient is computed with it, so that of all probabilities only that is kept.
 
     Args:
         student: (S * B, K), the head's outputs, crop by crop, global ones first.
@@ -75,13 +77,37 @@ def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature
             f"the student has {len(student)} outputs, which must be those of at least {max(num_global_crops, 2)} "
             f"crops of {batch_size} images, {num_global_crops} of them global"
         )
-    targets_of_all = targets.sum(0)
-    total = student.new_zeros((), dtype=torch.float32)
-    for crop, output in enumerate(student.chunk(num_crops)):
-        log_probabilities = (output.float() / temperature).log_softmax(dim=-1)  # (B, K)
-        targets_of_others = targets_of_all - targets[crop] if crop < num_global_crops else targets_of_all
-        total = total - (targets_of_others * log_probabilities).sum(-1).mean()
-    return total / (num_global_crops * (num_crops - 1))
+    return CrossViewEntropy.apply(student, targets, temperature, torch.is_grad_enabled())
+
+
+class CrossViewEntropy(torch.autograd.Function):
+    """[`cross_view_entropy`], which has the definition. No gradient goes to the targets."""
+
+    @staticmethod
+    def forward(
+        ctx, student: torch.Tensor, targets: torch.Tensor, temperature: float, with_gradient: bool
+    ) -> torch.Tensor:
+        num_global_crops, batch_size, _ = targets.shape
+        num_crops = len(student) // batch_size
+        num_terms = num_global_crops * (num_crops - 1) * batch_size  # pairs times images
+        gradients, targets_of_all = [], targets.sum(0)
+        total = student.new_zeros((), dtype=torch.float32)
+        for crop, output in enumerate(student.chunk(num_crops)):
+            is_global = crop < num_global_crops
+            log_probabilities = (output.float() / temperature).log_softmax(dim=-1)  # (B, K)
+            wanted = targets_of_all - targets[crop] if is_global else targets_of_all
+            total -= (wanted * log_probabilities).sum(-1).sum()
+            if with_gradient and ctx.needs_input_grad[0]:  # the latter alone is true under no_grad, too
+                mass = num_global_crops - is_global  # to which the targets sum
+                gradient = log_probabilities.exp_().mul_(mass).sub_(wanted).div_(temperature * num_terms)
+                gradients.append(gradient.to(student.dtype))
+        ctx.save_for_backward(*gradients)
+        return total / num_terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return torch.cat([part * gradient.to(part.dtype) for part in ctx.saved_tensors]), None, None, None
 
 
 def dino_loss(

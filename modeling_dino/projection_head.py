@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from .configuration_dino import DinoConfig
 
@@ -64,12 +65,57 @@ class WeightNormLinear(nn.Module):
             self.weight_g = nn.Parameter(gain)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Lengths are taken from the outputs: a weight of unit rows would cost several passes over all prototypes.
-        dtype = torch.promote_types(self.weight_v.dtype, torch.float32)
-        length = torch.linalg.vector_norm(self.weight_v, dim=-1, dtype=dtype).clamp(min=1e-12)
-        scale = self.weight_g.to(dtype).squeeze(1) / length
+        if self.training and torch.is_grad_enabled():
+            return WeightNormProduct.apply(x, self.weight_v, self.weight_g)
+        return self.plain(x)
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs, (B, in_dim) -> (B, out_dim), with gradients of any order."""
+        # Lengths are applied to the outputs: a weight of unit rows would cost several passes over all prototypes.
         cosines = nn.functional.linear(x, self.weight_v)
-        return cosines * scale.to(cosines.dtype)
+        return cosines * (self.weight_g.squeeze(1) / row_lengths(self.weight_v)).to(cosines.dtype)
+
+
+def row_lengths(weight: torch.Tensor) -> torch.Tensor:
+    """(N, D) -> (N,), at least in float32."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight, dim=-1, dtype=dtype).clamp(min=1e-12)
+
+
+class WeightNormProduct(torch.autograd.Function):
+    """
+    `WeightNormLinear.plain` for training: the lengths' gradient goes into the weight's in one pass over it.
+
+    For 65,536 prototypes the weight is larger than all else of the step, and autograd would pass over it five times.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        device, length = x.device.type, row_lengths(weight)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x_cast, weight_cast = x.to(dtype), weight.to(dtype)
+        cosines = nn.functional.linear(x_cast, weight_cast)
+        ctx.save_for_backward(x_cast, weight, weight_cast, gain, length, cosines)
+        ctx.dtype = x.dtype
+        return cosines * (gain.squeeze(1) / length).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, weight_cast, gain, length, cosines = ctx.saved_tensors
+        of_cosines = gradient * (gain.squeeze(1) / length).to(gradient.dtype)
+        of_x = of_weight = of_gain = None
+        if ctx.needs_input_grad[0]:
+            of_x = (of_cosines @ weight_cast).to(ctx.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            of_scale = (gradient * cosines).to(length.dtype).sum(0)
+        if ctx.needs_input_grad[1]:
+            of_weight = (of_cosines.T @ x).to(weight.dtype)
+            along = (of_scale * gain.squeeze(1) / length**3).to(weight.dtype)
+            of_weight.addcmul_(weight, along.unsqueeze(1), value=-1)
+        if ctx.needs_input_grad[2]:
+            of_gain = (of_scale / length).unsqueeze(1).to(gain.dtype)
+        return of_x, of_weight, of_gain
 
 
 class DinoHead(nn.Module):

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from conftest import tiny_config
 from processes import run_python
@@ -24,54 +23,48 @@ CODE_FILES = {
 }
 
 LOAD = """
-import importlib.util, torch
-from transformers import AutoConfig, {auto_class}
+import importlib.util, torch, transformers
 assert importlib.util.find_spec("modeling_dino") is None
-model = {auto_class}.from_pretrained("model", trust_remote_code=True)
-assert AutoConfig.from_pretrained("model", trust_remote_code=True).backbone == model.config.backbone
-assert model.config.head_type == {head_type!r}
-images, expected = torch.load("images.pt"), torch.load("output.pt")
-with torch.no_grad():
-    output = model(images)
-assert list(output) == list(expected)
-for name, value in expected.items():
-    values = zip(output[name], value) if isinstance(value, (tuple, list)) else [(output[name], value)]
-    assert all(torch.equal(a, b) for a, b in values), name
-model.save_pretrained("again")
-assert {auto_class}.from_pretrained("again", trust_remote_code=True).config.to_dict()["backbone"]
+for name, auto_class, head_type in {saved!r}:
+    auto_class = getattr(transformers, auto_class)
+    model = auto_class.from_pretrained(name, trust_remote_code=True)
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
+    assert config.backbone == model.config.backbone
+    assert model.config.head_type == head_type
+    images, expected = torch.load(f"{{name}}/images.pt"), torch.load(f"{{name}}/output.pt")
+    with torch.no_grad():
+        output = model(images)
+    assert list(output) == list(expected)
+    for key, value in expected.items():
+        values = zip(output[key], value) if isinstance(value, (tuple, list)) else [(output[key], value)]
+        assert all(torch.equal(a, b) for a, b in values), (name, key)
+    model.save_pretrained(f"{{name}}-again")
+    assert auto_class.from_pretrained(f"{{name}}-again", trust_remote_code=True).config.to_dict()["backbone"]
 """
 
 
 def save_with_output(model, folder, images):
+    model.save_pretrained(folder, with_code=True)
+    assert {path.name for path in folder.glob("*.py")} == CODE_FILES
     with torch.no_grad():
         torch.save(dict(model.eval()(images)), folder / "output.pt")
     torch.save(images, folder / "images.pt")
 
 
-@pytest.mark.parametrize("head_type", ["dino", "simple", None])
-def test_loads_where_the_package_is_not_installed(tmp_path, family, head_type):
-    model = DinoModel(tiny_config(family, head_type=head_type, head_use_bn=True))
-    model.save_pretrained(tmp_path / "model", with_code=True)
-    assert {path.name for path in (tmp_path / "model").glob("*.py")} == CODE_FILES
-    save_with_output(model, tmp_path, torch.randn(2, 3, 32, 40))
-    code = LOAD.format(auto_class="AutoModel", head_type=head_type)
-    run_python(code, tmp_path, blocked=("modeling_dino", "conversion_scripts", "PIL", "torchvision", "typer"))
-
-
-def test_a_run_loads_where_the_package_is_not_installed(tmp_path, family):
-    model = DinoForPreTraining(tiny_config(family))
-    model.save_pretrained(tmp_path / "model", with_code=True)
-    save_with_output(model, tmp_path, [torch.randn(2, 3, size, size) for size in (32, 32, 16)])
-    code = LOAD.format(auto_class="AutoModelForPreTraining", head_type="dino")
-    run_python(code, tmp_path, blocked=("modeling_dino",))
-
-
-def test_a_classifier_loads_where_the_package_is_not_installed(tmp_path, family):
-    model = DinoForImageClassification(tiny_config(family, num_labels=4))
-    model.save_pretrained(tmp_path / "model", with_code=True)
-    save_with_output(model, tmp_path, torch.randn(2, 3, 32, 32))
-    code = LOAD.format(auto_class="AutoModelForImageClassification", head_type=None)
-    run_python(code, tmp_path, blocked=("modeling_dino",))
+def test_loads_where_the_package_is_not_installed(tmp_path, family):
+    """In one process, as starting one takes longest."""
+    saved = []
+    for head_type in ("dino", "simple", None):
+        model = DinoModel(tiny_config(family, head_type=head_type, head_use_bn=True))
+        saved.append((f"model-{head_type}", "AutoModel", head_type))
+        save_with_output(model, tmp_path / saved[-1][0], torch.randn(2, 3, 32, 40))
+    crops = [torch.randn(2, 3, size, size) for size in (32, 32, 16)]
+    save_with_output(DinoForPreTraining(tiny_config(family)), tmp_path / "run", crops)
+    classifier = DinoForImageClassification(tiny_config(family, num_labels=4))
+    save_with_output(classifier, tmp_path / "classifier", torch.randn(2, 3, 32, 32))
+    saved += [("run", "AutoModelForPreTraining", "dino"), ("classifier", "AutoModelForImageClassification", None)]
+    blocked = ("modeling_dino", "conversion_scripts", "PIL", "torchvision", "typer")
+    run_python(LOAD.format(saved=saved), tmp_path, blocked=blocked)
 
 
 def test_a_model_saved_with_code_is_all_the_other_classes_too(tmp_path, family):

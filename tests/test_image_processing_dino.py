@@ -11,6 +11,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor
 
 from modeling_dino import DinoImageProcessor, DinoModel
+from modeling_dino.evaluation_transform import look_up
 from modeling_dino.pretrained import load_image_processor
 
 
@@ -56,6 +57,19 @@ def test_ours_equals_the_originals_transform_exactly(tmp_path, image_size):
     for file in files:
         difference, _ = compare(processor, file, image_size)
         assert difference.max() < 1e-4, file  # rounding of float32
+
+
+def test_grey_levels_looked_up_are_the_images_bit_for_bit(tmp_path):
+    """What the workers of `dino extract` hand over: crops in 8 bits, for any number of channels."""
+    for num_channels, mode in ((3, "RGB"), (1, "L")):
+        config = tiny_config(num_channels=num_channels)
+        DinoModel(config).save_pretrained(tmp_path / mode)
+        processor = load_image_processor(str(tmp_path / mode), config)
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 75, 3), np.uint8)).convert(mode)
+        crop = processor.crop(image)
+        assert crop.dtype == torch.uint8
+        looked_up = look_up(processor.grey_levels(num_channels), crop[None])
+        assert torch.equal(looked_up, processor(image, return_tensors="pt")["pixel_values"])
 
 
 @pytest.mark.parametrize("image_size", [224, 37])

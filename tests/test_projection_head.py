@@ -99,3 +99,30 @@ def test_gradients_equal_torchs_weight_norm():
     (theirs(x) * direction).sum().backward()
     assert_close(ours.weight_g.grad, theirs.parametrizations.weight.original0.grad)
     assert_close(ours.weight_v.grad, theirs.parametrizations.weight.original1.grad)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_in_training_outputs_and_gradients_are_those_of_autograd(frozen, dtype):
+    """Also where a weight or the input is not trained, and under autocast, in whose dtype both round alike."""
+    layer = DinoModel(tiny_config(norm_last_layer=frozen)).head.last_layer.train()
+    layer = layer if dtype == torch.bfloat16 else layer.to(dtype)
+    x = torch.randn(6, 12).to(layer.weight_v.dtype)
+    direction = torch.randn(6, 24).to(x.dtype)
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    for of_x, of_weight in ((True, True), (True, False), (False, True)):
+        found = []
+        layer.weight_v.requires_grad_(of_weight)
+        for forward in (layer, layer.plain):
+            layer.zero_grad()
+            leaf = x.clone().requires_grad_(of_x)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                output = forward(leaf)
+            (output * direction).sum().backward()
+            gradients = (leaf.grad, layer.weight_v.grad, layer.weight_g.grad)
+            found.append([output.detach(), *(g.clone() for g in gradients if g is not None)])
+        ours, plain = found
+        assert len(ours) == len(plain)
+        for a, b in zip(ours, plain):
+            assert a.dtype == b.dtype
+            assert (a - b).abs().max() <= tolerance * b.abs().max()

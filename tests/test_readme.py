@@ -41,6 +41,8 @@ def steps() -> list[str | list[str]]:
 def test_python_and_commands(tmp_path):
     photographs = copy_photographs(tmp_path / "photographs")
     cut_photographs(photographs[:2], tmp_path, seed=0)  # `views` and `distorted`
+    for photograph in photographs[8:]:  # as many as a batch of `small_data`; more take longer
+        photograph.unlink()
     assert len(steps()) >= 8
     with running_hub() as hub:
         run_python(RUN.format(steps=steps()), tmp_path, environment=hub.environment())
