@@ -21,16 +21,16 @@ TODAY := $(shell date +%F)
 
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
 bench:  ## speed on a CPU, beside other libraries, in a quarter of an hour; keep the machine otherwise idle
-	dino bench --models dino_vits16 --what features,latency --rounds 7 $(BENCH)-vits16.json
+	dino bench --models dino_vits16 --what features,latency $(BENCH)-vits16.json
 	dino bench --models dino_vits16 --what features --threads 2 $(BENCH)-vits16-2-threads.json
 	dino bench --models dino_vits16 --what features --dtype bfloat16 --batch-size 1 --rounds 3 $(BENCH)-bfloat16.json
 	dino bench --models dino_resnet50 --what features,latency $(BENCH)-resnet50.json
-	dino bench --models dino_resnet50 --what features --compile --against torchvision $(BENCH)-resnet50-compiled.json
+	dino bench --models dino_resnet50 --what features --compile --against torchvision --rounds 3 $(BENCH)-resnet50-compiled.json
 	dino bench --models dino_vits8 --what attention --image-size 320 --rounds 3 $(BENCH)-attention.json
 	dino bench --models vit_tiny --what training --rounds 5 $(BENCH)-training.json
 	dino bench --models vit_tiny,dino_vitb16 --what loading --rounds 3 $(BENCH)-loading.json
 	dino bench --models vit_tiny --what knn --rounds 3 $(BENCH)-knn.json
-	dino bench --models vit_tiny --what extraction --threads 2 --rounds 3 $(BENCH)-extraction.json
+	dino bench --models vit_tiny --what extraction --threads 2 --rounds 2 $(BENCH)-extraction.json
 
 GPU = --device cuda --dtype bfloat16 --compile
 bench-gpu:  ## the same on a GPU

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
 FEW_IMAGES = 256  # not worth starting worker processes for
+CPU_PASS = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
 THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
 PATIENCE = timedelta(days=30)  # of a process that is done, for those that are not
 
@@ -416,7 +417,8 @@ class FeatureComputer:
         self.model = model if compile else model.prepare_for_inference()
         self.settings, self.shapes = settings, shapes
         self.levels = None if levels is None else levels.to(model.device)
-        self.max_batch_size = settings.batch_size
+        on_cpu = model.device.type == "cpu"
+        self.max_batch_size = min(settings.batch_size, CPU_PASS) if on_cpu else settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
     @torch.inference_mode()
