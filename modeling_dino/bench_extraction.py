@@ -106,7 +106,9 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     shapes = feature_shapes(model.config, processor, settings)
     nothing = FeatureFolder(folder / "nothing", source.columns, shapes)
     nothing.shards = {}
-    plan = Plan(source, nothing, rows_per_shard(source.num_images, shapes), BATCH_SIZE, state)
+    plan = Plan(
+        source, nothing, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state
+    )
     reader = ImageReader(processor, model.config.num_channels, levels=True)
     compute = FeatureComputer(model, settings, shapes, reader.grey_levels(), compile=False)
 

@@ -33,7 +33,7 @@ Resize = Annotated[
     str, typer.Option(help="crop: from the middle, as saved with the model; square: squashed; whole: not cropped.")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels a side, if not the model's; the longer of whole images.")]
-BatchSize = Annotated[int, typer.Option(help="Images in one forward pass.")]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward pass; on a CPU at most 8.")]
 NumWorkers = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of images, where there are several.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")]

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_ERROR = ("skip", "fail")
 FEW_IMAGES = 256  # not worth starting worker processes for
-CPU_PASS = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
+CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
 THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
 PATIENCE = timedelta(days=30)  # of a process that is done, for those that are not
 
@@ -70,7 +70,7 @@ class ExtractionSettings:
         images: see [`open_source`].
         features: a kind of [`image_features`], or several, separated by commas.
         last_blocks: see [`image_features`].
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass, on a CPU at most 8.
         dtype: float32, bfloat16 or float16, of weights and arithmetic; features are stored in float32.
         streaming, image_column, label_column: see [`open_source`].
         gem_p, scales: see [`image_features`].
@@ -114,6 +114,10 @@ class ExtractionSettings:
     def pooling(self) -> tuple[int, float, Sequence[float]]:
         """What [`image_features`] takes beside the kinds."""
         return self.last_blocks, self.gem_p, self.scales
+
+    def batch_size_on(self, device: torch.device) -> int:
+        """Images that go through the model at once there."""
+        return min(self.batch_size, CPU_BATCH) if device.type == "cpu" else self.batch_size
 
     def open_source(self) -> ImageSource:
         """The images."""
@@ -292,7 +296,7 @@ def extract_features(
     rows_before = folder.count_rows()
     state.wait_for_everyone()  # before the first shard is written
 
-    plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size, state)
+    plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state)
     patch_size = model.config.patch_size if model.config.is_vit else 1
     min_side = math.ceil(patch_size / min(settings.scales))
     reader = ImageReader(processor, model.config.num_channels, min_side, levels=True)
@@ -417,8 +421,7 @@ class FeatureComputer:
         self.model = model if compile else model.prepare_for_inference()
         self.settings, self.shapes = settings, shapes
         self.levels = None if levels is None else levels.to(model.device)
-        on_cpu = model.device.type == "cpu"
-        self.max_batch_size = min(settings.batch_size, CPU_PASS) if on_cpu else settings.batch_size
+        self.max_batch_size = settings.batch_size
         self.function = torch.compile(image_features) if compile else image_features
 
     @torch.inference_mode()

@@ -179,6 +179,18 @@ def test_the_same_features_from_every_source(tmp_path, folder):
         np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5, err_msg=name)  # streamed in other batches
 
 
+def test_on_a_cpu_large_batches_are_computed_in_small_ones(tmp_path, folder, monkeypatch):
+    sizes, forward = [], DinoModel.get_cls_tokens
+
+    def noted(self, pixel_values, *args, **options):
+        sizes.append((pixel_values.device.type, len(pixel_values)))
+        return forward(self, pixel_values, *args, **options)
+
+    monkeypatch.setattr(DinoModel, "get_cls_tokens", noted)
+    assert extract(folder, tmp_path / "out", batch_size=100).rows == 11
+    assert sorted(sizes) == [("cpu", 3), ("cpu", 8), ("meta", 1)]
+
+
 def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
     """Batches are halved until they fit; one that cannot be is an error that says so."""
     sizes, room = [], 3
@@ -190,6 +202,7 @@ def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
         return forward(self, pixel_values, *args, **options)
 
     forward = DinoModel.get_cls_tokens
+    monkeypatch.setattr("modeling_dino.extract.CPU_BATCH", 32)
     extract(folder, tmp_path / "whole")
     monkeypatch.setattr(DinoModel, "get_cls_tokens", within_memory)
     extract(folder, tmp_path / "out")
