@@ -20,7 +20,7 @@ RESULTS = tests/benchmarks/results
 TODAY := $(shell date +%F)
 
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
-bench:  ## speed on a CPU, beside other libraries, in a quarter of an hour; keep the machine otherwise idle
+bench:  ## speed on a CPU, beside other libraries, in about a quarter of an hour; keep the machine otherwise idle
 	dino bench --models dino_vits16 --what features,latency $(BENCH)-vits16.json
 	dino bench --models dino_vits16 --what features --threads 2 $(BENCH)-vits16-2-threads.json
 	dino bench --models dino_vits16 --what features --dtype bfloat16 --batch-size 1 --rounds 3 $(BENCH)-bfloat16.json

@@ -96,6 +96,14 @@ def test_what_cannot_be_measured_is_refused(arguments, message):
         BenchSettings(**{"models": ["vit_tiny"], "what": ["features"], "against": [], **arguments})
 
 
+def test_all_ways_of_knn_are_equally_right(monkeypatch):
+    monkeypatch.setattr("modeling_dino.bench_knn.NUM_TRAIN", 600)
+    monkeypatch.setattr("modeling_dino.bench_knn.NUM_TEST", 100)
+    (line,) = run_benchmarks(BenchSettings([], ["knn"], [], rounds=1))["lines"]
+    assert len(line["seconds"]) == 4
+    assert line["unequal"] == []
+
+
 def test_threads_are_as_before(models):
     threads = torch.get_num_threads()
     report = run_benchmarks(BenchSettings(models[:1], ["latency"], ["timm"], threads=2, rounds=1))
