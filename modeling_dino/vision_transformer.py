@@ -112,6 +112,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one fused linear for query, key and value, in that order."""
 
     is_causal = False
+    linears: tuple[type, ...] = (nn.Linear,)  # that compute what their weight says
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -133,7 +134,7 @@ class Attention(nn.Module):
     def _qkv_weights(self) -> list[torch.Tensor] | None:
         """Weights of query, key and value, (heads, D / heads, D); None where the module alone knows what it computes:
         an adapter, or an offloaded weight."""
-        if type(self.qkv) is not nn.Linear or hasattr(self.qkv, "_hf_hook"):
+        if type(self.qkv) not in self.linears or hasattr(self.qkv, "_hf_hook"):
             return None
         return self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)
 

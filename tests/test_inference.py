@@ -7,6 +7,7 @@ from golden_data import assert_close
 
 from modeling_dino import DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.features import FEATURE_KINDS, image_features
+from modeling_dino.inference import PACKED_ROWS, InferenceLinear
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,5 +140,48 @@ def test_a_classifier_is_trained_on_a_prepared_backbone(family):
 def test_compiled(model):
     images = torch.randn(2, 3, 40, 40)
     expected = model.get_features(images)
-    compiled = torch.compile(model.prepare_for_inference().get_features, backend="aot_eager")
+    prepared = copy.deepcopy(model).prepare_for_inference()
+    prepared(images)
+    compiled = torch.compile(prepared.get_features, backend="aot_eager", fullgraph=True)
     assert_close(compiled(images), expected, 2e-6)
+    for parameter in [*prepared.parameters(), *model.parameters()]:
+        parameter.add_(0.01)
+    assert_close(compiled(images), model.get_features(images), 2e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_linears(bias):
+    """For numbers of rows that take turns; the same again bit for bit, which the first must not differ from."""
+    linear = torch.nn.Linear(48, 80, bias=bias)
+    packed = copy.deepcopy(linear)
+    packed.__class__ = InferenceLinear
+    packed.prepare()
+    large, larger = torch.randn(3, PACKED_ROWS, 48), torch.randn(PACKED_ROWS + 1, 48)
+    with torch.no_grad():
+        first = {x: packed(x) for x in (large, larger)}
+        assert len(packed._packed) == 2
+        for x in (large, larger, torch.randn(PACKED_ROWS, 48), larger):
+            assert_close(packed(x), linear(x), 1e-6)
+            assert torch.equal(packed(x), first.get(x, packed(x)))
+        assert len(packed._packed) == 2
+        assert torch.equal(packed(large[0, 1:]), linear(large[0, 1:]))  # too few rows
+    assert packed(large).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(packed(large), linear(large))
+    with torch.no_grad():
+        packed.weight.mul_(2), linear.weight.mul_(2)
+        assert_close(copy.deepcopy(packed)(large), linear(large), 1e-6)
+        assert_close(packed(large), linear(large), 1e-6)
+        assert torch.equal(packed.double()(large.double()), linear.double()(large.double()))
+
+
+@torch.no_grad()
+def test_large_batches(model):
+    """Whose linears are packed."""
+    images = torch.randn(PACKED_ROWS // 16, 3, 32, 32)
+    expected = model.get_features(images)
+    prepared = model.prepare_for_inference()
+    features = prepared.get_features(images)
+    assert_close(features, expected, 2e-6)
+    assert torch.equal(prepared.get_features(images), features)
