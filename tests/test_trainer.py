@@ -291,12 +291,14 @@ def test_saved_it_is_the_teacher(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}])
-def test_modes_that_give_nearly_the_same(tmp_path, options):
+@pytest.mark.parametrize(("options", "steps"), [({"bf16": True}, 3), ({"gradient_checkpointing": True}, None)])
+def test_modes_that_give_nearly_the_same(tmp_path, options, steps):
+    """In bfloat16 the first steps: with so few images a difference grows up to thirtyfold a step."""
     plain, other = trainer_of(tmp_path), trainer_of(tmp_path, **options)
     for trainer in (plain, other):
         trainer.train()
-    assert losses_of(other) == pytest.approx(losses_of(plain), abs=0.1 if "bf16" in options else 1e-4)
+    expected = pytest.approx(losses_of(plain)[:steps], abs=0.05 if "bf16" in options else 1e-4)
+    assert losses_of(other)[:steps] == expected
     assert {p.dtype for p in other.model.parameters()} == {torch.float32}
 
 
