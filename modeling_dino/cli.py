@@ -101,7 +101,9 @@ def extract(
     scales: Scales = "1",
     resize: Resize = "crop",
     image_size: ImageSize = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the model through torch.compile; on a CPU it gains nothing.")
+    ] = False,
     on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
 ):

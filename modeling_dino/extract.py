@@ -267,7 +267,8 @@ def extract_features(
     Args:
         output: a new or empty folder, or one with features of the same settings.
         num_workers: processes that read images; by default one a spare core, none for few images.
-        compile: run the model through `torch.compile`.
+        compile: run the model through `torch.compile`; on a CPU that gains nothing, as the model is prepared for
+            inference otherwise, and torch 2.11 without a GPU cannot train in this process afterwards.
         on_error: `"skip"` unreadable images (manifest and summary name them), or `"fail"` at the first.
         overwrite: start anew where the folder has features.
         progress: show a progress bar, on the main process.
