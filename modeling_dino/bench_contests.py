@@ -131,10 +131,11 @@ def compiled_by(mode: str, computer: Callable, device: str) -> Callable:
 
 def with_constant_weights(compiled: Callable) -> Callable:
     """Weights are packed and norms folded when it is first called, without gradients."""
+    from torch._inductor import config  # takes a second, and is for this alone
 
     def run(x: torch.Tensor) -> torch.Tensor:
         # As `options` of torch.compile it comes too late: Dynamo has made the weights arguments by then.
-        with torch._inductor.config.patch(freezing=True):
+        with config.patch(freezing=True):
             return compiled(x)
 
     return run

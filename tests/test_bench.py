@@ -7,6 +7,7 @@ from conftest import tiny_config
 
 from modeling_dino import DinoModel, cli
 from modeling_dino.bench import BenchSettings, run_benchmarks, table
+from modeling_dino.bench_contests import with_constant_weights
 from modeling_dino.bench_rivals import feature_rivals
 from modeling_dino.bench_timing import Contest, measure
 
@@ -109,3 +110,20 @@ def test_threads_are_as_before(models):
     report = run_benchmarks(BenchSettings(models[:1], ["latency"], ["timm"], threads=2, rounds=1))
     assert torch.get_num_threads() == threads
     assert report["threads"] == 2
+
+
+def test_compiled_weights_are_constants():
+    """Dynamo gives the compiler a graph whose only argument is the images; by options of torch.compile it does not."""
+    linear, arguments = torch.nn.Linear(4, 4), []
+
+    def compiler(graph, example_inputs):
+        arguments.append(len(example_inputs))
+        return graph
+
+    compiled = torch.compile(lambda x: linear(x), backend=compiler)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert torch.equal(with_constant_weights(compiled)(x), linear(x))
+        torch._dynamo.reset()
+        compiled(x)
+    assert arguments == [1, 3]
