@@ -27,7 +27,7 @@ from conversion_scripts.checkpoint import Checkpoint, appearing_whole, read_chec
 from conversion_scripts.sizes import check_state_dict, first
 from modeling_dino import DinoConfig, DinoForPreTraining, DinoModel
 from modeling_dino.checkpoint_files import CENTER_NAME
-from modeling_dino.modeling_dino import network_prefix
+from modeling_dino.modeling_dino import backbone_class, network_prefix
 
 
 # in the order in which they are tried: those known by a folder's configuration or by names of their own come first
@@ -69,7 +69,8 @@ class Conversion:
 
     def __str__(self) -> str:
         size = f"{self.config.backbone}, {self.config.hidden_size} wide"
-        patch = f", patch {self.config.patch_size}" if self.config.is_vit else ""
+        has_patches = backbone_class(self.config).has_patch_tokens
+        patch = f", patch {self.config.patch_size}" if has_patches else ""
         head = "no head" if self.config.head_type is None else f"{self.config.head_type} head"
         return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}"
 

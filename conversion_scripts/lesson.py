@@ -76,7 +76,7 @@ def to_dino(
 def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
     """`{"model_state_dict": …}`; the lesson's code has its own eps built in, which is said where it differs."""
     notes = []
-    if config.is_vit and config.layer_norm_eps != LAYER_NORM_EPS:
+    if "backbone.norm.weight" in state_dict and config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but the lesson's model has {LAYER_NORM_EPS}")
     return Export({"model_state_dict": rename(state_dict, KEYS)}, notes=notes)
 

@@ -34,7 +34,8 @@ import torch
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
 from conversion_scripts.sizes import check_state_dict, infer_config
 from modeling_dino import DinoConfig
-from modeling_dino.configuration_dino import VIT_SIZES, canonical_backbone
+from modeling_dino.configuration_dino import canonical_backbone
+from modeling_dino.modeling_dino import backbone_class
 
 
 KEYS = [  # ours, theirs; PyTorch's newer weight norm has other names
@@ -129,16 +130,18 @@ def contradictions(args: dict, config: DinoConfig) -> list[str]:
     """Where the arguments of the run say something else than the tensors, which are right."""
     notes = []
     for argument, name in ARGUMENTS.items():
-        has_value = config.is_vit if name == "patch_size" else config.head_type is not None
+        has_value = backbone_class(config).has_patch_tokens if name == "patch_size" else config.head_type is not None
         if argument in args and has_value and args[argument] != getattr(config, name):
             notes.append(f"args have {argument}={args[argument]}, but the tensors {getattr(config, name)}")
     try:
         arch = canonical_backbone(args["arch"])
     except (KeyError, ValueError):
         return notes
-    width = VIT_SIZES[arch][0] if arch in VIT_SIZES else DinoConfig(backbone=arch).hidden_size
-    if (arch in VIT_SIZES) != config.is_vit or width != config.hidden_size:
-        notes.append(f"args have arch={args['arch']} ({width} wide), but the tensors are {config.hidden_size} wide")
+    named = DinoConfig(backbone=arch)
+    if backbone_class(named) is not backbone_class(config) or named.hidden_size != config.hidden_size:
+        notes.append(
+            f"args have arch={args['arch']} ({named.hidden_size} wide), but the tensors are {config.hidden_size} wide"
+        )
     return notes
 
 

@@ -13,13 +13,13 @@
 # limitations under the License.
 """A configuration from the tensors of a state dict under our names, and the check that the two belong together."""
 
-import math
 import re
 
 import torch
 
 from modeling_dino import DinoConfig, DinoModel
 from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES
+from modeling_dino.vision_transformer import native_grid_side
 
 
 PUBLISHED_HEAD_WIDTH = 64  # of all published ViTs
@@ -55,9 +55,6 @@ def infer_vit(state_dict: dict[str, torch.Tensor], num_heads: int | None) -> dic
         raise ValueError(f"a ViT without {', '.join(missing)}")
     hidden_size, num_channels, patch_size, _ = state_dict["backbone.patch_embed.proj.weight"].shape
     depth = count(state_dict, r"backbone\.blocks\.(\d+)\.")
-    num_patches = state_dict["backbone.pos_embed"].shape[1] - 1
-    if math.isqrt(num_patches) ** 2 != num_patches:
-        raise ValueError(f"positions of {num_patches} patches are not those of a square image")
     mlp_ratio = state_dict["backbone.blocks.0.mlp.fc1.weight"].shape[0] / hidden_size
     return {
         "backbone": nearest_vit(hidden_size, depth),
@@ -66,7 +63,7 @@ def infer_vit(state_dict: dict[str, torch.Tensor], num_heads: int | None) -> dic
         "num_attention_heads": infer_num_heads(hidden_size, num_heads),
         "num_channels": num_channels,
         "patch_size": patch_size,
-        "image_size": math.isqrt(num_patches) * patch_size,
+        "image_size": native_grid_side(state_dict["backbone.pos_embed"]) * patch_size,
         "mlp_ratio": int(mlp_ratio) if mlp_ratio.is_integer() else mlp_ratio,
         "qkv_bias": "backbone.blocks.0.attn.qkv.bias" in state_dict,
     }

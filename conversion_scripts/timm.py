@@ -30,6 +30,7 @@ from conversion_scripts.sizes import check_state_dict, first, infer_config
 from modeling_dino import DinoConfig
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
 from modeling_dino.image_processing_dino import channel_statistics
+from modeling_dino.modeling_dino import backbone_class
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
@@ -107,12 +108,13 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
         ValueError: if timm has no model of these sizes.
     """
     notes = [] if config.head_type is None else ["left out: the projection head, which timm has not"]
-    if config.is_vit and config.position_interpolation != "antialias":
+    has_patches = backbone_class(config).has_patch_tokens
+    if has_patches and config.position_interpolation != "antialias":
         notes.append(
             f"timm resizes positions in its own way (position_interpolation is {config.position_interpolation!r}): "
             f"sizes other than {config.image_size} px differ a little"
         )
-    if config.is_vit and config.layer_norm_eps != LAYER_NORM_EPS:
+    if has_patches and config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but timm's ViTs have {LAYER_NORM_EPS}")
     backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
     mean, std = channel_statistics(config.num_channels)
@@ -128,7 +130,7 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
             "mean": mean,
             "std": std,
             "num_classes": 0,
-            "first_conv": "patch_embed.proj" if config.is_vit else "conv1",
+            "first_conv": "patch_embed.proj" if has_patches else "conv1",
         },
     }
     return Export(rename(backbone, KEYS), settings, notes)
@@ -136,7 +138,7 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
 
 def architecture_of(config: DinoConfig) -> str:
     """timm's name for the backbone; what differs from it goes into the arguments."""
-    if config.is_vit:
+    if backbone_class(config).has_patch_tokens:
         name = f"{config.backbone}_patch{config.patch_size}_{config.image_size}"
         return name if name in VIT_NAMES else f"{config.backbone}_patch16_224"
     if config.depths != list(RESNET_DEPTHS[config.backbone]) or config.resnet_width != 64:
@@ -147,7 +149,7 @@ def architecture_of(config: DinoConfig) -> str:
 def model_args_of(config: DinoConfig) -> dict:
     """The arguments of `timm.create_model` that its name for the backbone does not fix."""
     arguments = {"in_chans": config.num_channels, "num_classes": 0}
-    if not config.is_vit:
+    if not backbone_class(config).has_patch_tokens:
         if config.uses_cifar_stem:
             raise ValueError("timm's ResNets have no stem for small images")
         return arguments

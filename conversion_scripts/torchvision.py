@@ -73,7 +73,7 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     Raises:
         ValueError: if it is not a ResNet.
     """
-    if config.is_vit:
+    if "backbone.conv1.weight" not in state_dict:
         raise ValueError(f"torchvision's format is for ResNets, not for {config.backbone}")
     backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
     notes = [] if config.head_type is None else ["left out: the projection head, which torchvision has not"]

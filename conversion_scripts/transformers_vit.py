@@ -134,7 +134,7 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     """
     from transformers import ViTConfig
 
-    if not config.is_vit:
+    if "backbone.patch_embed.proj.weight" not in state_dict:
         raise ValueError(f"transformers' ViT format is not for {config.backbone}")
     notes = [] if config.head_type is None else ["left out: the projection head, which transformers' ViT has not"]
     if config.position_interpolation != "size":

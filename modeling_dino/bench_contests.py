@@ -38,7 +38,7 @@ from .configuration_dino import DinoConfig
 from .extract import DTYPES
 from .features import image_features
 from .info import backbone_flops
-from .modeling_dino import DinoForPreTraining, DinoModel
+from .modeling_dino import DinoForPreTraining, DinoModel, backbone_class
 from .optimization import clip_each_gradient, parameter_groups, set_rates
 from .pretrained import load_config
 
@@ -86,7 +86,7 @@ def feature_contest(what: str, name: str, settings: "BenchSettings", batch_size:
     model.to(settings.device, DTYPES[settings.dtype])
     rivals = {rival: module.to(settings.device, DTYPES[settings.dtype]) for rival, module in rivals.items()}
     computers |= rivals
-    if not model.config.is_vit:
+    if not model.backbone.has_attention:  # convolutions
         images_last = images.contiguous(memory_format=torch.channels_last)
         for rival, module in rivals.items():
             last = copy.deepcopy(module).to(memory_format=torch.channels_last)
@@ -166,7 +166,7 @@ def bench_attention(settings: "BenchSettings") -> list[dict]:
     lines = []
     for name in settings.models:
         model = random_model(name, settings, position_interpolation="size")  # transformers' way
-        if not model.config.is_vit:
+        if not model.backbone.has_attention:
             continue
         images = random_images(model, settings, 1)
         eager, prepared = copy.deepcopy(model), copy.deepcopy(model).prepare_for_inference()
@@ -196,7 +196,7 @@ def bench_attention(settings: "BenchSettings") -> list[dict]:
 def bench_training(settings: "BenchSettings") -> list[dict]:
     """Training steps of 2 global and 8 local crops, beside the original's step done plainly."""
     configs = {name: load_config(name) for name in settings.models}
-    return [training_line(name, config, settings) for name, config in configs.items() if config.is_vit]
+    return [training_line(name, config, settings) for name, config in configs.items() if backbone_class(config).has_attention]
 
 
 def training_line(name: str, config: DinoConfig, settings: "BenchSettings") -> dict:
@@ -315,7 +315,7 @@ def loading_line(name: str, settings: "BenchSettings") -> dict:
         if rivals:
             rival = next(iter(rivals.values())).model
             rival.save_pretrained(theirs)
-            kwargs = {"add_pooling_layer": False} if model.config.is_vit else {}
+            kwargs = {"add_pooling_layer": False} if model.backbone.has_attention else {}
             functions["transformers"] = lambda: feature_of(type(rival).from_pretrained(theirs, **kwargs))
         functions["reading the file"] = lambda: read_all(load_file(ours / "model.safetensors"))
         bytes_ = (ours / "model.safetensors").stat().st_size

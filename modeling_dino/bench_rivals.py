@@ -80,7 +80,7 @@ def _of_timm(model: DinoModel) -> dict[str, nn.Module]:
 def _of_torchvision(model: DinoModel) -> dict[str, nn.Module]:
     import torchvision
 
-    if model.config.is_vit or model.config.uses_cifar_stem:
+    if model.config.backbone not in torchvision.models.list_models() or model.config.uses_cifar_stem:
         return {}
     theirs = torchvision.models.get_model(model.config.backbone)
     theirs.fc = nn.Identity()
@@ -89,7 +89,7 @@ def _of_torchvision(model: DinoModel) -> dict[str, nn.Module]:
 
 
 def _of_transformers(model: DinoModel) -> dict[str, nn.Module]:
-    if not model.config.is_vit:
+    if not model.backbone.has_attention:
         return _resnet_of_transformers(model)
     from transformers import ViTModel
 

@@ -160,7 +160,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, depths=None, out_features=None, out_indices=None, **kwargs):
         self._refuse_misspelt(kwargs)
         self.backbone = canonical_backbone(self.backbone)
-        if self.is_vit:
+        if self.backbone in VIT_SIZES:
             if depths is not None:
                 raise ValueError(f"depths is for ResNets; set num_hidden_layers for {self.backbone}")
             self._default_to(VIT_SIZES[self.backbone])
@@ -184,11 +184,6 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.89)
             if name not in known and nearest:
                 raise ValueError(f"unknown argument {name!r}: did you mean {nearest[0]!r}?")
-
-    @property
-    def is_vit(self) -> bool:
-        """Whether the backbone is a vision transformer (else it is a ResNet)."""
-        return self.backbone in VIT_SIZES
 
     @property
     def stage_names(self) -> list[str]:
@@ -221,7 +216,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         """Each value on its own and against the others: refuses by name, and says what is allowed."""
         self._validate_choices()
         self._validate_ranges()
-        if self.is_vit:
+        if self.backbone in VIT_SIZES:
             self._validate_vit()
         else:
             self._validate_resnet()

@@ -298,8 +298,7 @@ def extract_features(
     state.wait_for_everyone()  # before the first shard is written
 
     plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state)
-    patch_size = model.config.patch_size if model.config.is_vit else 1
-    min_side = math.ceil(patch_size / min(settings.scales))
+    min_side = math.ceil(model.backbone.min_image_size / min(settings.scales))
     reader = ImageReader(processor, model.config.num_channels, min_side, levels=True)
     batches = read_batches(plan, reader, num_workers, state)
     compute = FeatureComputer(model.to(state.device), settings, shapes, reader.grey_levels(), compile)

@@ -27,7 +27,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .configuration_dino import DinoConfig
-from .modeling_dino import DinoModel
+from .modeling_dino import DinoModel, backbone_class
 
 
 FEATURE_KINDS = ("cls", "patch_mean", "cls_patch_mean", "gem", "cls_gem", "patches", "projection")
@@ -55,7 +55,7 @@ def check_features(
         raise ValueError("the model has no projection head (head_type is None): choose other features")
     if kind == "projection" and last_blocks > 1:
         raise ValueError("the projection is of the last block alone: leave out last_blocks")
-    if not config.is_vit and (last_blocks > 1 or kind in ("patch_mean", "cls_patch_mean")):
+    if not backbone_class(config).has_cls_token and (last_blocks > 1 or kind in ("patch_mean", "cls_patch_mean")):
         raise ValueError(
             f"{config.backbone} has cls (its global average pool), gem, cls_gem, patches and projection features only"
         )
@@ -93,8 +93,7 @@ def image_features(
         return image_features(model, pixel_values, [kinds], last_blocks, gem_p, scales)[kinds]
     for kind in kinds:
         check_features(model.config, kind, last_blocks, gem_p, scales)
-    of_backbone = _vit_features if model.config.is_vit else _resnet_features
-    of_scales = [of_backbone(model, _resized(pixel_values, scale), kinds, last_blocks, gem_p) for scale in scales]
+    of_scales = [_features(model, _resized(pixel_values, scale), kinds, last_blocks, gem_p) for scale in scales]
     if len(scales) == 1:
         return of_scales[0]
     return {kind: torch.stack([features[kind] for features in of_scales]).mean(0) for kind in kinds}
@@ -113,13 +112,16 @@ def _resized(pixel_values: torch.Tensor, scale: float) -> torch.Tensor:
     return pixel_values if scale == 1 else interpolate(pixel_values, scale_factor=scale, mode="bilinear")
 
 
-def _vit_features(
+def _features(
     model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int, gem_p: float
 ) -> dict[str, torch.Tensor]:
-    if not {"cls", "projection"}.issuperset(kinds):
-        layers = model.get_intermediate_layers(pixel_values, n=last_blocks, return_class_token=True)
+    backbone, depth = model.backbone, model.config.num_hidden_layers
+    pixel_values, stages = model.check_pixel_values(pixel_values), list(range(depth - last_blocks + 1, depth + 1))
+    if {"cls", "projection"}.issuperset(kinds):
+        layers = [(None, pooled) for pooled in backbone.pooled_stages(pixel_values, stages)]
     else:
-        layers = [(None, cls) for cls in model.get_cls_tokens(pixel_values, n=last_blocks)]
+        outputs = map(backbone.normalize, backbone(pixel_values, stages=stages))
+        layers = [(backbone.patch_tokens(output), backbone.pool(output)) for output in outputs]
     last_patches, last_cls = layers[-1]
     compute = {
         "cls": lambda: torch.cat([cls for _, cls in layers], dim=-1),
@@ -129,20 +131,5 @@ def _vit_features(
         "cls_gem": lambda: torch.cat([*(cls for _, cls in layers), gem(last_patches, gem_p)], dim=-1),
         "patches": lambda: torch.cat([patches for patches, _ in layers], dim=-1),
         "projection": lambda: model.head(last_cls),
-    }
-    return {kind: compute[kind]() for kind in kinds}
-
-
-def _resnet_features(
-    model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int, gem_p: float
-) -> dict[str, torch.Tensor]:
-    feature_map = model.backbone(model.check_pixel_values(pixel_values))
-    cells, pooled = feature_map.flatten(2).transpose(1, 2), model.backbone.pool(feature_map)
-    compute = {
-        "cls": lambda: pooled,
-        "gem": lambda: gem(cells, gem_p),
-        "cls_gem": lambda: torch.cat([pooled, gem(cells, gem_p)], dim=-1),
-        "patches": lambda: cells,
-        "projection": lambda: model.head(pooled),
     }
     return {kind: compute[kind]() for kind in kinds}

@@ -21,7 +21,6 @@ Where we deviate: crops and flips are all there is of augmentation. The original
 """
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,7 +39,7 @@ from .extras import require
 from .image_source import IndexedSource
 from .knn import TOP, knn_accuracy
 from .linear_evaluation import classifier_of
-from .modeling_dino import DinoForImageClassification
+from .modeling_dino import DinoForImageClassification, backbone_class
 from .optimization import parameter_groups
 from .pretrain import RunFolder, told_what_is_kept
 from .pretrained import load_image_processor, load_model
@@ -182,7 +181,7 @@ def finetune(
     folder.check(overwrite)
 
     set_seed(settings.seed)
-    dino.config.drop_path_rate = settings.drop_path_rate if dino.config.is_vit else 0.0
+    dino.config.drop_path_rate = settings.drop_path_rate if dino.backbone.has_drop_path else 0.0
     classifier = classifier_of(dino, train_images.classes)
     trainer = make_trainer(classifier, train_images, str(output), settings, num_workers)
     if trainer.is_world_process_zero():
@@ -225,11 +224,8 @@ def centre_crop(processor: ImageProcessingMixin) -> Any:
 
 def layer_of(name: str, config: DinoConfig) -> int:
     """The layer of a parameter: 0 before the first block or stage, and one more than these after the last."""
-    block = re.match(r"backbone\.(?:blocks\.|layer)(\d+)\.", name)
-    if block:
-        return int(block[1]) + config.is_vit  # a ViT's are counted from 0, a ResNet's from 1
-    first = ("backbone.patch_embed", "backbone.cls_token", "backbone.pos_embed", "backbone.conv1", "backbone.bn1")
-    return 0 if name.startswith(first) else config.num_hidden_layers + 1
+    layer = backbone_class(config).layer_of(name.removeprefix("backbone."))
+    return config.num_hidden_layers + 1 if layer is None else layer
 
 
 def decayed_groups(model: DinoForImageClassification, learning_rate: float, layer_decay: float) -> list[dict]:

@@ -42,7 +42,7 @@ from .evaluation_data import EvaluationFeatures, Label, is_feature_folder, label
 from .evaluation_results import add_evaluation_results
 from .extract import processes
 from .knn import TOP, knn_accuracy
-from .modeling_dino import DinoForImageClassification, DinoModel
+from .modeling_dino import DinoForImageClassification, DinoModel, backbone_class
 from .pretrained import load_config, load_image_processor, load_model
 
 
@@ -118,7 +118,7 @@ def features_to_classify(source: str, model: str) -> dict[str, Any]:
     if is_feature_folder(source):
         return {}
     config = load_config(model)
-    if not config.is_vit:
+    if not backbone_class(config).has_cls_token:
         return {"features": "cls"}
     return {"features": "cls_patch_mean", "last_blocks": min(LAST_BLOCKS, config.num_hidden_layers)}
 

@@ -119,21 +119,21 @@ def make_card(
         tags: in addition to those that follow from the model.
     """
     name = repo_id.rpartition("/")[2]
+    backbone = _loaded(model).backbone
     model_class = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in USES), "DinoModel")
     auto_class, task, line = USES[model_class]
     data = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag=task,
-        tags=["dino", "self-supervised", "vit" if model.config.is_vit else "resnet", *tags],
+        tags=["dino", "self-supervised", backbone.tag, *tags],
         **({"model_name": name, "eval_results": list(results)} if results else {}),
     )
     line = line.format(hidden_size=model.config.hidden_size, num_labels=model.config.num_labels)
     code = (WITH_CODE if with_code else WITHOUT_CODE).format(
         auto_class=auto_class, model_class=model_class, repo_id=repo_id, line=line
     )
-    kind = "vision transformer" if model.config.is_vit else "ResNet"
-    body = BODY.format(name=name, kind=kind, facts=_facts(model), code=code, results=_results_table(results))
+    body = BODY.format(name=name, kind=backbone.kind, facts=_facts(model), code=code, results=_results_table(results))
     content = f"---\n{data.to_yaml()}\n---\n{body}"
     return f"{content}\n{MARK.format(digest=_digest(content))}\n"
 
@@ -150,18 +150,18 @@ def read_card(folder: str | os.PathLike) -> str | None:
     return path.read_bytes().decode() if path.is_file() else None  # with its line ends as they are
 
 
+def _loaded(model: PreTrainedModel) -> PreTrainedModel:
+    """The network that others load: the teacher of a model in pretraining."""
+    return getattr(model, "teacher", model)
+
+
 def _facts(model: PreTrainedModel) -> str:
-    config = model.config
-    model = getattr(model, "teacher", model)  # what is loaded of student and teacher
-    if config.is_vit:
-        sizes = f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}"
-    else:
-        sizes = f"{'-'.join(map(str, config.depths))} blocks"
+    config, model = model.config, _loaded(model)
     total = sum(parameter.numel() for parameter in model.parameters())
     backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
     head = "none" if config.head_type is None else f"{config.head_type}, {config.projection_dim:,} outputs"
     rows = {
-        "backbone": f"{config.backbone}: {sizes}",
+        "backbone": f"{config.backbone}: {model.backbone.describe(config)}",
         "images": f"{config.image_size} x {config.image_size}, {config.num_channels} channels; other sizes work",
         "feature": f"{config.hidden_size} wide",
         "projection head": head,

@@ -44,7 +44,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center, read_tensors
-from .configuration_dino import DinoConfig
+from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from .evaluation_results import read_evaluation_results
 from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
@@ -110,9 +110,17 @@ class DinoForPreTrainingOutput(ModelOutput):
     image_information: torch.FloatTensor | None = None
 
 
-def build_backbone(config: DinoConfig) -> nn.Module:
+BACKBONE_CLASSES = {**dict.fromkeys(VIT_SIZES, VisionTransformer), **dict.fromkeys(RESNET_DEPTHS, ResNet)}
+
+
+def backbone_class(config: DinoConfig) -> type[VisionTransformer] | type[ResNet]:
+    """The class of the backbone that a configuration names; its attributes say what such a backbone has."""
+    return BACKBONE_CLASSES[config.backbone]
+
+
+def build_backbone(config: DinoConfig) -> VisionTransformer | ResNet:
     """The backbone that the configuration names."""
-    return VisionTransformer(config) if config.is_vit else ResNet(config)
+    return backbone_class(config)(config)
 
 
 def network_prefix(keys: list[str], which: str | None) -> str:
@@ -191,7 +199,7 @@ class DinoPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            self._init_convolution(module)
+            backbone_class(self.config).init_convolution(module)
         elif isinstance(module, WeightNormLinear):
             init.kaiming_uniform_(module.weight_v, a=5**0.5)  # nn.Linear's default, which the original keeps
             init.ones_(module.weight_g)
@@ -200,17 +208,9 @@ class DinoPreTrainedModel(PreTrainedModel):
             if self.config.zero_init_residual and getattr(module, "ends_residual_branch", False):
                 init.zeros_(module.weight)
 
-    def _init_convolution(self, module: nn.Conv2d):
-        if self.config.is_vit:  # PyTorch's default
-            bound = module.weight[0].numel() ** -0.5
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
-        else:
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution."""
-        return self.backbone.patch_embed.proj if self.config.is_vit else self.backbone.conv1
+        return self.backbone.first_convolution
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -252,7 +252,7 @@ class DinoPreTrainedModel(PreTrainedModel):
             ValueError: if it is asked of a ResNet.
         """
         asked = self.config.output_attentions if output_attentions is None else output_attentions
-        if asked and not self.config.is_vit:
+        if asked and not backbone_class(self.config).has_attention:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
 
     def prepare_for_inference(self) -> "DinoPreTrainedModel":
@@ -492,7 +492,7 @@ class DinoModel(DinoPreTrainedModel):
         Raises:
             ValueError: if there is no such layer, or a CLS token is asked of a ResNet.
         """
-        if return_class_token and not self.config.is_vit:
+        if return_class_token and not self.backbone.has_cls_token:
             raise ValueError(f"{self.config.backbone} has no CLS token: leave return_class_token=False")
         pixel_values = self.check_pixel_values(pixel_values)
         depth = self.config.num_hidden_layers
@@ -501,21 +501,24 @@ class DinoModel(DinoPreTrainedModel):
         layers = range(depth)[-n:] if isinstance(n, int) else n
         stages = sorted({layer + 1 for layer in self._resolve_layers(layers)})
         outputs = self.backbone(pixel_values, stages=stages)
-        if not self.config.is_vit:
-            return tuple(outputs)
         if norm:
-            outputs = [self.backbone.norm(tokens) for tokens in outputs]
-        grid = self.backbone.grid(pixel_values)
-        patches = [self.backbone.to_map(tokens, grid) if reshape else tokens[:, 1:] for tokens in outputs]
+            outputs = [self.backbone.normalize(tokens) for tokens in outputs]
+        if not (reshape or return_class_token):
+            return tuple(outputs)
+        if reshape:
+            patches = [self.backbone.feature_map(tokens, pixel_values) for tokens in outputs]
+        else:
+            patches = [self.backbone.patch_tokens(tokens) for tokens in outputs]
         if return_class_token:
-            return tuple((patch, tokens[:, 0]) for patch, tokens in zip(patches, outputs))
-        return tuple(patches if reshape else outputs)
+            return tuple((patch, self.backbone.pool(tokens)) for patch, tokens in zip(patches, outputs))
+        return tuple(patches)
 
     def get_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The feature of each image, `pooler_output` to rounding, (B, C, H, W) -> (B, D), and no other output."""
-        if self.config.is_vit:
-            return self.get_cls_tokens(pixel_values)[0]
-        return self.backbone.pool(self.backbone(self.check_pixel_values(pixel_values)))
+        (feature,) = self.backbone.pooled_stages(
+            self.check_pixel_values(pixel_values), [self.config.num_hidden_layers]
+        )
+        return feature
 
     def get_cls_tokens(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """
@@ -531,14 +534,13 @@ class DinoModel(DinoPreTrainedModel):
         Raises:
             ValueError: for a ResNet, or if there are fewer blocks.
         """
-        if not self.config.is_vit:
+        if not self.backbone.has_cls_token:
             raise ValueError(f"{self.config.backbone} has no CLS token: use its pooler_output")
         depth = self.config.num_hidden_layers
         if not 1 <= n <= depth:
             raise ValueError(f"n={n} must be between 1 and {depth}")
         stages = list(range(depth - n + 1, depth + 1))
-        outputs = self.backbone(self.check_pixel_values(pixel_values), stages=stages, cls_only=True)
-        return tuple(self.backbone.norm(tokens)[:, 0] for tokens in outputs)
+        return tuple(self.backbone.pooled_stages(self.check_pixel_values(pixel_values), stages))
 
     def get_attention_maps(
         self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)
@@ -653,10 +655,10 @@ class DinoForImageClassification(DinoPreTrainedModel):
             outputs = [self.backbone(pixel_values, **kwargs)]
         else:
             stages = list(range(depth - last_blocks + 1, depth + 1))
-            outputs = [self.backbone.norm(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
+            outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
         features = [self.backbone.pool(x) for x in outputs]
         if self.config.classifier_features == "cls_patch_mean":
-            features.append(outputs[-1][:, 1:].mean(dim=1))
+            features.append(self.backbone.patch_tokens(outputs[-1]).mean(dim=1))
         return torch.cat(features, dim=-1)
 
 
@@ -669,7 +671,7 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         super().__init__(without_head(config))
         self.backbone = build_backbone(self.config)
         self.num_features = self.backbone.stage_channels
-        self.has_attentions = config.is_vit
+        self.has_attentions = self.backbone.has_attention
         self.post_init()
 
     @merge_with_config_defaults
@@ -686,6 +688,7 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         pixel_values = self.check_pixel_values(pixel_values)
         stages = [self.stage_names.index(name) for name in self.out_features]
         outputs = self.backbone(pixel_values, stages=stages, **kwargs)
+        outputs = [self.backbone.normalize(x) for x in outputs]
         return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
 
 

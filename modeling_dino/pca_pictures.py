@@ -119,14 +119,11 @@ class TokensOfFrames:
 def patch_tokens(model: DinoModel, pixel_values: torch.Tensor) -> PatchTokens:
     """The patch tokens of one image, (1, C, H, W), and its CLS token's attention, from one pass."""
     pixel_values = model.check_pixel_values(pixel_values.to(model.device))
-    depth, grid = model.config.num_hidden_layers, model.backbone.grid(pixel_values)
-    before, after = model.backbone(pixel_values, stages=[depth - 1, depth])
-    block = model.backbone.blocks[-1]
-    attention = block.attn.cls_attention(block.norm1(before))[0, :, 1:].mean(0)
-    tokens = model.backbone.norm(after)[0, 1:]
+    (tokens,), (attention,) = model.backbone.patch_tokens_and_attention(pixel_values)
     if not tokens.isfinite().all():
         raise ValueError("the patch tokens are not finite: are the model's weights?")
-    return PatchTokens(tokens.unflatten(0, grid).float().cpu(), attention.unflatten(0, grid).float().cpu())
+    attention = attention.mean(0)
+    return PatchTokens(tokens.unflatten(0, attention.shape).float().cpu(), attention.float().cpu())
 
 
 def fit_colors(images: TokensOfFrames, dim: int, split: bool) -> PatchColors:
@@ -215,7 +212,7 @@ def paint_components(
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     dino = load_model(model)
-    if not dino.config.is_vit:
+    if not dino.backbone.has_patch_tokens:
         raise ValueError(f"{dino.config.backbone} has no patch tokens: use a ViT")
     transform = PatchTransform.of_model(model, dino.config, size)
     frames = open_frames(images, dino.config.num_channels, size, on_error)

@@ -133,7 +133,7 @@ def pretrain(
     sources = open_labelled(eval_knn)
     set_seed(settled.training.get("seed", 42))
     model = make_model(settled, from_model)
-    check_crops(settled, model.config)
+    check_crops(settled, model)
     folder = RunFolder(output, describe(settled, source, data, from_model, model))
     folder.check(overwrite)
     if folder.is_complete and not overwrite:
@@ -229,7 +229,7 @@ def config_of(from_model: str) -> DinoConfig:
     return DinoConfig.from_pretrained(from_model)
 
 
-def check_crops(recipe: Recipe, config: DinoConfig):
+def check_crops(recipe: Recipe, model: DinoForPreTraining):
     """
     Raises:
         ValueError: if a crop is smaller than a patch.
@@ -239,8 +239,9 @@ def check_crops(recipe: Recipe, config: DinoConfig):
     if crops.num_local_crops:
         sizes["local_crop_size"] = crops.local_crop_size
     for name, size in sizes.items():
-        if config.is_vit and size < config.patch_size:
-            raise ValueError(f"crops.{name}={size} is smaller than a patch of {config.patch_size}")
+        least = model.student.backbone.min_image_size
+        if size < least:
+            raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
 
 
 def notice_small_images(images: SourceImages, recipe: Recipe):

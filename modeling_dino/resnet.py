@@ -21,10 +21,12 @@ Deviation: a second stem for small images, as usual on CIFAR.
 Letters in shapes: B images, C channels, H x W pixels, h x w cells of a feature map.
 """
 
+import re
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_dino import DinoConfig
@@ -119,7 +121,18 @@ class ResNetStage(Stage, nn.Sequential):
 
 
 class ResNet(nn.Module):
-    """Stem and residual stages. Stage 0 is the stem, stage i is `layer{i}`."""
+    """
+    Stem and residual stages. Stage 0 is the stem, stage i is `layer{i}`.
+
+    Attributes:
+        num_prefix_tokens, has_attention, has_cls_token, has_patch_tokens, has_drop_path, min_image_size: see
+            [`VisionTransformer`].
+    """
+
+    tag, kind = "resnet", "ResNet"
+    num_prefix_tokens = 0
+    has_attention = has_cls_token = has_patch_tokens = has_drop_path = False
+    min_image_size = 1
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -138,6 +151,28 @@ class ResNet(nn.Module):
             setattr(self, f"layer{i + 1}", stage)
             channels = config.resnet_width * 2**i * block.expansion
             self.stage_channels.append(channels)
+
+    @staticmethod
+    def describe(config: DinoConfig) -> str:
+        """The sizes of a backbone in words."""
+        return f"{'-'.join(map(str, config.depths))} blocks"
+
+    @staticmethod
+    def layer_of(parameter: str) -> int | None:
+        """The layer of a parameter, by its name: 0 for the stem, i for stage i, None for what comes after."""
+        if stage := re.match(r"layer(\d+)\.", parameter):
+            return int(stage[1])
+        return 0 if parameter.startswith(("conv1", "bn1")) else None
+
+    @staticmethod
+    def init_convolution(module: nn.Conv2d):
+        """Initialises a convolution as the paper does (He et al., https://arxiv.org/abs/1502.01852)."""
+        init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The convolution that takes the pixels."""
+        return self.conv1
 
     def stem(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, h, w)."""
@@ -159,6 +194,10 @@ class ResNet(nn.Module):
                 outputs.append(hidden_states)
         return outputs
 
+    def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+        """The global averages (B, C) of the given stages."""
+        return [self.pool(stage) for stage in self(pixel_values, stages=stages, **kwargs)]
+
     def forward(
         self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
     ) -> torch.Tensor | list[torch.Tensor]:
@@ -168,9 +207,17 @@ class ResNet(nn.Module):
         (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1])
         return hidden_states
 
+    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """A stage's output, which needs no norm."""
+        return hidden_states
+
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """The feature of each image, the global average: (B, C, h, w) -> (B, C)."""
         return last_hidden_state.mean(dim=(2, 3))
+
+    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The cells of a map: (B, C, h, w) -> (B, h * w, C)."""
+        return hidden_states.flatten(2).transpose(1, 2)
 
     def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """A stage's output is its map."""

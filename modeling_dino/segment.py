@@ -153,7 +153,7 @@ def segment_video(
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     dino = load_model(model)
-    if not dino.config.is_vit:
+    if not dino.backbone.has_patch_tokens:
         raise ValueError(f"{dino.config.backbone} has no patch tokens: use a ViT")
     transform = PatchTransform.of_model(model, dino.config, size)
     frames = open_frames(video, dino.config.num_channels, size, on_error="fail")

@@ -22,9 +22,11 @@ Letters in shapes: B images, C channels, H x W pixels, h x w patches, T = 1 + h 
 """
 
 import math
+import re
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -45,6 +47,20 @@ class PatchEmbed(nn.Module):
         return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, h * w, D)
 
 
+def native_grid_side(positions: torch.Tensor) -> int:
+    """
+    The side of the square grid of patches that position embeddings (1, 1 + N, D) are for; the first is the CLS token's.
+
+    Raises:
+        ValueError: if N is not a square.
+    """
+    num_patches = positions.shape[1] - 1
+    side = math.isqrt(num_patches)
+    if side**2 != num_patches:
+        raise ValueError(f"positions of {num_patches} patches are not those of a square image")
+    return side
+
+
 def interpolate_positions(
     positions: torch.Tensor, image_size: tuple[int, int], grid: tuple[int, int], method: str
 ) -> torch.Tensor:
@@ -62,7 +78,7 @@ def interpolate_positions(
     Returns:
         (1, 1 + h * w, D), in the dtype of `positions`.
     """
-    side = math.isqrt(positions.shape[1] - 1)
+    side = native_grid_side(positions)
     height, width = grid
     # An image that is not square goes through the 0.1 of the original even on the native grid.
     if grid == (side, side) and (method != "dino" or image_size[0] == image_size[1]):
@@ -254,7 +270,18 @@ class Block(Stage, GradientCheckpointingLayer):
 
 
 class VisionTransformer(nn.Module):
-    """Patches and a CLS token through pre-norm blocks. Stage 0 is the embedding, stage i the output of block i."""
+    """
+    Patches and a CLS token through pre-norm blocks. Stage 0 is the embedding, stage i the output of block i.
+
+    Attributes:
+        num_prefix_tokens: tokens before those of the patches, the CLS token first.
+        has_attention, has_cls_token, has_patch_tokens, has_drop_path: what the backbone has to offer.
+        min_image_size: the least height and width of an image in pixels.
+    """
+
+    tag, kind = "vit", "vision transformer"
+    num_prefix_tokens = 1
+    has_attention = has_cls_token = has_patch_tokens = has_drop_path = True
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -271,6 +298,31 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.stage_channels = [config.hidden_size] * (1 + config.num_hidden_layers)
+        self.min_image_size = config.patch_size
+
+    @staticmethod
+    def describe(config: DinoConfig) -> str:
+        """The sizes of a backbone in words."""
+        return f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}"
+
+    @staticmethod
+    def layer_of(parameter: str) -> int | None:
+        """The layer of a parameter, by its name: 0 for the embedding, i + 1 for block i, None for what comes after."""
+        if block := re.match(r"blocks\.(\d+)\.", parameter):
+            return int(block[1]) + 1
+        return 0 if parameter.startswith(("patch_embed", "cls_token", "pos_embed")) else None
+
+    @staticmethod
+    def init_convolution(module: nn.Conv2d):
+        """Initialises the patch embedding as PyTorch does by default."""
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.weight, -bound, bound)
+        init.uniform_(module.bias, -bound, bound)
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The convolution that takes the pixels."""
+        return self.patch_embed.proj
 
     def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """Height and width of an image in patches.
@@ -319,6 +371,11 @@ class VisionTransformer(nn.Module):
                 outputs.append(hidden_states)
         return [tokens[:, :1] for tokens in outputs] if cls_only else outputs
 
+    def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
+        """The normed CLS tokens (B, D) of the given stages; the last block does not compute its other tokens."""
+        outputs = self(pixel_values, stages=stages, cls_only=True, **kwargs)
+        return [self.pool(self.normalize(tokens)) for tokens in outputs]
+
     def forward(
         self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
     ) -> torch.Tensor | list[torch.Tensor]:
@@ -326,20 +383,24 @@ class VisionTransformer(nn.Module):
         if stages is not None:
             return self.forward_stages(pixel_values, stages, **kwargs)
         (hidden_states,) = self.forward_stages(pixel_values, [len(self.blocks)], **kwargs)
+        return self.normalize(hidden_states)
+
+    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The final norm of a block's output: (B, T, D) -> (B, T, D)."""
         return self.norm(hidden_states)
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """The feature of each image, its CLS token: (B, T, D) -> (B, D)."""
         return last_hidden_state[:, 0]
 
-    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """A stage's patch tokens as a normed map: (B, T, D) -> (B, D, h, w)."""
-        return self.to_map(self.norm(hidden_states), self.grid(pixel_values))
+    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The tokens of the patches: (B, T, D) -> (B, h * w, D)."""
+        return hidden_states[:, self.num_prefix_tokens :]
 
-    @staticmethod
-    def to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """The patch tokens on their grid: (B, T, D) -> (B, D, h, w)."""
-        return tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+        patches = self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values))
+        return patches.permute(0, 3, 1, 2).contiguous()
 
     def attention_maps(self, pixel_values: torch.Tensor, layers: list[int]) -> tuple[torch.Tensor, ...]:
         """The whole attention (B, heads, T, T) of each of the given blocks, counted from 0."""
@@ -349,8 +410,23 @@ class VisionTransformer(nn.Module):
     def cls_attention(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
         """What the CLS token attends to among the patches in a block, counted from 0: (B, heads, h, w)."""
         ((block, hidden_states),) = self._block_inputs(pixel_values, [layer])
+        return self._attention_to_patches(block, hidden_states, pixel_values)
+
+    def patch_tokens_and_attention(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The normed patch tokens of the last block (B, h * w, D), and the attention of its CLS token to the patches
+        (B, heads, h, w), from one pass.
+        """
+        depth = len(self.blocks)
+        before, after = self(pixel_values, stages=[depth - 1, depth])
+        attention = self._attention_to_patches(self.blocks[-1], before, pixel_values)
+        return self.patch_tokens(self.normalize(after)), attention
+
+    def _attention_to_patches(
+        self, block: Block, hidden_states: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
         attention = block.attn.cls_attention(block.norm1(hidden_states))
-        return attention[..., 1:].unflatten(-1, self.grid(pixel_values))
+        return attention[..., self.num_prefix_tokens :].unflatten(-1, self.grid(pixel_values))
 
     def _block_inputs(self, pixel_values: torch.Tensor, layers: list[int]):
         """Each of the given blocks with its input; stage i is the input of block i (counted from 0)."""

@@ -128,7 +128,7 @@ def test_preset(name):
     backbone, patch_size, image_size, projection_dim = PRESETS[name]
     config = DinoConfig.from_preset(name)
     assert (config.backbone, config.image_size, config.projection_dim) == (backbone, image_size, projection_dim)
-    if config.is_vit:
+    if not hasattr(config, "depths"):
         assert config.patch_size == patch_size
     else:
         assert config.uses_cifar_stem == name.startswith("cifar")

@@ -152,7 +152,7 @@ def round_trip(config: DinoConfig, state: dict[str, torch.Tensor], name: str) ->
 def sizes_of(config: DinoConfig) -> dict:
     names = ["backbone", "hidden_size", "num_hidden_layers", "num_channels", "head_type", "head_num_layers"]
     names += ["head_use_bn", "norm_last_layer", "head_weight_norm", "projection_dim"]
-    names += ["image_size", "patch_size", "num_attention_heads"] if config.is_vit else ["depths", "uses_cifar_stem"]
+    names += ["image_size", "patch_size", "num_attention_heads"] if not hasattr(config, "depths") else ["depths", "uses_cifar_stem"]
     return {name: getattr(config, name) for name in names}
 
 

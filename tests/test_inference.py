@@ -38,9 +38,9 @@ def outputs(model: DinoModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
     output = model(images, output_hidden_states=True)
     named = {"feature": output.pooler_output, "last": output.last_hidden_state, "projection": output.projection}
     named |= {f"hidden state {i}": state for i, state in enumerate(output.hidden_states)}
-    kinds = FEATURE_KINDS if model.config.is_vit else ("cls", "patches")
+    kinds = FEATURE_KINDS if model.backbone.has_cls_token else ("cls", "patches")
     named |= image_features(model, images, kinds)
-    if model.config.is_vit:
+    if model.backbone.has_cls_token:
         named["attention"] = model.get_cls_attention(images)
     return named
 
