@@ -8,7 +8,7 @@ lint:
 	ruff format --check .
 
 test:  ## fetches transformers' common tests the first time
-	python tests/transformers_common.py
+	python tests/helpers/transformers_common.py
 	pytest -n 2
 
 demo:  ## in a virtual environment of its own

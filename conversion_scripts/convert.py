@@ -1,16 +1,4 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Any DINO checkpoint in, any format out: recognises, converts, writes, and compares the two."""
 
 import json
@@ -22,21 +10,22 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from conversion_scripts import lesson, original, timm, torchvision, transformers_vit
+from conversion_scripts import lesson, original, timm_models, torchvision_resnets, transformers_vit
 from conversion_scripts.checkpoint import Checkpoint, appearing_whole, read_checkpoint, refuse_existing, write_export
 from conversion_scripts.sizes import check_state_dict, first
-from modeling_dino import DinoConfig, DinoForPreTraining, DinoModel
 from modeling_dino.checkpoint_files import CENTER_NAME
-from modeling_dino.modeling_dino import backbone_class, network_prefix
+from modeling_dino.configuration_dino import DinoConfig
+from modeling_dino.modeling_dino import DinoModel, backbone_class, network_prefix
+from modeling_dino.training.self_distillation import DinoForPreTraining
 
 
 # in the order in which they are tried: those known by a folder's configuration or by names of their own come first
 FORMATS: dict[str, ModuleType] = {
     "transformers": transformers_vit,
     "lesson": lesson,
-    "timm": timm,
+    "timm": timm_models,
     "original": original,
-    "torchvision": torchvision,
+    "torchvision": torchvision_resnets,
 }
 TARGETS = ("dino", *sorted(FORMATS))
 # what a configuration remembers of the format its weights came in

@@ -1,31 +1,11 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a lesson's own DINO: `{"model_state_dict": …}` or bare; LayerNorm eps 1e-5."""
-
-import sys
-from pathlib import Path
-
-
-if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
 from conversion_scripts.sizes import check_state_dict, infer_config
-from modeling_dino import DinoConfig
+from modeling_dino.configuration_dino import DinoConfig
 
 
 KEYS = [  # ours, theirs
@@ -79,9 +59,3 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     if "backbone.norm.weight" in state_dict and config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but the lesson's model has {LAYER_NORM_EPS}")
     return Export({"model_state_dict": rename(state_dict, KEYS)}, notes=notes)
-
-
-if __name__ == "__main__":
-    from conversion_scripts.script import main
-
-    main("lesson")

@@ -1,28 +1,8 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of the original, https://github.com/facebookresearch/dino: whole training runs, and bare backbones.
 
 Its names are ours, but for prefixes; so the tables are of what else there is.
 """
-
-import sys
-from pathlib import Path
-
-
-if not __package__:  # run by its path: this folder must not come before the libraries timm and torchvision
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 
 import argparse
 from collections.abc import Mapping
@@ -33,8 +13,7 @@ import torch
 
 from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
 from conversion_scripts.sizes import check_state_dict, infer_config
-from modeling_dino import DinoConfig
-from modeling_dino.configuration_dino import canonical_backbone
+from modeling_dino.configuration_dino import DinoConfig, canonical_backbone
 from modeling_dino.modeling_dino import backbone_class
 
 
@@ -172,9 +151,3 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
     notes = [] if config.head_type is None else [f"left out: the {config.head_type} head, which the original has not"]
     backbone = {n.removeprefix("backbone."): t for n, t in state_dict.items() if n.startswith("backbone.")}
     return Export(backbone, notes=notes)
-
-
-if __name__ == "__main__":
-    from conversion_scripts.script import main
-
-    main("original")

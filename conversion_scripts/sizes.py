@@ -1,24 +1,12 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """A configuration from the tensors of a state dict under our names, and the check that the two belong together."""
 
 import re
 
 import torch
 
-from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES
+from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES, DinoConfig
+from modeling_dino.modeling_dino import DinoModel
 from modeling_dino.vision_transformer import native_grid_side
 
 

@@ -1,6 +1,6 @@
 """`python -m modeling_dino`, so that `accelerate launch -m modeling_dino` works."""
 
-from .cli import main
+from .cli.app import main
 
 
 if __name__ == "__main__":

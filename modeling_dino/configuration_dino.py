@@ -1,16 +1,5 @@
 # Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """One configuration for every DINO: backbone (ViT or ResNet) and projection head.
 
 Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
@@ -309,7 +298,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def presets(cls) -> list[str]:
         """Names of the configurations that come with the package."""
-        return sorted(path.stem for path in _preset_folder().glob("*.json"))
+        return sorted(path.stem for path in configuration_folder().glob("*.json"))
 
     @classmethod
     def published(cls, name: str) -> dict | None:
@@ -323,10 +312,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             nearest = difflib.get_close_matches(name, presets, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
             raise ValueError(f"unknown preset {name!r}: {hint}allowed are {', '.join(presets)}")
-        return json.loads((_preset_folder() / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads((configuration_folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _preset_folder() -> Path:
+def configuration_folder() -> Path:
     """`configuration/`: inside the package in a wheel, beside it in a checkout (and so in an editable install)."""
     package = Path(__file__).parent
     for folder in (package / "configuration", package.parent / "configuration"):

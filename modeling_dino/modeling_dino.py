@@ -1,16 +1,4 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """Every DINO as one Hugging Face model: backbone (ViT or ResNet) and projection head.
 
 Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
@@ -21,17 +9,13 @@ Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T
 """
 
 import copy
-import inspect
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -39,18 +23,14 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput, TransformersKwargs, cached_file, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center, read_tensors
+from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_tensors
 from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
-from .evaluation_results import read_evaluation_results
-from .hub_repository import HubRepository
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .inference import prepare_for_inference
-from .loss import cross_view_entropy, mean_entropy, teacher_probabilities, update_center
-from .model_card import CARD_NAME, read_card, renew_card
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
 from .stage import Stage
@@ -64,10 +44,12 @@ AUTO_MAP = {
     "AutoConfig": "configuration_dino.DinoConfig",
     "AutoModel": "modeling_dino.DinoModel",
     "AutoBackbone": "modeling_dino.DinoBackbone",
-    "AutoModelForPreTraining": "modeling_dino.DinoForPreTraining",
     "AutoModelForImageClassification": "modeling_dino.DinoForImageClassification",
 }
 NETWORKS = ("teacher", "student")  # of a model in pretraining
+# the arguments of `push_to_hub`, which `save_pretrained` takes, too
+HUB_ARGUMENTS = ("repo_id", "license", "folder", "tags", "private", "token", "revision")
+HUB_ARGUMENTS += ("commit_message", "commit_description", "create_pr")
 
 
 @dataclass
@@ -84,30 +66,6 @@ class DinoModelOutput(BaseModelOutputWithPooling):
     """
 
     projection: torch.FloatTensor | None = None
-
-
-@dataclass
-class DinoForPreTrainingOutput(ModelOutput):
-    """
-    Output of [`DinoForPreTraining`], of G global crops, S crops in all, and B images.
-
-    Args:
-        loss: what the student is to minimise, in nats: the teacher's entropy and the divergence from it.
-        student_projection: (S * B, projection_dim), crop by crop.
-        teacher_projection: (G * B, projection_dim), of the global crops.
-        teacher_entropy: of the centered and sharpened output, in nats, mean over crops and images. A collapsed teacher
-            has 0, or ln(projection_dim).
-        kl_divergence: from teacher to student, in nats, mean over pairs and images.
-        image_information: how much of the teacher's output depends on the image, in nats, at most ln(B): the entropy
-            of the mean output without the mean entropy. A teacher that says the same of every image has 0.
-    """
-
-    loss: torch.FloatTensor | None = None
-    student_projection: torch.FloatTensor | None = None
-    teacher_projection: torch.FloatTensor | None = None
-    teacher_entropy: torch.FloatTensor | None = None
-    kl_divergence: torch.FloatTensor | None = None
-    image_information: torch.FloatTensor | None = None
 
 
 BACKBONE_CLASSES = {**dict.fromkeys(VIT_SIZES, VisionTransformer), **dict.fromkeys(RESNET_DEPTHS, ResNet)}
@@ -164,7 +122,7 @@ class DinoPreTrainedModel(PreTrainedModel):
         [`~transformers.PreTrainedModel.from_pretrained`].
 
         Args:
-            which: of what [`DinoForPreTraining`] saved, `"teacher"` (if not given) or `"student"`.
+            which: of what `DinoForPreTraining` saved, `"teacher"` (if not given) or `"student"`.
 
         Raises:
             OSError: if the weights are missing or damaged.
@@ -293,55 +251,42 @@ class DinoPreTrainedModel(PreTrainedModel):
             with_code: save the code too, so that the Auto classes load the folder with `trust_remote_code=True` where
                 this package is not installed; `register_for_auto_class` asks for it once and for all.
         """
-        of_pushing = inspect.signature(self.push_to_hub).parameters
-        hub_arguments = {name: kwargs.pop(name) for name in of_pushing if name in kwargs}
-        with_code = with_code or self._auto_class is not None
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        saved = {"is_main_process": is_main_process, "state_dict": state_dict, "with_code": with_code, **kwargs}
+        self._save(save_directory, **saved)
+        if push_to_hub:
+            hub_arguments = {"repo_id": Path(save_directory).resolve().name, "folder": save_directory, **hub_arguments}
+            self.push_to_hub(**hub_arguments, **saved)
+
+    def _save(
+        self,
+        folder: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        with_code: bool = False,
+        **kwargs,
+    ):
+        """Writes weights, configuration, image transform, and the code if it is asked for."""
         self.config.__dict__.pop("auto_map", None)
+        with_code = with_code or self._auto_class is not None
         if with_code:
             self.config.auto_map = dict(AUTO_MAP)
         if is_main_process:
-            os.makedirs(save_directory, exist_ok=True)
-            save_image_processor(self.config, save_directory)
+            os.makedirs(folder, exist_ok=True)
+            save_image_processor(self.config, folder)
             if with_code:
                 for file in [__file__, *get_relative_import_files(__file__)]:
-                    shutil.copy(file, save_directory)
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        if push_to_hub:
-            hub_arguments = {"repo_id": Path(save_directory).resolve().name, "folder": save_directory, **hub_arguments}
-            saved = {"is_main_process": is_main_process, "state_dict": state_dict, "with_code": with_code, **kwargs}
-            self.push_to_hub(**hub_arguments, **saved)
+                    shutil.copy(file, folder)
+        super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        with_code: bool = False,
-        license: str | None = None,
-        folder: str | os.PathLike | None = None,
-        tags: Sequence[str] | str = (),
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload model",
-        commit_description: str | None = None,
-        create_pr: bool = False,
-        is_main_process: bool = True,
-        **kwargs,
-    ) -> CommitInfo | None:
+    def push_to_hub(self, repo_id: str, *, with_code: bool = False, **kwargs):
         """
         Puts the model on the hub in one commit: weights, configuration, image transform and a model card.
-
-        A card that somebody wrote or edited, in the folder or on the hub, is kept.
 
         Args:
             repo_id: `name` or `namespace/name`; the repository is made if it is not there.
             with_code: push the code too, so that it loads with `trust_remote_code=True` without this package.
-            license: an identifier that the hub knows, e.g. `"apache-2.0"`, for the card.
-            folder: where a `README.md` and an `evaluation_results.json` may lie; by default where the model was loaded
-                from.
-            tags: for the card.
-            private, token, revision, commit_message, commit_description, create_pr: as everywhere in transformers.
-            kwargs: of [`~transformers.PreTrainedModel.save_pretrained`].
+            kwargs: of `push_model` in `hub/pushing.py`: `license`, `tags`, `private`, `token`, …
 
         Returns:
             the commit, which has a `repo_url`; None in processes other than the main one.
@@ -350,38 +295,12 @@ class DinoPreTrainedModel(PreTrainedModel):
             ValueError: if the name, the evaluation results or the card's metadata cannot be.
             OSError: if the hub cannot be reached, or refuses; in one line.
         """
-        folder = folder or self.name_or_path or None
-        results = [] if folder is None else read_evaluation_results(folder)
-        repository = HubRepository(repo_id, token, private, revision) if is_main_process else None
-        kwargs.pop("distributed_checkpoint", None)  # others want it whole
-        with tempfile.TemporaryDirectory() as files:
-            if (processor := self._find_image_processor(folder)) is not None:
-                shutil.copy(processor, files)
-            self.save_pretrained(files, is_main_process, with_code=with_code, **kwargs)
-            if repository is None:
-                return None
-            card = renew_card(
-                [None if folder is None else read_card(folder), repository.read(CARD_NAME)],
-                self,
-                repository.repo_id,
-                license,
-                with_code=with_code or self._auto_class is not None,
-                results=results,
-                tags=[*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags)],
-            )
-            (Path(files) / CARD_NAME).write_bytes(card.encode())
-            return repository.upload(
-                files, commit_message=commit_message, commit_description=commit_description, create_pr=create_pr
-            )
-
-    def _find_image_processor(self, source: str | os.PathLike | None) -> str | None:
-        """The `preprocessor_config.json` in a folder, or on the hub where the model was loaded from there."""
-        with suppress(OSError):  # such as that there is no such folder any more
-            revision = getattr(self.config, "_commit_hash", None)
-            return source and cached_file(
-                source, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-            )
-        return None
+        try:
+            from modeling_dino.hub.pushing import push_model
+        except ImportError:  # the code came from the hub, and the package is not installed
+            return super().push_to_hub(repo_id, **kwargs)
+        with_code = with_code or self._auto_class is not None
+        return push_model(self, repo_id, self._save, with_code=with_code, **kwargs)
 
 
 class DinoModel(DinoPreTrainedModel):
@@ -413,7 +332,7 @@ class DinoModel(DinoPreTrainedModel):
 
         Args:
             head_type: `"dino"` or `"simple"` asks for a head all the same; it is initialised as for training.
-            which: of what [`DinoForPreTraining`] saved, `"teacher"` (if not given) or `"student"`.
+            which: of what `DinoForPreTraining` saved, `"teacher"` (if not given) or `"student"`.
 
         Raises:
             OSError: if the weights are missing or damaged.
@@ -499,7 +418,7 @@ class DinoModel(DinoPreTrainedModel):
         if isinstance(n, int) and not 1 <= n <= depth:
             raise ValueError(f"n={n} must be between 1 and {depth}")
         layers = range(depth)[-n:] if isinstance(n, int) else n
-        stages = sorted({layer + 1 for layer in self._resolve_layers(layers)})
+        stages = sorted({layer + 1 for layer in self.resolve_layers(layers)})
         outputs = self.backbone(pixel_values, stages=stages)
         if norm:
             outputs = [self.backbone.normalize(tokens) for tokens in outputs]
@@ -559,7 +478,7 @@ class DinoModel(DinoPreTrainedModel):
             ValueError: for a ResNet, or if there is no such layer.
         """
         self.check_attention(True)
-        return self.backbone.attention_maps(self.check_pixel_values(pixel_values), self._resolve_layers(layers))
+        return self.backbone.attention_maps(self.check_pixel_values(pixel_values), self.resolve_layers(layers))
 
     def get_cls_attention(self, pixel_values: torch.Tensor, layer: int = -1) -> torch.Tensor:
         """
@@ -577,11 +496,16 @@ class DinoModel(DinoPreTrainedModel):
             ValueError: for a ResNet, or if there is no such layer.
         """
         self.check_attention(True)
-        (layer,) = self._resolve_layers([layer])
+        (layer,) = self.resolve_layers([layer])
         return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
 
-    def _resolve_layers(self, layers: Sequence[int]) -> list[int]:
-        """Layers counted from 0, of which negative ones are counted from the end."""
+    def resolve_layers(self, layers: Sequence[int]) -> list[int]:
+        """
+        Layers counted from 0, of which negative ones are counted from the end.
+
+        Raises:
+            ValueError: if the model has no such layer.
+        """
         depth = self.config.num_hidden_layers
         wrong = [layer for layer in layers if not -depth <= layer < depth]
         if wrong or not len(layers):
@@ -692,191 +616,9 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
 
 
-def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-    """
-    The head's outputs on crops of any sizes; those of one size go through the backbone together, and all through the
-    head (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
-
-    Args:
-        crops: each (B, C, h, w).
-
-    Returns:
-        (crops * B, projection_dim), crop by crop.
-    """
-    features: list[torch.Tensor | None] = [None] * len(crops)
-    for size in dict.fromkeys(crop.shape[-2:] for crop in crops):
-        indices = [i for i, crop in enumerate(crops) if crop.shape[-2:] == size]
-        pooled = network.get_features(torch.cat([crops[i] for i in indices]))
-        for i, feature in zip(indices, pooled.chunk(len(indices))):
-            features[i] = feature
-    return network.head(torch.cat(features))
-
-
-class DinoForPreTraining(DinoPreTrainedModel):
-    """
-    Student and teacher, each backbone and head, and the center of the teacher's outputs.
-
-    The teacher has no gradient and no dropout or drop path; in train mode its batch norms go by the batch, as in the
-    original. `forward` changes neither the teacher nor the center: after each optimizer step call `update_teacher` and
-    `update_center`, as [`DinoTrainer`] does.
-
-    Example:
-
-    ```python
-    >>> output = model([global_crop, global_crop_2, local_crop])  # each (B, C, h, w)
-    >>> output.loss.backward()
-    >>> optimizer.step()
-    >>> model.update_teacher(momentum=0.996)
-    >>> model.update_center(output.teacher_projection)
-    ```
-    """
-
-    def __init__(self, config: DinoConfig):
-        if config.head_type is None:
-            raise ValueError("pretraining needs a projection head: set head_type")
-        super().__init__(config)
-        teacher_config = copy.deepcopy(config)
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            setattr(teacher_config, name, 0.0)
-        self.student = DinoModel(config)
-        self.teacher = DinoModel(teacher_config)
-        self.register_buffer("center", torch.zeros(1, config.projection_dim))
-        self.post_init()
-        self._start_teacher()
-
-    def _start_teacher(self):
-        """The teacher starts as the student, and is never trained."""
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-
-    @classmethod
-    def from_model(cls, model: DinoModel, **overrides) -> "DinoForPreTraining":
-        """
-        Student and teacher that both start from a model; a head that it lacks is initialised as for training.
-
-        Args:
-            overrides: arguments of `DinoConfig` that replace the model's, e.g. `drop_path_rate`.
-
-        Raises:
-            ValueError: if the weights do not fit with the overrides.
-        """
-        values = {**model.config.to_dict(), **overrides}
-        values["head_type"] = values["head_type"] or "dino"
-        pretraining = cls(DinoConfig.from_dict(values))
-        try:
-            pretraining.student.load_state_dict(model.state_dict(), strict=model.head is not None)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the model's weights do not fit {overrides}: {str(error).splitlines()[1].strip()}"
-            ) from None
-        pretraining._start_teacher()
-        return pretraining
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """
-        [`~transformers.PreTrainedModel.from_pretrained`]. From a single model, any that [`DinoModel`] loads, student
-        and teacher both start, with the center that `dino convert` put beside it, if any.
-
-        Raises:
-            OSError: if the weights are missing or damaged.
-        """
-        if is_single_model(pretrained_model_name_or_path, **kwargs):
-            model = DinoModel.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-            pretraining = cls.from_model(model)
-            center = read_center(pretrained_model_name_or_path, **kwargs)
-            if center is not None:
-                pretraining.center.copy_(center)
-            return pretraining
-        loaded = cls._load_network("", pretrained_model_name_or_path, *model_args, **kwargs)
-        pretraining = loaded[0] if isinstance(loaded, tuple) else loaded
-        pretraining.teacher.requires_grad_(False)  # transformers makes all that it loads trainable
-        return loaded
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, DinoForPreTraining):
-            init.zeros_(module.center)
-        else:
-            super()._init_weights(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The student's first convolution."""
-        return self.student.get_input_embeddings()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Sequence[torch.Tensor] | None = None,
-        num_global_crops: int = 2,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-    ) -> DinoForPreTrainingOutput:
-        """
-        Args:
-            pixel_values: the crops of B images, global ones first, each (B, C, h, w); their sizes may differ.
-            num_global_crops: how many of them are global; the teacher sees these alone.
-
-        Raises:
-            ValueError: if the crops do not fit the model or each other.
-        """
-        check_crops(pixel_values, num_global_crops)
-        student = project_crops(self.student, pixel_values)
-        with torch.no_grad():
-            teacher = project_crops(self.teacher, pixel_values[:num_global_crops])
-        targets = teacher_probabilities(teacher, self.center, teacher_temperature, num_global_crops)
-        loss = cross_view_entropy(student, targets, student_temperature)
-        entropy = mean_entropy(targets)
-        return DinoForPreTrainingOutput(
-            loss=loss,
-            student_projection=student,
-            teacher_projection=teacher,
-            teacher_entropy=entropy,
-            kl_divergence=loss.detach() - entropy,
-            image_information=mean_entropy(targets.mean((0, 1))) - entropy,
-        )
-
-    @torch.no_grad()
-    def update_teacher(self, momentum: float):
-        """Moves the teacher's parameters towards the student's; not the batch norms' statistics, which are its own.
-
-        Args:
-            momentum: how much of the teacher stays.
-        """
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
-
-    def update_center(self, teacher_projection: torch.Tensor, momentum: float = 0.9, count: int | None = None):
-        """Moves the center towards the mean of the teacher's outputs of all processes: [`update_center`] of `loss`."""
-        update_center(self.center, teacher_projection, momentum, count)
-
-
-def is_single_model(name_or_path: str | os.PathLike, **kwargs) -> bool:
-    """Whether a saved model is not one of [`DinoForPreTraining`]."""
-    if name_or_path is not None and is_foreign(DinoConfig.get_config_dict(name_or_path, **location_of(kwargs))[0]):
-        return True
-    return not any(key.startswith(("teacher.", "student.")) for key in checkpoint_keys(name_or_path, **kwargs))
-
-
-def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
-    """
-    Raises:
-        ValueError: if they are not a list of batches of the same images, with as many global ones as said.
-    """
-    if not isinstance(crops, (list, tuple)) or not crops:
-        raise ValueError(
-            "pixel_values must be a list of crops, global ones first, each (batch, channels, height, width)"
-        )
-    if not 1 <= num_global_crops <= len(crops) or len(crops) < 2:
-        raise ValueError(f"{len(crops)} crops with num_global_crops={num_global_crops}: at least two crops are needed")
-    if len({len(crop) for crop in crops}) > 1:
-        raise ValueError(f"the crops are of different numbers of images: {[len(crop) for crop in crops]}")
-
-
 __all__ = [
     "DinoBackbone",
     "DinoForImageClassification",
-    "DinoForPreTraining",
-    "DinoForPreTrainingOutput",
     "DinoModel",
     "DinoModelOutput",
     "DinoPreTrainedModel",

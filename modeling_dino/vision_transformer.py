@@ -1,16 +1,4 @@
-# Copyright 2026 The modeling-dino authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# SPDX-License-Identifier: Apache-2.0
 """The vision transformer of DINO.
 
 Paper: An Image is Worth 16x16 Words, https://arxiv.org/abs/2010.11929, in the sizes of DeiT and DINO.
@@ -49,7 +37,8 @@ class PatchEmbed(nn.Module):
 
 def native_grid_side(positions: torch.Tensor) -> int:
     """
-    The side of the square grid of patches that position embeddings (1, 1 + N, D) are for; the first is the CLS token's.
+    The side of the square grid of patches that position embeddings (1, 1 + N, D) are for, of which the first is the
+    CLS token's.
 
     Raises:
         ValueError: if N is not a square.

@@ -6,10 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client reads it
 
 import pytest
 import torch
+from tiny_models import TINY_BACKBONES
 from transformers.models.auto import modeling_auto
 from transformers_common import PACKAGE
 
-from modeling_dino import DinoConfig, cli
+from modeling_dino import cli
 
 
 # The common tests look up by these names what kind of model a class is.
@@ -17,30 +18,12 @@ modeling_auto.MODEL_MAPPING_NAMES["dino"] = "DinoModel"
 modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["dino"] = "DinoForImageClassification"
 modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["dino"] = "DinoBackbone"
 
-collect_ignore = [] if PACKAGE.is_dir() else ["test_transformers_common.py"]
-
-TINY_HEAD = {"projection_dim": 24, "head_hidden_dim": 20, "head_bottleneck_dim": 12}
-TINY_BACKBONES = {
-    "vit": {
-        "backbone": "vit_tiny",
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "patch_size": 8,
-        "image_size": 32,
-    },
-    "resnet": {"backbone": "resnet50", "hidden_size": 64, "depths": [1, 2, 1, 1], "image_size": 32},
-}
+collect_ignore = [] if PACKAGE.is_dir() else ["model/test_transformers_common.py"]
 
 
 def pytest_report_header():
     if not PACKAGE.is_dir():
         return "transformers' common tests are left out: `make test` fetches them"
-
-
-def tiny_config(family: str = "vit", **overrides) -> DinoConfig:
-    """A small configuration of either family, with the dino head unless told otherwise."""
-    return DinoConfig(**{**TINY_BACKBONES[family], **TINY_HEAD, **overrides})
 
 
 @pytest.fixture(params=sorted(TINY_BACKBONES))

@@ -10,7 +10,7 @@ import pytest
 from processes import run_python
 
 from modeling_dino import DinoConfig
-from modeling_dino.recipes import recipes
+from modeling_dino.training.recipes import recipes
 
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def test_the_wheel_has_two_packages_and_the_presets(distributions):
     assert presets == {f"{name}.json" for name in DinoConfig.presets()}
     packed = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".yaml")}
     assert packed == {f"recipes/{name}.yaml" for name in recipes()}
-    assert {f"modeling_dino/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert {f"modeling_dino/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -64,7 +64,11 @@ def test_the_source_distribution_has_the_presets_and_tests(distributions):
 
 
 def test_recipes_are_found_in_an_installed_wheel(tmp_path, installed):
-    code = "from modeling_dino.recipes import load_recipe, recipes; load_recipe('vit_small_100'); print(*recipes())"
+    code = """
+from modeling_dino.training.recipes import load_recipe, recipes
+load_recipe("vit_small_100")
+print(*recipes())
+"""
     assert run_installed(code, tmp_path, installed).stdout.split() == recipes()
 
 

@@ -30,12 +30,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.demo import pixels_of, run_demo
-from modeling_dino.evaluation_data import EvaluationFeatures, features_of, number_labels
-from modeling_dino.knn_classification import evaluate_knn
-from modeling_dino.linear_evaluation import evaluate_linear, features_to_classify
-from modeling_dino.pretrain import pretrain
-from modeling_dino.ranking import evaluate_each
+from modeling_dino.demo.run import pixels_of, run_demo
+from modeling_dino.evaluation.evaluation_data import EvaluationFeatures, features_of, number_labels
+from modeling_dino.evaluation.knn_classification import evaluate_knn
+from modeling_dino.evaluation.linear import evaluate_linear, features_to_classify
+from modeling_dino.evaluation.ranking import evaluate_each
+from modeling_dino.training.pretrain import pretrain
 
 
 IMAGE_SIZE = 32

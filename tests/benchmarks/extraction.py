@@ -26,8 +26,8 @@ import transformers
 import typer
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.bench_extraction import extractors, largest_difference, write_jpegs
-from modeling_dino.bench_timing import take_turns
+from modeling_dino.benchmark.extraction import extractors, largest_difference, write_jpegs
+from modeling_dino.benchmark.timing import take_turns
 
 
 JPEG_SIZES = "500x375,1600x1200"  # a usual photograph of ImageNet, and one of a camera made smaller for the web
@@ -71,7 +71,7 @@ def speed(
 
 MEASURED = """
 import resource, sys
-from modeling_dino.extract import ExtractionSettings, extract_features
+from modeling_dino.extraction.extract import ExtractionSettings, extract_features
 extract_features(ExtractionSettings(*sys.argv[1:3]), sys.argv[3], progress=False, num_workers=1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from modeling_dino.bench_knn import make_features
-from modeling_dino.knn import knn_predict
+from modeling_dino.benchmark.knn import make_features
+from modeling_dino.evaluation.knn import knn_predict
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

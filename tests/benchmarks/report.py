@@ -22,13 +22,13 @@ from PIL import Image
 from tqdm import tqdm
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
 
 from browser import chromium, wait_for_mark
 from feature_folders import records_of, write_features
 
-from modeling_dino.demo import copy_photographs
-from modeling_dino.report import write_report
+from modeling_dino.demo.run import copy_photographs
+from modeling_dino.report.page import write_report
 
 
 WIDTH = 384

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features from JPEG files: `dino extract` beside transformers' pipeline, and beside its own two halves alone.
+
+`dino extract` is measured as users run it, from opening the files and loading the model to the last shard on the disk;
+the pipelines are loaded beforehand, and write nothing.
+"""
+
+import random
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from ..demo.images import copy_photographs
+from ..extraction.extract import (
+    ExtractionSettings,
+    FeatureComputer,
+    ImageReader,
+    Plan,
+    computing_threads,
+    extract_features,
+    feature_shapes,
+    in_order,
+    read_batches,
+)
+from ..extraction.feature_files import FeatureFolder, load_features, rows_per_shard
+from ..hub.loading import load_config, load_image_processor, load_model
+from ..modeling_dino import DinoModel
+from ..runtime.processes import processes
+from .settings import BenchSettings
+from .timing import Contest, measure
+
+
+COUNT, SIZE, BATCH_SIZE, WORKERS = 256, (500, 375), 32, 1  # of the files, a usual photograph of ImageNet
+
+
+def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
+    """Crops of photographs, each another one."""
+    photographs = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "photographs")]
+    draw = random.Random(0)
+    (folder / "images").mkdir()
+    files = []
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        side = draw.uniform(0.4, 1) * min(photograph.width / size[0], photograph.height / size[1])
+        width, height = side * size[0], side * size[1]
+        left, top = draw.uniform(0, photograph.width - width), draw.uniform(0, photograph.height - height)
+        crop = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        files.append(folder / "images" / f"{i:06d}.jpg")
+        crop.save(files[-1], quality=92)
+    return list(map(str, files))
+
+
+def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Functions that compute the features (images, dim), by name."""
+    pipe = pipeline("image-feature-extraction", model=model, device="cpu")
+
+    def of_pipeline(num_workers: int) -> np.ndarray:
+        outputs = pipe(files, batch_size=batch_size, num_workers=num_workers, pool=True, return_tensors=True)
+        return torch.cat(list(outputs)).numpy()
+
+    def of_extract() -> np.ndarray:
+        settings = ExtractionSettings(model, str(folder / "images"), batch_size=batch_size)
+        extract_features(settings, folder / "features", num_workers=WORKERS, overwrite=True, progress=False)
+        return load_features(folder / "features")["feature"].copy()
+
+    return {
+        "dino extract": of_extract,
+        "pipeline": lambda: of_pipeline(0),
+        "pipeline, 1 worker": lambda: of_pipeline(1),
+    }
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """One minus the smallest cosine between rows: the pipelines resize tensors, a grey level or two off."""
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(1 - cosines.min())
+
+
+def halves(folder: Path) -> dict[str, Callable[[], None]]:
+    """Reading alone, by the worker, and computing alone, of batches that are there."""
+    settings = ExtractionSettings(str(folder / "model"), str(folder / "images"), batch_size=BATCH_SIZE)
+    state, source = processes(), settings.open_source()
+    model = load_model(settings.model)
+    processor = load_image_processor(settings.model, model.config)
+    shapes = feature_shapes(model.config, processor, settings)
+    nothing = FeatureFolder(folder / "nothing", source.columns, shapes)
+    nothing.shards = {}
+    plan = Plan(
+        source, nothing, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state
+    )
+    reader = ImageReader(processor, model.config.num_channels, levels=True)
+    compute = FeatureComputer(model, settings, shapes, reader.grey_levels(), compile=False)
+
+    def read() -> list:
+        return list(read_batches(plan, reader, WORKERS, state))
+
+    batches = read()
+
+    def computed():
+        with computing_threads(model.device) as pool:
+            list(in_order(pool, compute, batches))
+
+    return {"reading alone": read, "model alone": computed}
+
+
+def bench_extraction(settings: BenchSettings) -> list[dict]:
+    """Features from JPEG files."""
+    return [extraction_line(name, settings) for name in settings.models]
+
+
+def extraction_line(name: str, settings: BenchSettings) -> dict:
+    """Images a second, the ratio to the faster of the pipelines, and to the slower of the halves."""
+    config = load_config(name)
+    config.head_type = None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        torch.manual_seed(0)
+        DinoModel(config).save_pretrained(folder / "model")
+        files = write_jpegs(folder, COUNT, SIZE)
+        alone = halves(folder)
+        functions = extractors(folder, str(folder / "model"), files, BATCH_SIZE)
+        if "transformers" not in settings.against or find_spec("torchvision") is None:
+            functions = {"dino extract": functions["dino extract"]}
+        ours = ["dino extract", *alone]
+        facts = {"batch_size": BATCH_SIZE, "jpeg": f"{SIZE[0]}x{SIZE[1]}", "workers": WORKERS}
+        features = {who: function() for who, function in functions.items()}
+        facts["cosine_distance"] = max(largest_difference(features["dino extract"], x) for x in features.values())
+        if facts["cosine_distance"] > 1e-3:
+            return {"what": "extraction", "model": name, **facts, "seconds": {}, "unequal": list(functions)[1:]}
+        contest = Contest("extraction", name, {**functions, **alone}, ours, None, COUNT, facts=facts)
+        line = measure(contest, settings)
+        seconds = line["seconds"]
+        line["share_of_slower_half"] = max(seconds[half] for half in alone) / seconds["dino extract"]
+        return line
+
+
+__all__ = ["bench_extraction", "extractors", "largest_difference", "write_jpegs"]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-NN for several k: `knn_predict` beside what people write, and beside scikit-learn.
+
+Full sorting is as it is usually written: all similarities at once, `argsort`, the first k, their votes; once for each
+k. scikit-learn comes twice: a classifier for each k, and one search whose neighbours vote for each k.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from ..evaluation.knn import DEFAULT_K, TEMPERATURE, knn_predict
+from .settings import BenchSettings
+from .timing import Contest, measure
+
+
+NUM_TRAIN, NUM_TEST, WIDTH, NUM_CLASSES = 20_000, 1_000, 384, 100  # width of a ViT-small
+
+
+def make_features(num_images: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of classes that overlap, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
+    centers = torch.randn(NUM_CLASSES, width, generator=generator)
+    return centers[labels] + 4 * torch.randn(num_images, width, generator=generator), labels
+
+
+def accuracies(predicted: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """For each k the share of images whose class is right."""
+    return torch.stack([(classes == labels).float().mean() for classes in predicted])
+
+
+def full_sorting(
+    train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor
+) -> torch.Tensor:
+    """The accuracy for each k."""
+    predicted = []
+    for k in DEFAULT_K:
+        similarities = normalize(test, dim=1) @ normalize(train, dim=1).T
+        order = similarities.argsort(dim=1, descending=True)[:, :k]
+        votes = similarities.new_zeros(len(test), NUM_CLASSES)
+        votes.scatter_add_(1, train_labels[order], (similarities.gather(1, order) / TEMPERATURE).exp())
+        predicted.append(votes.argmax(1))
+    return accuracies(predicted, test_labels)
+
+
+def of_scikit_learn(
+    train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor, threads: int
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Functions that give the accuracy for each k, where scikit-learn is installed."""
+    if find_spec("sklearn") is None:
+        return {}
+    from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+    from threadpoolctl import threadpool_limits
+
+    keys, classes, queries = train.numpy(), train_labels.numpy(), test.numpy()
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances) / TEMPERATURE)  # of cosine distances
+
+    def classifiers() -> torch.Tensor:
+        with threadpool_limits(threads):
+            rivals = [KNeighborsClassifier(k, weights=weights, algorithm="brute", metric="cosine") for k in DEFAULT_K]
+            predicted = [torch.from_numpy(rival.fit(keys, classes).predict(queries)) for rival in rivals]
+        return accuracies(predicted, test_labels)
+
+    def one_search() -> torch.Tensor:
+        with threadpool_limits(threads):
+            search = NearestNeighbors(n_neighbors=max(DEFAULT_K), algorithm="brute", metric="cosine").fit(keys)
+            distances, neighbours = search.kneighbors(queries)
+        predicted, rows = [], np.arange(len(queries))[:, None]
+        for k in DEFAULT_K:
+            votes = np.zeros((len(queries), NUM_CLASSES))
+            np.add.at(votes, (rows, classes[neighbours[:, :k]]), weights(distances[:, :k]))
+            predicted.append(torch.from_numpy(votes.argmax(1)))
+        return accuracies(predicted, test_labels)
+
+    return {"scikit-learn, a classifier each": classifiers, "scikit-learn, one search": one_search}
+
+
+def bench_knn(settings: BenchSettings) -> list[dict]:
+    """k-NN for the usual four k; what is compared are accuracies, in which one image may change sides."""
+    features, labels = make_features(NUM_TRAIN + NUM_TEST, WIDTH)
+    features, labels = features.to(settings.device), labels.to(settings.device)
+    train, test = features[NUM_TEST:], features[:NUM_TEST]
+    arguments = train, labels[NUM_TEST:], test, labels[:NUM_TEST]
+
+    def ours() -> torch.Tensor:
+        predicted = knn_predict(train, labels[NUM_TEST:], test)
+        return accuracies([predicted[k][:, 0] for k in DEFAULT_K], labels[:NUM_TEST])
+
+    functions = {"dino": ours, "full sorting for each k": lambda: full_sorting(*arguments)}
+    if settings.device == "cpu":
+        functions |= of_scikit_learn(*arguments, settings.threads)
+    facts = {"train": NUM_TRAIN, "test": NUM_TEST, "width": WIDTH, "k": DEFAULT_K}
+    contest = Contest("knn", "", functions, ["dino"], 4 / NUM_TEST, NUM_TEST, facts=facts)
+    return [measure(contest, settings)]
+
+
+__all__ = ["bench_knn", "make_features"]

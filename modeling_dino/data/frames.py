@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to look at, one after another: the images of any source, or the frames of a video."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from .decoding import MODES, ON_ERROR, check_resized, encoded_image, read_image
+from .image_source import ImageRecord, ImageSource
+from .sources import open_source
+from .video import Video, is_video
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ROWS = 1024  # of a source that are read at a time
+
+
+@dataclass(frozen=True)
+class Frame:
+    """
+    Args:
+        name: what to call the files that are made of it: unique, without a suffix, perhaps with folders.
+        source: what it is called in messages.
+    """
+
+    name: str
+    source: str
+    image: "Image.Image"
+
+
+class ImageFrames:
+    """
+    The images of a source, as often as they are iterated over.
+
+    Args:
+        name: what was asked for.
+        num_channels: 3 for RGB, 1 for grey.
+        size: to which their shorter sides will be resized, in pixels.
+        on_error: `"skip"` unreadable images, or `"fail"` at the first.
+
+    Attributes:
+        skipped: images that could not be read: name -> reason.
+    """
+
+    fps = None
+
+    def __init__(self, name: str, source: ImageSource, num_channels: int, size: int, on_error: str = "skip"):
+        self.name, self._source, self._num_channels = name, source, num_channels
+        self._size, self._on_error = size, on_error
+        self.num_frames = source.num_images
+        self.skipped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Frame]:
+        """
+        Raises:
+            ValueError: if an image cannot be read, with `on_error="fail"`; or if none can.
+        """
+        used: set[str] = set()
+        for record in self._records():
+            try:
+                image, _ = read_image(encoded_image(record), self._num_channels)
+                check_resized(image, self._size)
+            except (ValueError, OSError) as error:
+                if self._on_error == "fail":
+                    raise ValueError(f"cannot read {record.name}: {error}") from error
+                self.skipped[record.name] = str(error)
+                continue
+            yield Frame(self._unique_name(record, used), record.name, image)
+        if not used:
+            raise ValueError(self.why_nothing())
+
+    def _records(self) -> Iterator[ImageRecord]:
+        for part in self._source.parts(ROWS):
+            yield from self._source.read(part)
+
+    def _unique_name(self, record: ImageRecord, used: set[str]) -> str:
+        """As the file, below the folder that was asked for; with its suffix, or a number, where that is taken."""
+        path = PurePath(record.name)
+        root = getattr(self._source, "root", None)
+        folder = path.relative_to(root).parent if root and path.is_relative_to(root) else PurePath()
+        candidates = itertools.chain([path.stem, path.name], (f"{path.name}-{i}" for i in itertools.count(2)))
+        name = next(name for candidate in candidates if (name := str(folder / candidate)) not in used)
+        used.add(name)
+        return name
+
+    def why_nothing(self) -> str:
+        """What to say where no image can be had."""
+        if not self.skipped:
+            return "; ".join(f"{name}: {note}" for name, note in self._source.notes.items()) or f"{self.name} is empty"
+        name, reason = next(iter(self.skipped.items()))
+        if len(self.skipped) == 1:
+            return f"cannot read {name}: {reason}"
+        return f"none of the {len(self.skipped)} images can be read; the first: {name}: {reason}"
+
+
+class VideoFrames:
+    """The frames of a video, as often as they are iterated over."""
+
+    skipped: dict[str, str] = {}
+
+    def __init__(self, path: str, num_channels: int):
+        self.name, self._mode, self._video = path, MODES[num_channels], Video(path)
+        self.num_frames, self.fps = self._video.num_frames, self._video.fps
+
+    def __iter__(self) -> Iterator[Frame]:
+        for i, image in enumerate(self._video):
+            yield Frame(f"{i:05}", f"frame {i} of {self.name}", image.convert(self._mode))
+
+
+Frames = ImageFrames | VideoFrames
+
+
+def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip") -> Frames:
+    """
+    Pictures by the name of a video, or of anything that [`open_source`] takes.
+
+    Args:
+        num_channels: 3 for RGB, 1 for grey.
+        size: to which their shorter sides will be resized, in pixels.
+        on_error: what to do about an unreadable image: `"skip"` or `"fail"`.
+
+    Raises:
+        ValueError: if there is no such source, it has no images, or the model takes none.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
+    if num_channels not in MODES:
+        raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
+    if is_video(name):
+        return VideoFrames(name, num_channels)
+    frames = ImageFrames(name, open_source(name), num_channels, size, on_error)
+    if frames.num_frames == 0:
+        raise ValueError(frames.why_nothing())
+    return frames
+
+
+__all__ = ["Frame", "Frames", "ImageFrames", "VideoFrames", "open_frames"]

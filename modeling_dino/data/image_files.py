@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in files of their own: folders, lists of paths, single files."""
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from .decoding import IMAGE_SUFFIXES, as_text
+from .image_source import ImageRecord, IndexedSource, files_fingerprint, ranges
+
+
+class PathTable(Sequence[str]):
+    """Paths, packed: as strings a hundred million of them would take several times the memory."""
+
+    def __init__(self, paths: Iterable[str]):
+        self._bytes, self._ends = bytearray(), array("Q", [0])
+        for path in paths:
+            self._bytes += os.fsencode(path)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
+
+
+class ImageFiles(IndexedSource):
+    """
+    Image files.
+
+    Args:
+        name: what was asked for.
+        paths: as they can be opened.
+        root: the folder they were found in; where each lies in a sub-folder, these are the classes, as in ImageNet.
+    """
+
+    def __init__(self, name: str, paths: Iterable[str], root: str | None = None):
+        self.paths = PathTable(paths)
+        self.num_images = len(self.paths)
+        self.root = root
+        self.has_classes = root is not None and self.num_images > 0 and all(map(self._class_of, self.paths))
+        self.columns = {"path": "string", "label": "string"} if self.has_classes else {"path": "string"}
+        if not self.num_images:
+            self.notes = {name: f"no images there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"}
+
+    def parts(self, rows: int) -> list[range]:
+        return ranges(self.num_images, rows)
+
+    def read(self, part: range) -> Iterator[ImageRecord]:
+        return map(self.record, part)
+
+    def record(self, index: int) -> ImageRecord:
+        path = self.paths[index]
+        columns = {"path": as_text(path)}
+        if self.has_classes:
+            columns["label"] = as_text(self._class_of(path))
+        return ImageRecord(columns["path"], columns, path)
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.paths)
+
+    def _class_of(self, path: str) -> str:
+        """The sub-folder of the root it lies in; empty if in none."""
+        return os.path.relpath(path, self.root).rpartition(os.sep)[0].partition(os.sep)[0]
+
+
+def images_of_folder(folder: str) -> ImageFiles:
+    """The images of a folder, searched to any depth, in the order of their paths."""
+    paths = (path for path in walk(folder) if Path(path).suffix.lower() in IMAGE_SUFFIXES)
+    return ImageFiles(folder, paths, root=folder)
+
+
+def images_of_list(file: str) -> ImageFiles:
+    """
+    The images of a text file with a path a line, relative ones to the file's folder.
+
+    Raises:
+        ValueError: if it is no text.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is neither an image, nor a tar, nor Parquet, nor a text file of paths") from error
+    return ImageFiles(file, [str(Path(file).parent / line.strip()) for line in lines if line.strip()])
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files below a folder, in the order of their paths; links are followed, but not in circles."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    for entry in entries:
+        if not os.path.isdir(entry.path):  # entry.is_dir() fails on a link to itself
+            yield entry.path
+        elif os.path.realpath(entry.path) not in above:
+            yield from walk(entry.path, above)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A contact sheet: on each row a query, then its neighbours, the most similar first."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.decoding import encoded_image, read_image
+from ..data.sources import open_source
+from ..runtime.extras import require
+from ..runtime.whole_files import whole_file
+from .evaluation_data import EvaluationFeatures
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Name = str | int
+
+TILE, GAP, CAPTION, BORDER = 128, 8, 20, 4  # pixels
+RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "white"
+MAX_COLUMNS = 20  # neighbours
+
+
+@dataclass(frozen=True)
+class Tile:
+    """
+    One picture of a row.
+
+    Args:
+        name: of the image.
+        caption: below it.
+        color: of its border.
+    """
+
+    name: Name
+    caption: str
+    color: str = UNKNOWN
+
+
+def draw_contact_sheet(
+    file: Path, rows: Sequence[tuple[Tile, Sequence[Tile]]], queries: EvaluationFeatures, index: EvaluationFeatures
+):
+    """
+    Draws queries and their neighbours, which are read again from where they were.
+
+    Args:
+        file: a PNG to write.
+        rows: queries, and the neighbours of each.
+        queries, index: where the images of these are from.
+
+    Raises:
+        ValueError: if an image is no longer there.
+        OSError: if the file cannot be written.
+    """
+    Image = require("PIL.Image")
+    of_queries = read_thumbnails(queries, {query.name for query, _ in rows})
+    of_index = read_thumbnails(index, {tile.name for _, tiles in rows for tile in tiles[:MAX_COLUMNS]})
+    columns = 1 + min(MAX_COLUMNS, max(len(tiles) for _, tiles in rows))
+    width, height = TILE + GAP, TILE + CAPTION + GAP
+    sheet = Image.new("RGB", (columns * width + 3 * GAP, len(rows) * height + GAP), "white")
+    for row, (query, tiles) in enumerate(rows):
+        top = GAP + row * height
+        place_tile(sheet, (GAP, top), query, of_queries[query.name])
+        for column, tile in enumerate(tiles[:MAX_COLUMNS], 1):
+            place_tile(sheet, (3 * GAP + column * width, top), tile, of_index[tile.name])
+    with whole_file(file) as partial:
+        sheet.save(partial, format="PNG")
+
+
+def place_tile(sheet: "Image.Image", corner: tuple[int, int], tile: Tile, thumbnail: "Image.Image"):
+    """Draws a tile; the thumbnail is in the middle of a square of its border's colour."""
+    ImageDraw, ImageOps = require("PIL.ImageDraw"), require("PIL.ImageOps")
+    left, top = corner
+    inside = TILE - 2 * BORDER
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=tile.color)
+    sheet.paste(ImageOps.pad(thumbnail, (inside, inside), color="white"), (left + BORDER, top + BORDER))
+    draw.text((left + BORDER, top + TILE + 2), tile.caption, fill="black", font_size=13)
+
+
+def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> "dict[Name, Image.Image]":
+    """
+    Small images by their names.
+
+    Raises:
+        ValueError: if one cannot be found or read.
+    """
+    contents = {name: name for name in names if isinstance(name, str) and Path(name).is_file()}
+    if len(contents) < len(names):
+        contents |= find_in_source(part, set(names) - set(contents))
+    thumbnails = {}
+    for name, content in contents.items():
+        try:
+            image, _ = read_image(content)
+        except ValueError as error:
+            raise ValueError(f"cannot read {name}: {error}") from error
+        image.thumbnail((TILE, TILE))
+        thumbnails[name] = image
+    return thumbnails
+
+
+def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, str | bytes]:
+    """
+    The files of images that lie in tars or tables, which are read through up to the last of them.
+
+    Raises:
+        ValueError: if one is not there.
+    """
+    settings, found = part.settings, {}
+    if settings["streaming"]:
+        raise ValueError(f"the images of {part.source} were streamed: there is no sheet of such")
+    source = open_source(
+        settings["images"], image_column=settings["image_column"], label_column=settings["label_column"]
+    )
+    for group in source.parts(1024):
+        for record in source.read(group):
+            name = record.columns.get("path", record.columns.get("index"))
+            if name in names:
+                found[name] = encoded_image(record)
+                if len(found) == len(names):
+                    return found
+    raise ValueError(f"{min(names - set(found), key=str)} is no longer in {settings['images']}: no sheet without it")
+
+
+__all__ = ["Tile", "draw_contact_sheet"]

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rankings of the images of an index by their likeness to a query, and how good they are.
+
+Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py (cosine similarity of features)
+and its eval_copy_detection.py (features whitened before).
+
+Where we deviate: similarities are computed in chunks of bounded memory.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+
+from ..runtime.extras import require
+from .average_precision import PRECISION_AT, average_precision
+from .ground_truth import FoundGroundTruth
+from .knn import QUERIES, nearest
+
+
+SEARCH = ("auto", "faiss", "exact")
+SIMILARITIES = 2**24  # in one chunk: 64 MiB
+MARGIN = 16  # candidates beyond those that are asked for: a query's own, and what is equal but for rounding
+UNLABELLED = -1
+
+Masks = Callable[[range], tuple[torch.Tensor, torch.Tensor]]
+
+
+class NothingToEvaluate(ValueError):
+    """There is nothing that rankings could be right or wrong by."""
+
+
+def search_index(
+    queries: torch.Tensor, index: torch.Tensor, top: int, own: torch.Tensor | None = None, search: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The images of an index most like each query.
+
+    Args:
+        queries, index: features, (Q, D) and (N, D), of any norm.
+        top: how many, at most the images there are (other than a query's own).
+        own: (Q,), the place of each query in the index, which is left out; -1 for those that are not in it.
+        search: `"faiss"`, `"exact"` (without faiss), or `"auto"`: faiss where it is installed. They give the same.
+
+    Returns:
+        cosine similarities, the greatest first, and places in the index: (Q, top) each.
+
+    Raises:
+        ValueError: if there are not so many images.
+        ImportError: if faiss is asked for, but not installed.
+    """
+    if search not in SEARCH:
+        raise ValueError(f"unknown search {search!r}: allowed are {', '.join(SEARCH)}")
+    has_own = own is not None and bool((own >= 0).any())
+    num_images = len(index) - has_own
+    if not 1 <= top <= num_images:
+        raise ValueError(f"top={top} must be between 1 and the {num_images} images there are to find")
+    queries, index = F.normalize(queries.float()), F.normalize(index.float())
+    use_faiss = search == "faiss" or (search == "auto" and find_spec("faiss") is not None)
+    find = _faiss_finder(index) if use_faiss else partial(nearest, keys=index)
+    own = torch.full((len(queries),), -1) if own is None else own
+    found = [
+        _in_order(chunk, index, find(chunk, k=min(top + MARGIN, len(index)))[1], chunk_own, top)
+        for chunk, chunk_own in zip(queries.split(QUERIES), own.split(QUERIES))
+    ]
+    return torch.cat([similarities for similarities, _ in found]), torch.cat([places for _, places in found])
+
+
+def _faiss_finder(index: torch.Tensor) -> Callable:
+    """[`nearest`] of an index, by faiss."""
+    flat = require("faiss").IndexFlatIP(index.shape[1])
+    flat.add(index.numpy())
+    return lambda queries, k: tuple(map(torch.from_numpy, flat.search(queries.numpy(), k)))
+
+
+def _in_order(
+    queries: torch.Tensor, index: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, top: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The best of the candidates, (B, top + MARGIN), by similarities in float64, then by their places: those in float32
+    have other last digits in faiss than in PyTorch. A query's own place comes last.
+    """
+    candidates = candidates.sort(dim=1).values
+    similarities = torch.stack([(index[c].double() * q.double()).sum(1) for q, c in zip(queries, candidates)])
+    similarities[candidates == own.unsqueeze(1)] = -math.inf
+    similarities, order = similarities.sort(dim=1, descending=True, stable=True)
+    return similarities[:, :top].float(), candidates.gather(1, order)[:, :top]
+
+
+def evaluate_ranking(
+    queries: torch.Tensor,
+    index: torch.Tensor,
+    masks: Masks,
+    own: torch.Tensor | None = None,
+    *,
+    trapezoidal: bool = False,
+) -> dict[str, float]:
+    """
+    How good the rankings of an index by cosine similarity are.
+
+    Args:
+        queries, index: features, (Q, D) and (N, D), of any norm.
+        masks: gives for some of the queries which images are positive and which ignored, (B, N) each.
+        own: see [`search_index`]; it is neither.
+        trapezoidal: see [`average_precision`].
+
+    Returns:
+        `mAP`, `mP@1`, … in percent: means over the queries that have a positive, and how many these are: `queries`.
+
+    Raises:
+        NothingToEvaluate: if no query has a positive.
+    """
+    queries, index = F.normalize(queries.float()), F.normalize(index.float())
+    rows, found = max(1, SIMILARITIES // len(index)), []
+    for start in range(0, len(queries), rows):
+        chunk = range(start, min(start + rows, len(queries)))
+        positive, ignored = masks(chunk)
+        if own is not None:
+            is_own = own[start : chunk.stop].unsqueeze(1) == torch.arange(len(index))
+            positive, ignored = positive & ~is_own, ignored | is_own
+        similarities = queries[start : chunk.stop] @ index.T
+        for row in positive.any(1).nonzero().flatten().tolist():
+            average, precision = average_precision(
+                similarities[row].numpy(), positive[row].numpy(), ignored[row].numpy(), trapezoidal=trapezoidal
+            )
+            found.append([average, *precision])
+    if not found:
+        raise NothingToEvaluate("no query has an image to find")
+    names = ("mAP", *(f"mP@{k}" for k in PRECISION_AT))
+    means = torch.tensor(found, dtype=torch.float64).mean(0) * 100
+    return {**dict(zip(names, means.tolist())), "queries": len(found)}
+
+
+def evaluate_labels(
+    queries: torch.Tensor,
+    query_labels: torch.Tensor,
+    index: torch.Tensor,
+    index_labels: torch.Tensor,
+    own: torch.Tensor | None = None,
+) -> dict[str, float]:
+    """
+    How well images find those with their label, by the plain average precision: see [`evaluate_ranking`].
+
+    Args:
+        query_labels, index_labels: (Q,) and (N,), integers; -1 for no label, which is ignored.
+    """
+
+    def masks(chunk: range) -> tuple[torch.Tensor, torch.Tensor]:
+        ignored = (index_labels == UNLABELLED).repeat(len(chunk), 1)
+        return (query_labels[chunk.start : chunk.stop].unsqueeze(1) == index_labels) & ~ignored, ignored
+
+    return evaluate_ranking(queries, index, masks, own)
+
+
+def evaluate_each(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """How well each image finds those with its label among all others: [`evaluate_labels`] of (N, D) and (N,)."""
+    return evaluate_labels(features, labels, features, labels, torch.arange(len(labels)))
+
+
+def evaluate_ground_truth(
+    queries: torch.Tensor, index: torch.Tensor, truth: FoundGroundTruth, own: torch.Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """
+    Evaluates by the original's protocol, with the trapezoidal average precision: see [`evaluate_ranking`].
+
+    Args:
+        queries: (Q, D), those of the ground truth among them.
+        own: of these, see [`search_index`].
+
+    Returns:
+        for each setup of the ground truth, [`evaluate_ranking`]'s.
+    """
+    places = torch.tensor(truth.places)
+    queries, own = queries[places], None if own is None else own[places]
+    return {
+        setup: evaluate_ranking(queries, index, partial(truth.masks, setup), own, trapezoidal=True)
+        for setup in truth.setups
+    }
+
+
+__all__ = [
+    "NothingToEvaluate",
+    "evaluate_each",
+    "evaluate_ground_truth",
+    "evaluate_labels",
+    "evaluate_ranking",
+    "search_index",
+]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of features that users of DINO evaluate, from one forward pass, or one a scale.
+
+As the original's evaluation: https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L120; generalised
+means as in its eval_copy_detection.py, several scales as in `multi_scale` of its utils.py.
+
+Where we deviate: generalised means are taken in float32 in every dtype (the fourth power of 1e-6 is 0 in half
+precision); the mean over scales is not normalised, since those who compare features normalise them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import interpolate
+
+from ..configuration_dino import DinoConfig
+from ..modeling_dino import DinoModel, backbone_class
+
+
+FEATURE_KINDS = ("cls", "patch_mean", "cls_patch_mean", "gem", "cls_gem", "patches", "projection")
+GEM_P, GEM_MIN = 4.0, 1e-6  # https://github.com/facebookresearch/dino/blob/7c446df/eval_copy_detection.py
+
+
+def check_features(
+    config: DinoConfig, kind: str, last_blocks: int = 1, gem_p: float = GEM_P, scales: Sequence[float] = (1.0,)
+):
+    """
+    Raises:
+        ValueError: if a model of this configuration has no such features.
+    """
+    if kind not in FEATURE_KINDS:
+        raise ValueError(f"unknown features {kind!r}: allowed are {', '.join(FEATURE_KINDS)}")
+    if not 1 <= last_blocks <= config.num_hidden_layers:
+        raise ValueError(f"last_blocks={last_blocks} must be between 1 and {config.num_hidden_layers}")
+    if not 0 < gem_p < math.inf:
+        raise ValueError(f"gem_p={gem_p} must be greater than 0: 1 is the mean, 4 the original's")
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales={list(scales)}: give one or more, each greater than 0")
+    if kind == "patches" and list(scales) != [1]:
+        raise ValueError("patches differ in number from scale to scale: choose other features")
+    if kind == "projection" and config.head_type is None:
+        raise ValueError("the model has no projection head (head_type is None): choose other features")
+    if kind == "projection" and last_blocks > 1:
+        raise ValueError("the projection is of the last block alone: leave out last_blocks")
+    if not backbone_class(config).has_cls_token and (last_blocks > 1 or kind in ("patch_mean", "cls_patch_mean")):
+        raise ValueError(
+            f"{config.backbone} has cls (its global average pool), gem, cls_gem, patches and projection features only"
+        )
+
+
+def image_features(
+    model: DinoModel,
+    pixel_values: torch.Tensor,
+    kinds: str | Sequence[str] = "cls",
+    last_blocks: int = 1,
+    gem_p: float = GEM_P,
+    scales: Sequence[float] = (1.0,),
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """
+    Features of images, by one pass through the model for each scale.
+
+    Args:
+        pixel_values: (B, C, H, W).
+        kinds: `"cls"`: CLS tokens, or a ResNet's global average pool; `"patch_mean"`: means of the patch tokens;
+            `"cls_patch_mean"`: CLS tokens, and the mean of the last block's patch tokens; `"gem"` and `"cls_gem"`:
+            the same with generalised means; `"patches"`: patch tokens, or the cells of a ResNet's map;
+            `"projection"`: the head's output.
+        last_blocks: of how many last blocks (each normed), side by side.
+        gem_p: exponent of the generalised mean, (mean of max(x, 1e-6)^p)^(1/p).
+        scales: the features are the mean of those of the images resized so, bilinearly; the original's retrieval at
+            several scales has 1, 1/√2 and 1/2.
+
+    Returns:
+        (B, dim), for patches (B, h * w, dim); of several kinds one each, by their names.
+
+    Raises:
+        ValueError: if the model has no such features.
+    """
+    if isinstance(kinds, str):
+        return image_features(model, pixel_values, [kinds], last_blocks, gem_p, scales)[kinds]
+    for kind in kinds:
+        check_features(model.config, kind, last_blocks, gem_p, scales)
+    of_scales = [_features(model, _resized(pixel_values, scale), kinds, last_blocks, gem_p) for scale in scales]
+    if len(scales) == 1:
+        return of_scales[0]
+    return {kind: torch.stack([features[kind] for features in of_scales]).mean(0) for kind in kinds}
+
+
+def gem(tokens: torch.Tensor, p: float = GEM_P) -> torch.Tensor:
+    """
+    Generalised means over tokens, (B, N, D) -> (B, D).
+
+    Paper: https://arxiv.org/abs/1711.02512.
+    """
+    return tokens.float().clamp(min=GEM_MIN).pow(p).mean(dim=1).pow(1 / p).to(tokens.dtype)
+
+
+def _resized(pixel_values: torch.Tensor, scale: float) -> torch.Tensor:
+    return pixel_values if scale == 1 else interpolate(pixel_values, scale_factor=scale, mode="bilinear")
+
+
+def _features(
+    model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int, gem_p: float
+) -> dict[str, torch.Tensor]:
+    backbone, depth = model.backbone, model.config.num_hidden_layers
+    pixel_values, stages = model.check_pixel_values(pixel_values), list(range(depth - last_blocks + 1, depth + 1))
+    if {"cls", "projection"}.issuperset(kinds):
+        layers = [(None, pooled) for pooled in backbone.pooled_stages(pixel_values, stages)]
+    else:
+        outputs = map(backbone.normalize, backbone(pixel_values, stages=stages))
+        layers = [(backbone.patch_tokens(output), backbone.pool(output)) for output in outputs]
+    last_patches, last_cls = layers[-1]
+    compute = {
+        "cls": lambda: torch.cat([cls for _, cls in layers], dim=-1),
+        "patch_mean": lambda: torch.cat([patches.mean(dim=1) for patches, _ in layers], dim=-1),
+        "cls_patch_mean": lambda: torch.cat([*(cls for _, cls in layers), last_patches.mean(dim=1)], dim=-1),
+        "gem": lambda: torch.cat([gem(patches, gem_p) for patches, _ in layers], dim=-1),
+        "cls_gem": lambda: torch.cat([*(cls for _, cls in layers), gem(last_patches, gem_p)], dim=-1),
+        "patches": lambda: torch.cat([patches for patches, _ in layers], dim=-1),
+        "projection": lambda: model.head(last_cls),
+    }
+    return {kind: compute[kind]() for kind in kinds}

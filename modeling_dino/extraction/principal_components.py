@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Principal components of more vectors than memory holds: from sums over batches, in float64.
+
+Batches are merged as in https://doi.org/10.1080/00031305.1983.10483115 (Chan, Golub, LeVeque), where no large sums are
+subtracted from each other.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """
+    Args:
+        mean: (D,).
+        components: (K, D), orthonormal rows, by falling variance; of each the entry of greatest magnitude is positive.
+        variances: (K,), along them, as scikit-learn's `explained_variance_`.
+        total_variance: along all D.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+    variances: torch.Tensor
+    total_variance: float
+
+    def project(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The coordinates of vectors along the components: (N, D) -> (N, K), in float64."""
+        return (vectors.double() - self.mean) @ self.components.T
+
+
+class Moments:
+    """Number, mean and scatter of vectors that are added batch by batch."""
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
+
+    def add(self, vectors: torch.Tensor):
+        """
+        Args:
+            vectors: (N, D).
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        if not len(vectors):
+            return
+        vectors = vectors.double()
+        if not vectors.isfinite().all():
+            raise ValueError("vectors with NaN or infinite entries have no principal components")
+        mean = vectors.mean(0)
+        shift, count = mean - self.mean, self.count + len(vectors)
+        centred = vectors - mean
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(vectors) / count)
+        self.mean += shift * (len(vectors) / count)
+        self.count = count
+
+    def principal_components(self, num_components: int) -> PrincipalComponents:
+        """
+        Raises:
+            ValueError: if the vectors do not vary in so many directions.
+        """
+        variances, directions = torch.linalg.eigh(self.scatter / max(self.count - 1, 1))  # in ascending order
+        variances, components = variances.flip(0).clamp_min(0), directions.flip(1).T
+        smallest = torch.finfo(torch.float64).eps * len(variances) * variances[0]
+        if not (variances[:num_components] > smallest).all() or num_components > len(variances):
+            raise ValueError(
+                f"{self.count} vectors of {len(variances)} dimensions do not vary in {num_components} directions"
+            )
+        components = components[:num_components]
+        largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+        return PrincipalComponents(
+            self.mean.clone(), components * largest.sign(), variances[:num_components], float(variances.sum())
+        )
+
+
+__all__ = ["Moments", "PrincipalComponents"]

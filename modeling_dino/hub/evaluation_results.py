@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What evaluations found of a model: `evaluation_results.json` beside its weights, which the model card reads.
+
+A list of mappings, each with `task`, `dataset`, `metric` and `value`. Other keys are fields of `EvalResult`
+(`dataset_split`, `metric_name`, …), or arguments of the metric. The same evaluation run again replaces its result.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from ..runtime.whole_files import whole_file
+
+
+EVALUATION_RESULTS_NAME = "evaluation_results.json"
+DATASET_TYPE = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)  # what the hub takes as a data set's id
+
+
+def read_evaluation_results(folder: str | os.PathLike) -> list[EvalResult]:
+    """
+    What evaluations left in a model's folder, for the card.
+
+    Raises:
+        ValueError: if the file is something else.
+    """
+    return [_eval_result(**result) for result in _read(Path(folder) / EVALUATION_RESULTS_NAME)]
+
+
+def add_evaluation_results(folder: str | os.PathLike, results: Sequence[dict]):
+    """
+    Puts results into a model's folder, in the place of earlier ones that differ from them in `value` alone.
+
+    Args:
+        results: mappings as in the file.
+
+    Raises:
+        ValueError: if a result or what is there is not as it should be; nothing is changed then.
+        OSError: if the file cannot be written.
+    """
+    path = Path(folder) / EVALUATION_RESULTS_NAME
+    _check(results, "what was found")
+    evaluations = list(map(_evaluation, results))
+    kept = [result for result in _read(path) if _evaluation(result) not in evaluations]
+    write_evaluation_results(path, [*kept, *results])
+
+
+def write_evaluation_results(file: str | os.PathLike, results: Sequence[dict]):
+    """
+    Writes results alone, to a file of any name.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with whole_file(Path(file)) as partial:
+        partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def record_evaluation_results(
+    model: str | os.PathLike | None,
+    file: str | os.PathLike | None,
+    results: Sequence[dict],
+    details: Sequence[dict] = (),
+) -> str:
+    """
+    Records results beside the model, if it is in a folder here, and in the file, if one is named.
+
+    Args:
+        model: folder or hub id of a model; None where features were extracted before.
+        file: where to write them, too.
+        details: further results, for the file alone: they would make the model's card too long.
+
+    Returns:
+        a line that says where they are.
+
+    Raises:
+        ValueError, OSError: see [`add_evaluation_results`].
+    """
+    places = []
+    if model is not None and Path(model).is_dir():
+        add_evaluation_results(model, results)
+        places.append(str(Path(model) / EVALUATION_RESULTS_NAME))
+    if file is not None:
+        write_evaluation_results(file, [*results, *details])
+        places.append(str(file))
+    if not places:
+        return "not recorded: name a model in a folder here with --model, or a file with --json"
+    return f"recorded in {' and '.join(places)}"
+
+
+def _evaluation(result: dict) -> dict:
+    """What was evaluated, and how: all but the value."""
+    return {key: value for key, value in result.items() if key != "value"}
+
+
+def _read(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        results = error
+    _check(results, path)
+    return results
+
+
+def _check(results: object, name: str | os.PathLike):
+    """
+    Raises:
+        ValueError: if they are not a list of results; says whose they are.
+    """
+    try:
+        if not isinstance(results, (list, tuple)):
+            raise ValueError(f"it is a {type(results).__name__}")
+        for result in results:
+            _eval_result(**result)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is not a list of results, each with a task, dataset, metric and value ({error})"
+        ) from error
+
+
+def _eval_result(task: str, dataset: str, metric: str, value: float | str, **more) -> EvalResult:
+    for name, text in {"task": task, "dataset": dataset, "metric": metric}.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name}={text!r} is not a text")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"value={value!r} is neither a number nor a text")
+    known = {field.name for field in fields(EvalResult)}
+    arguments = {key: more.pop(key) for key in list(more) if key not in known}
+    if arguments:
+        more["metric_args"] = arguments
+    return EvalResult(
+        task_type=task,
+        dataset_type=dataset if DATASET_TYPE.fullmatch(dataset) else re.sub(r"[^a-zA-Z0-9_.-]+", "-", dataset),
+        metric_type=metric,
+        metric_value=value,
+        **{"dataset_name": dataset, **more},
+    )
+
+
+__all__ = [
+    "add_evaluation_results",
+    "read_evaluation_results",
+    "record_evaluation_results",
+    "write_evaluation_results",
+]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: what is known of a model, as metadata for the hub and as a page to read.
+
+The metadata follow https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+CARD_NAME = "README.md"
+MARK = "<!-- modeling-dino wrote this card, and renews it unless it is edited ({digest}) -->"
+
+# how each class is loaded and used: the Auto class, the hub's task, a line of code
+USES = {
+    "DinoModel": (
+        "AutoModel",
+        "image-feature-extraction",
+        "features = model(**images).pooler_output  # (1, {hidden_size})",
+    ),
+    "DinoBackbone": (
+        "AutoBackbone",
+        "image-feature-extraction",
+        "maps = model(**images).feature_maps  # a map (1, channels, height, width) for each of out_features",
+    ),
+    "DinoForImageClassification": (
+        "AutoModelForImageClassification",
+        "image-classification",
+        "probabilities = model(**images).logits.softmax(-1)  # (1, {num_labels})",
+    ),
+}
+
+WITH_CODE = """\
+from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+images = AutoImageProcessor.from_pretrained("{repo_id}")(Image.open("image.png"), return_tensors="pt")
+model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True).eval()
+{line}
+"""
+WITHOUT_CODE = """\
+# pip install modeling-dino
+from PIL import Image
+from modeling_dino import DinoImageProcessor, {model_class}
+
+images = DinoImageProcessor.from_pretrained("{repo_id}")(Image.open("image.png"), return_tensors="pt")
+model = {model_class}.from_pretrained("{repo_id}").eval()
+{line}
+"""
+BODY = """
+# {name}
+
+A {kind} of [DINO](https://arxiv.org/abs/2104.14294), self-distillation with no labels, for transformers.
+
+{facts}
+
+```python
+{code}```
+{results}"""
+
+
+def renew_card(
+    earlier: Sequence[str | None], model: PreTrainedModel, repo_id: str, license: str | None = None, **kwargs
+) -> str:
+    """
+    The first of the earlier cards that somebody wrote or edited; without such a one a new card, under the license of
+    the earlier ones if no other is given.
+
+    Args:
+        kwargs: of [`make_card`].
+    """
+    earlier = [card for card in earlier if card is not None]
+    for card in earlier:
+        if not is_ours(card):
+            if license is not None:
+                logger.warning(f"{repo_id} keeps its own {CARD_NAME}: license={license!r} is not written into it")
+            return card
+    licenses = [ModelCard(card).data.license for card in earlier]
+    return make_card(model, repo_id, license=license or next(filter(None, licenses), None), **kwargs)
+
+
+def make_card(
+    model: PreTrainedModel,
+    repo_id: str,
+    with_code: bool = False,
+    license: str | None = None,
+    results: Sequence[EvalResult] = (),
+    tags: Sequence[str] = (),
+) -> str:
+    """
+    A model's card: metadata in YAML, then Markdown.
+
+    Args:
+        model: of one of the classes of this package, or derived from one.
+        repo_id: under which others load it.
+        with_code: whether the code lies beside the weights.
+        license: an identifier that the hub knows, e.g. `"apache-2.0"`; not stated if None.
+        results: what evaluations gave.
+        tags: in addition to those that follow from the model.
+    """
+    name = repo_id.rpartition("/")[2]
+    backbone = _loaded(model).backbone
+    model_class = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in USES), "DinoModel")
+    auto_class, task, line = USES[model_class]
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["dino", "self-supervised", backbone.tag, *tags],
+        **({"model_name": name, "eval_results": list(results)} if results else {}),
+    )
+    line = line.format(hidden_size=model.config.hidden_size, num_labels=model.config.num_labels)
+    code = (WITH_CODE if with_code else WITHOUT_CODE).format(
+        auto_class=auto_class, model_class=model_class, repo_id=repo_id, line=line
+    )
+    body = BODY.format(name=name, kind=backbone.kind, facts=_facts(model), code=code, results=_results_table(results))
+    content = f"---\n{data.to_yaml()}\n---\n{body}"
+    return f"{content}\n{MARK.format(digest=_digest(content))}\n"
+
+
+def is_ours(card: str) -> bool:
+    """Whether a card is as [`make_card`] made it; one that somebody wrote or edited is not."""
+    content, _, mark = card.removesuffix("\n").rpartition("\n")
+    return mark == MARK.format(digest=_digest(content))
+
+
+def read_card(folder: str | os.PathLike) -> str | None:
+    """The card in a folder, if there is one."""
+    path = Path(folder) / CARD_NAME
+    return path.read_bytes().decode() if path.is_file() else None  # with its line ends as they are
+
+
+def _loaded(model: PreTrainedModel) -> PreTrainedModel:
+    """The network that others load: the teacher of a model in pretraining."""
+    return getattr(model, "teacher", model)
+
+
+def _facts(model: PreTrainedModel) -> str:
+    config, model = model.config, _loaded(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
+    head = "none" if config.head_type is None else f"{config.head_type}, {config.projection_dim:,} outputs"
+    rows = {
+        "backbone": f"{config.backbone}: {model.backbone.describe(config)}",
+        "images": f"{config.image_size} x {config.image_size}, {config.num_channels} channels; other sizes work",
+        "feature": f"{config.hidden_size} wide",
+        "projection head": head,
+        "parameters": f"{backbone:,} in the backbone, {total:,} in all; {str(model.dtype).removeprefix('torch.')}",
+        "weights from": config.weights_source or "not recorded",
+    }
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {fact} |" for name, fact in rows.items())])
+
+
+def _results_table(results: Sequence[EvalResult]) -> str:
+    if not results:
+        return ""
+    rows = [
+        f"| {result.task_name or result.task_type} | {result.dataset_name} | "
+        f"{result.metric_name or result.metric_type} | {result.metric_value} |"
+        for result in results
+    ]
+    return "\n".join(["", "| task | data set | metric | value |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+__all__ = ["CARD_NAME", "is_ours", "make_card", "read_card", "renew_card"]

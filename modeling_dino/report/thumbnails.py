@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small pictures of the images that features are of, read again from where they came from, many in one JPEG."""
+
+import io
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..data.decoding import encoded_image, read_image
+from ..data.image_source import ImageRecord, ImageSource
+from ..runtime.extras import require
+from ..runtime.processes import spare_workers
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+# Multiples of 16: JPEG codes blocks of 8 x 8, colours in 16 x 16, so that a picture shines into the one beside it by
+# no more than the pixel at the border over which decoders smooth colours; the page leaves that out.
+SIDES = (160, 112, 80, 64, 48, 32)
+MAX_PIXELS = 20_000 * 64**2  # of all pictures
+MAX_IMAGES = MAX_PIXELS // SIDES[-1] ** 2
+COLUMNS, ROWS = 16, 16  # of an atlas
+QUALITIES = (82, 60, 40, 20)
+BYTES_PER_PIXEL = 0.5  # of an atlas, at most: with all pictures 39 MiB
+RECORDS_AT_ONCE = 32
+
+
+def side_for(num_images: int) -> int:
+    """The side of the pictures in pixels: the more there are, the smaller."""
+    return next(side for side in SIDES if num_images * side**2 <= MAX_PIXELS or side == SIDES[-1])
+
+
+class ThumbnailReader(Dataset):
+    """Reads images and makes them small; runs in the loader's workers."""
+
+    def __init__(self, side: int):
+        self.side = side
+
+    def __getitem__(self, records: list[tuple[int, ImageRecord]]) -> list[tuple[int, torch.Tensor | str]]:
+        """Places and records -> places and pictures, (side, side, 3) in bytes, or why there is none."""
+        return [(place, self._picture(record)) for place, record in records]
+
+    def _picture(self, record: ImageRecord) -> torch.Tensor | str:
+        try:
+            image, _ = read_image(encoded_image(record))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return torch.from_numpy(require("numpy").array(central_square(image, self.side)))
+
+
+def central_square(image: "Image.Image", side: int) -> "Image.Image":
+    """The square in the middle, which the model sees most of, at a size of (side, side)."""
+    left, top = ((length - min(image.size)) / 2 for length in image.size)
+    box = (left, top, left + min(image.size), top + min(image.size))
+    return image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
+
+
+def image_key(name: str | int, source_name: str) -> str:
+    """What tells the images of a source apart, wherever it lies: the path in it, or the place in the table."""
+    path, source = os.path.normpath(str(name)), os.path.normpath(source_name)
+    for root in (source, os.path.dirname(source)):
+        if root and path.startswith(os.path.join(root, "")):
+            return os.path.relpath(path, root)
+    return path
+
+
+def read_thumbnails(
+    source: ImageSource,
+    source_name: str,
+    places: dict[str, list[int]],
+    side: int,
+    num_workers: int | None = None,
+    progress: bool = False,
+) -> "tuple[np.ndarray, dict[int, str]]":
+    """
+    Args:
+        source: see [`open_source`], and the name it was opened by.
+        places: by [`image_key`], in which places of the result an image belongs.
+        side: of a picture, in pixels.
+        num_workers: processes that read images; by default one a spare core, none for few images.
+
+    Returns:
+        (number of places, side, side, 3), in bytes; and why there is no picture in a place.
+    """
+    np = require("numpy")
+    num_images = sum(map(len, places.values()))
+    pictures = np.zeros((num_images, side, side, 3), np.uint8)
+    missing = dict.fromkeys(range(num_images), "not among the images any more")
+    if num_workers is None:
+        num_workers = spare_workers(num_images)
+    batches = WantedRecords(source, source_name, places)
+    loader = DataLoader(ThumbnailReader(side), batch_size=None, sampler=batches, num_workers=num_workers)
+    with tqdm(desc="thumbnails", total=num_images, disable=not progress) as bar:
+        for batch in loader:
+            for place, picture in batch:
+                if isinstance(picture, str):
+                    missing[place] = picture
+                else:
+                    pictures[place] = picture
+                    del missing[place]
+            bar.update(len(batch))
+    return pictures, missing
+
+
+class WantedRecords:
+    """Records that belong somewhere, with their place, a few at a time, as a sampler."""
+
+    def __init__(self, source: ImageSource, source_name: str, places: dict[str, list[int]]):
+        self.source, self.source_name, self.places = source, source_name, places
+
+    def __iter__(self) -> Iterator[list[tuple[int, ImageRecord]]]:
+        batch, left = [], {key: list(places) for key, places in self.places.items()}
+        for part in self.source.parts(RECORDS_AT_ONCE):
+            for record in self.source.read(part):
+                # once each: an image that a list names twice has two places, and comes twice
+                if wanted := left.get(image_key(record.name, self.source_name)):
+                    batch.append((wanted.pop(0), record))
+                if len(batch) == RECORDS_AT_ONCE:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+
+def atlases(pictures: "np.ndarray") -> Iterator[bytes]:
+    """Pictures (N, side, side, 3) as JPEG files of 16 x 16 each, row by row; of a bounded size, whatever they show."""
+    np, Image = require("numpy"), require("PIL.Image")
+    side = pictures.shape[1]
+    for start in range(0, len(pictures), COLUMNS * ROWS):
+        chunk = pictures[start : start + COLUMNS * ROWS]
+        rows = -(-len(chunk) // COLUMNS)
+        grid = np.zeros((rows * COLUMNS, side, side, 3), np.uint8)
+        grid[: len(chunk)] = chunk
+        grid = grid.reshape(rows, COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, COLUMNS * side, 3)
+        yield jpeg(Image.fromarray(grid), int(BYTES_PER_PIXEL * grid.shape[0] * grid.shape[1]))
+
+
+def jpeg(image: "Image.Image", max_bytes: int) -> bytes:
+    """A JPEG file, of a quality at which it has no more than so many bytes, or of the least."""
+    for quality in QUALITIES:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, optimize=True)
+        if file.tell() <= max_bytes:
+            break
+    return file.getvalue()
+
+
+__all__ = ["MAX_IMAGES", "atlases", "image_key", "read_thumbnails", "side_for"]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-NN accuracy of the teacher's features during pretraining: it needs no training, and tells early how it goes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl
+
+from ..data.image_source import ImageSource
+from ..data.sources import open_source
+from ..evaluation.evaluation_data import number_labels
+from ..evaluation.knn import knn_accuracy, knn_predict
+from ..extraction.extract import Batch, ImageReader, Place
+from ..image_processing_dino import image_processor_config
+from ..modeling_dino import DinoModel
+from ..runtime.extras import require
+from .trainer import DinoTrainer
+
+
+K = 20  # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
+BATCH_SIZE = 32
+TEST_EVERY = 5  # of a source that is given alone, every fifth image is classified by the others
+
+
+class KnnEvaluation(TrainerCallback):
+    """
+    Classifies labelled images before training, every few epochs, and at the end; logs `knn_top1` and `knn_top5`.
+
+    Args:
+        trainer: whose teacher it is.
+        sources: labelled images: those that vote and those that are classified, or one source for both.
+        every: epochs.
+        num_workers: processes that read images.
+    """
+
+    def __init__(self, trainer: DinoTrainer, sources: Sequence[ImageSource], every: int, num_workers: int = 0):
+        self.trainer, self.sources, self.every, self.num_workers = trainer, sources, every, num_workers
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.evaluate(control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # not at the end of an epoch, before which the checkpoint of its last step would be saved without the result
+        if (
+            state.global_step % (self.every * self.trainer.steps_per_epoch) == 0
+            or state.global_step == state.max_steps
+        ):
+            self.evaluate(control)
+
+    def evaluate(self, control: TrainerControl):
+        """Logs the accuracy of the teacher as it is."""
+        teacher = self.trainer.pretrained.teacher
+        was_training = teacher.training
+        teacher.eval()
+        parts = [labelled_features(teacher, source, self.num_workers) for source in self.sources]
+        teacher.train(was_training)
+        top1, top5 = accuracy(*(parts if len(parts) == 2 else split(*parts[0])))
+        should_log = control.should_log  # the loss of this step; logging anything says that it is done
+        self.trainer.log({"knn_top1": top1, "knn_top5": top5})
+        control.should_log = should_log
+
+
+def open_labelled(names: Sequence[str]) -> list[ImageSource]:
+    """
+    Sources of labelled images: those that vote and those that are classified, or one for both.
+
+    Raises:
+        ValueError: if a source has no labels, or there are more than two.
+    """
+    if len(names) > 2:
+        raise ValueError(f"{len(names)} sources for k-NN: name one, or those that vote and those that are classified")
+    sources = [open_source(name) for name in names]
+    for name, source in zip(names, sources):
+        if "label" not in source.columns:
+            raise ValueError(f"the images of {name} have no labels: put those of each class into a folder of its own")
+    return sources
+
+
+def labelled_features(
+    model: DinoModel, source: ImageSource, num_workers: int = 0
+) -> tuple[torch.Tensor, list[str | int]]:
+    """
+    The features of all images that can be read and have a label, (N, D) in float32 on the model's device, and these.
+
+    Under several processes each computes some of the batches; all get the same.
+    """
+    state = require("accelerate").PartialState()
+    from ..data.evaluation_transform import DinoImageProcessor
+
+    reader = ImageReader(DinoImageProcessor(**image_processor_config(model.config)), model.config.num_channels)
+    batches = EveryNth(source, state.process_index, state.num_processes)
+    # a generator of its own: the loader would draw a seed from the one of the training
+    loader = DataLoader(reader, batch_size=None, sampler=batches, num_workers=num_workers, generator=torch.Generator())
+    found = []
+    for images in loader:
+        if images.pixel_values is not None:
+            with torch.inference_mode():
+                features = model(images.pixel_values.to(model.device)).pooler_output.float().cpu()
+            found.append((images.place.chunk, features, [row["label"] for row in images.rows]))
+    found = sorted(require("accelerate.utils").gather_object(found), key=lambda batch: batch[0])
+    if not found:
+        raise ValueError("none of the images for k-NN can be read")
+    features = torch.cat([features for _, features, _ in found])
+    labels = [label for _, _, labels in found for label in labels]
+    has_label = torch.tensor([label is not None for label in labels])
+    return features[has_label].to(model.device), [label for label in labels if label is not None]
+
+
+class EveryNth:
+    """The batches of a source that are this process's, as a sampler."""
+
+    def __init__(self, source: ImageSource, process: int, num_processes: int):
+        self.source, self.process, self.num_processes = source, process, num_processes
+
+    def __iter__(self) -> Iterator[Batch]:
+        records, number = [], 0
+        for part in self.source.parts(BATCH_SIZE):
+            for record in self.source.read(part):
+                records.append(record)
+                if len(records) == BATCH_SIZE:
+                    if number % self.num_processes == self.process:
+                        yield Batch(Place(0, number, False, False), records)
+                    records, number = [], number + 1
+        if records and number % self.num_processes == self.process:
+            yield Batch(Place(0, number, True, True), records)
+
+
+Labelled = tuple[torch.Tensor, list[str | int]]
+
+
+def split(features: torch.Tensor, labels: list[str | int]) -> tuple[Labelled, Labelled]:
+    """Images that vote, and every fifth, to be classified."""
+    is_test = torch.arange(len(labels)) % TEST_EVERY == 0
+    return tuple(
+        (features[chosen.to(features.device)], [label for label, is_in in zip(labels, chosen.tolist()) if is_in])
+        for chosen in (~is_test, is_test)
+    )
+
+
+def accuracy(train: Labelled, test: Labelled) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent."""
+    if not train[1] or not test[1]:
+        raise ValueError("too few labelled images for k-NN")
+    train_labels, test_labels = (labels.to(train[0].device) for labels in number_labels(train[1], test[1])[1])
+    k = min(K, len(train_labels))
+    return knn_accuracy(knn_predict(train[0], train_labels, test[0], [k])[k], test_labels, k)
+
+
+__all__ = ["KnnEvaluation", "open_labelled"]

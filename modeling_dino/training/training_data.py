@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as pretraining reads them: in any order, each as its crops.
+
+What an item is depends on the seed, the epoch and the number of the image alone: neither on how many workers and
+processes there are, nor on where a run was stopped and resumed.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from ..data.decoding import ON_ERROR, encoded_image, read_image
+from ..data.image_source import IndexedSource
+from .multi_crop import MultiCrop
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.get_logger(__name__)
+
+MAX_REPLACEMENTS = 100  # images tried in the place of one that cannot be read
+
+
+class UnreadableImage(ValueError):
+    """
+    An image that cannot be read.
+
+    Args:
+        message: which, and why; or the traceback with this at its end that PyTorch's loader makes of it in a worker.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f"{__name__}.UnreadableImage: ")[2].strip())
+
+
+class SourceImages(Sequence):
+    """
+    The images of a source, decoded.
+
+    Args:
+        num_channels: 3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, source: IndexedSource, num_channels: int = 3):
+        self.source, self.num_channels = source, num_channels
+        self._noted: set[str] = set()
+
+    def __len__(self) -> int:
+        return self.source.num_images
+
+    def __getitem__(self, index: int) -> "Image.Image":
+        """
+        Raises:
+            UnreadableImage: if it cannot be read; names it and says why.
+        """
+        record = self.source.record(index)
+        try:
+            image, note = read_image(encoded_image(record), self.num_channels)
+        except (ValueError, OSError) as error:
+            raise UnreadableImage(f"{record.name}: {error}") from error
+        if note and note not in self._noted:
+            self._noted.add(note)
+            logger.warning(f"{record.name}, and perhaps others: {note}")
+        return image
+
+
+class MultiCropDataset(Dataset):
+    """
+    Crops of images: each item is `{"pixel_values": [crop, …]}`, others in each epoch.
+
+    An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
+
+    Args:
+        images: by Pillow or tensors, as [`MultiCrop`] takes them; raises `UnreadableImage` for one that is none.
+        multi_crop: makes the crops.
+        seed: of everything that is drawn.
+        on_error: `"skip"` unreadable images, or `"fail"` at the first.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+
+    def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int = 0, on_error: str = "skip"):
+        if not len(images):
+            raise ValueError("there are no images to train on")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
+        self.images, self.multi_crop, self.seed, self.on_error = images, multi_crop, seed, on_error
+        self.epoch = 0
+        self._is_unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # workers write to it
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, list[torch.Tensor]]:
+        """
+        Raises:
+            UnreadableImage: if the image cannot be read, with `on_error="fail"`; or none of a hundred can.
+        """
+        seed = draw_seed(self.seed, self.epoch, index)
+        image = self._image_or_another(index, seed)
+        return {"pixel_values": self.multi_crop(image, seed)}
+
+    def set_epoch(self, epoch: int):
+        """The epoch of the items; workers that read must be started after it is told."""
+        self.epoch = epoch
+
+    def unreadable(self) -> dict[str, str]:
+        """The images that could not be read so far, by all workers of this process: name -> reason."""
+        found = {}
+        for index in self._is_unreadable.nonzero().flatten().tolist():
+            try:
+                self.images[index]
+            except UnreadableImage as error:
+                name, _, reason = str(error).partition(": ")
+                found[name] = reason
+        return found
+
+    def _image_or_another(self, index: int, seed: int) -> Any:
+        """The image, or, if it cannot be read, one that is drawn with the seed."""
+        for attempt in range(1, MAX_REPLACEMENTS + 1):
+            try:
+                return self.images[index]
+            except UnreadableImage as error:
+                last = error
+                if self.on_error == "fail":
+                    raise UnreadableImage(f"cannot read {error} (--on-error skip goes on without it)") from error
+                if not self._is_unreadable[index]:
+                    self._is_unreadable[index] = True
+                    logger.warning(f"skipped {error}; another image stands in its place")
+            index = draw_seed(seed, attempt) % len(self.images)
+        raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read; the last: {last}") from last
+
+
+def draw_seed(*numbers: int) -> int:
+    """A number of 63 bits that depends on some others alone, and looks random."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+__all__ = ["MultiCropDataset", "SourceImages", "UnreadableImage"]

@@ -1,0 +1,129 @@
+import json
+import sys
+
+import pytest
+import torch
+from tiny_models import tiny_config
+
+from modeling_dino import DinoModel, cli
+from modeling_dino.benchmark.contests import with_constant_weights
+from modeling_dino.benchmark.rivals import feature_rivals
+from modeling_dino.benchmark.run import BenchSettings, run_benchmarks, table
+from modeling_dino.benchmark.timing import Contest, measure
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LINE = {"what", "model", "seconds", "unequal"}
+
+
+@pytest.fixture
+def models(tmp_path) -> list[str]:
+    """Two folders; the configurations alone count."""
+    resnet = tiny_config("resnet", backbone="resnet18", hidden_size=512, depths=[2, 2, 2, 2], resnet_stem="imagenet")
+    for name, config in (("vit", tiny_config()), ("resnet", resnet)):
+        DinoModel(config).save_pretrained(tmp_path / name)
+    return [str(tmp_path / name) for name in ("vit", "resnet")]
+
+
+def test_the_command_measures_everything(models, tmp_path, monkeypatch, capsys):
+    what = "features,latency,attention,training"
+    arguments = ["--models", ",".join(models), "--what", what, "--rounds", 1, "--batch-size", 2]
+    arguments += ["--training-batch-size", 2, "--json", tmp_path / "bench.json"]
+    monkeypatch.setattr(sys, "argv", ["dino", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert {"cpu", "cores", "instructions", "gpu"} == set(report["machine"])
+    assert {"date", "threads", "rounds", "device", "dtype"} <= set(report)
+    assert {"torch", "timm", "transformers", "torchvision"} <= set(report["versions"])
+    lines = {(line["what"], line["model"]): line for line in report["lines"]}
+    vit, resnet = models
+    assert set(lines) == {(w, m) for m in models for w in ("features", "latency")} | {
+        ("attention", vit),
+        ("training", vit),
+    }
+    for line in lines.values():
+        assert set(line) >= LINE
+        assert line["unequal"] == []
+        assert all(seconds > 0 for seconds in line["seconds"].values())
+        fastest = line["seconds"][line["fastest_rival"]]
+        assert line["ratio"]["dino"] == pytest.approx(fastest / line["seconds"]["dino"])
+    assert {"dino", "dino prepared", "timm", "transformers sdpa"} <= set(lines["features", vit]["seconds"])
+    assert {"torchvision", "torchvision channels_last", "timm"} <= set(lines["features", resnet]["seconds"])
+    assert lines["attention", vit]["largest_difference"] <= 1e-6
+    assert lines["training", vit]["update_difference"] <= 1e-3
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*what.split(","), "torchvision channels_last", "plain step"))
+
+
+def test_rivals_are_the_same_model(models):
+    """The outputs that the command compares do differ where weights do."""
+    for folder in models:
+        model = DinoModel.from_pretrained(folder).eval()
+        images = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(images).pooler_output
+            rivals = feature_rivals(model, ["timm", "transformers", "torchvision"])
+            assert len(rivals) == 3
+            for rival in rivals.values():
+                torch.testing.assert_close(rival(images), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+def test_no_ratio_of_unequal_outputs():
+    settings = BenchSettings(["vit_tiny"], ["features"], [], rounds=1)
+    functions = {"dino": lambda: torch.ones(3), "equal": lambda: torch.ones(3), "other": lambda: torch.zeros(3)}
+    line = measure(Contest("features", "", functions, ["dino"], 1e-5), settings)
+    assert line["unequal"] == ["other"]
+    assert line["fastest_rival"] == "equal"
+    del functions["equal"]
+    line = measure(Contest("features", "", functions, ["dino"], 1e-5), settings)
+    assert "ratio" not in line
+    assert "differs" in table({"lines": [line]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"what": ["speed"]}, "unknown benchmark 'speed': allowed are features, latency, attention"),
+        ({"against": ["jax"]}, "unknown library 'jax': allowed are timm, transformers, torchvision"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"device": "tpu"}, "unknown device 'tpu': allowed are cpu, cuda"),
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BenchSettings(**{"models": ["vit_tiny"], "what": ["features"], "against": [], **arguments})
+
+
+def test_all_ways_of_knn_are_equally_right(monkeypatch):
+    monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TRAIN", 600)
+    monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TEST", 100)
+    (line,) = run_benchmarks(BenchSettings([], ["knn"], [], rounds=1))["lines"]
+    assert len(line["seconds"]) == 4
+    assert line["unequal"] == []
+
+
+def test_threads_are_as_before(models):
+    threads = torch.get_num_threads()
+    report = run_benchmarks(BenchSettings(models[:1], ["latency"], ["timm"], threads=2, rounds=1))
+    assert torch.get_num_threads() == threads
+    assert report["threads"] == 2
+
+
+def test_compiled_weights_are_constants():
+    """Dynamo gives the compiler a graph whose only argument is the images; by options of torch.compile it does not."""
+    linear, arguments = torch.nn.Linear(4, 4), []
+
+    def compiler(graph, example_inputs):
+        arguments.append(len(example_inputs))
+        return graph
+
+    compiled = torch.compile(lambda x: linear(x), backend=compiler)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert torch.equal(with_constant_weights(compiled)(x), linear(x))
+        torch._dynamo.reset()
+        compiled(x)
+    assert arguments == [1, 3]

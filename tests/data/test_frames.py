@@ -1,0 +1,94 @@
+import pytest
+from PIL import Image
+
+from modeling_dino.data.frames import open_frames
+from modeling_dino.data.video import write_video
+from modeling_dino.pictures.picture_files import frame_rate, new_folder, picture_files
+
+
+def save_images(folder, *names):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * i, 0, 0)).save(folder / name)
+    return folder
+
+
+def test_names_are_unique_and_below_the_folder(tmp_path):
+    folder = save_images(tmp_path / "a.b", "1.png", "1.jpg", "sub/1.png", "sub/2.png")
+    frames = open_frames(str(folder), 3, 32)
+    assert frames.num_frames == 4
+    for _ in range(2):  # the same in each pass
+        assert [frame.name for frame in frames] == ["1", "1.png", "sub/1", "sub/2"]
+    (tmp_path / "list.txt").write_text("a.b/1.png\na.b/sub/1.png\na.b/1.png\n")
+    names = [frame.name for frame in open_frames(str(tmp_path / "list.txt"), 3, 32)]
+    assert names == ["1", "1.png", "1.png-2"]
+
+
+def test_one_channel_and_frames_of_a_video(tmp_path):
+    folder = save_images(tmp_path / "images", "1.png")
+    (frame,) = open_frames(str(folder / "1.png"), 1, 32)
+    assert (frame.name, frame.image.mode) == ("1", "L")
+    with write_video(tmp_path / "video.mp4", 10) as append:
+        for _ in range(3):
+            append(Image.new("RGB", (64, 48)))
+    frames = open_frames(str(tmp_path / "video.mp4"), 1, 32)
+    assert (frames.num_frames, frames.fps) == (3, 10)
+    assert [(frame.name, frame.image.mode) for frame in frames] == [("00000", "L"), ("00001", "L"), ("00002", "L")]
+
+
+def test_images_that_cannot_be_read(tmp_path):
+    folder = save_images(tmp_path / "images", "1.png", "3.png")
+    (folder / "2.png").write_text("no image")
+    Image.new("RGB", (1, 60000)).save(folder / "4.png")
+    frames = open_frames(str(folder), 3, 480)
+    assert [frame.name for frame in frames] == ["1", "3"]
+    assert [name.rpartition("/")[2] for name in frames.skipped] == ["2.png", "4.png"]
+    assert "too thin" in frames.skipped[str(folder / "4.png")]
+    with pytest.raises(ValueError, match=r"cannot read .*2.png: no image in a known format"):
+        list(open_frames(str(folder), 3, 480, on_error="fail"))
+    with pytest.raises(ValueError, match=r"cannot read .*2.png: no image in a known format"):
+        list(open_frames(str(folder / "2.png"), 3, 480))
+    (folder / "1.png").unlink()
+    (folder / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"none of the 2 images can be read; the first: .*2.png: no image"):
+        list(open_frames(str(folder), 3, 480))
+
+
+def test_arguments_that_cannot_work_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: no images there \(looked for .*png"):
+        open_frames(str(tmp_path / "empty"), 3, 32)
+    with pytest.raises(ValueError, match="is neither a folder, nor an image"):
+        open_frames(str(tmp_path / "missing.mp4"), 3, 32)
+    with pytest.raises(ValueError, match="image files have 1 or 3 channels, the model has 4"):
+        open_frames(str(tmp_path), 4, 32)
+    with pytest.raises(ValueError, match="unknown on_error 'ask'"):
+        open_frames(str(tmp_path), 3, 32, on_error="ask")
+    frames = open_frames(str(save_images(tmp_path / "images", "1.png")), 3, 32)
+    assert frame_rate(frames, None) is None
+    for fps in (0, -1, 10000, float("nan")):
+        with pytest.raises(ValueError, match=r"fps=.* must be above 0 and at most 1000"):
+            frame_rate(frames, fps)
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
+    folder = save_images(tmp_path / "images", "1.png")
+    with pytest.raises(ValueError, match="images is not empty: name a new folder, or pass --overwrite"):
+        new_folder(folder)
+    with pytest.raises(ValueError, match=r"1.png is a file: name a folder"):
+        new_folder(folder / "1.png", overwrite=True)
+    assert new_folder(folder, overwrite=True) == folder
+    assert not new_folder(tmp_path / "new").exists()
+
+
+def test_a_video_of_frames_that_fails_leaves_no_file(tmp_path):
+    frames = open_frames(str(save_images(tmp_path / "images", "1.png")), 3, 32)
+
+    def save_two():
+        with picture_files(tmp_path / "out", frames, 5, ("a", "b")) as save:
+            save("1", {"a": Image.new("RGB", (32, 32)), "b": Image.new("RGB", (64, 32)), "c": None})
+            save("2", {"a": Image.new("RGB", (32, 32)), "b": Image.new("RGB", (32, 32)), "c": None})
+
+    with pytest.raises(ValueError, match="different sizes"):
+        save_two()
+    assert not list((tmp_path / "out").iterdir())

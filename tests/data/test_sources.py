@@ -1,0 +1,298 @@
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from modeling_dino.data.decoding import encoded_image, read_image
+from modeling_dino.data.image_files import PathTable
+from modeling_dino.data.sources import open_source
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 7, 3), np.uint8))
+
+
+def encoded(number: int) -> bytes:
+    file = io.BytesIO()
+    picture(number).save(file, format="PNG")
+    return file.getvalue()
+
+
+def save_picture(path: Path, number: int):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(number))
+
+
+def records(source, rows=2) -> list:
+    return [record for part in source.parts(rows) for record in source.read(part)]
+
+
+def columns(source) -> list[dict]:
+    return [record.columns for record in records(source)]
+
+
+def assert_pictures(source, numbers):
+    """The source gives these pictures, in this order, and has the columns it says it has."""
+    found = records(source)
+    assert source.num_images in (None, len(found))
+    assert all(list(record.columns) == list(source.columns) for record in found)
+    for record, number in zip(found, numbers, strict=True):
+        image, _ = read_image(encoded_image(record))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(number)))
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def webdataset(numbers: range) -> list[tuple[str, bytes]]:
+    return [
+        member
+        for n in numbers
+        for member in ((f"{n:03d}.json", b"{}"), (f"{n:03d}.png", encoded(n)), (f"{n:03d}.cls", b"%d" % (n % 3)))
+    ]
+
+
+def table_of(numbers: range, **features) -> datasets.Dataset:
+    data = {"image": [{"bytes": encoded(n), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
+    classes = datasets.ClassLabel(names=["cat", "dog", "owl"])
+    return datasets.Dataset.from_dict(
+        data, features=datasets.Features({"image": datasets.Image(), "label": classes, **features})
+    )
+
+
+def test_a_folder_in_the_order_of_its_paths(tmp_path):
+    names = ["a/x/1.png", "a/2.PNG", "a b.png", "b.png", "B.png", "a.dir/z.png"]
+    for number, name in enumerate(names):
+        save_picture(tmp_path / name, number)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    source = open_source(str(tmp_path))
+    expected = sorted(map(Path, names))
+    assert [Path(row["path"]).relative_to(tmp_path) for row in columns(source)] == expected
+    assert_pictures(source, [names.index(str(path)) for path in expected])
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    save_picture(tmp_path / "elsewhere" / "1.png", 1)
+    save_picture(tmp_path / "images" / "0.png", 0)
+    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "circle").symlink_to(tmp_path / "images")
+    assert_pictures(open_source(str(tmp_path / "images")), [0, 1])
+
+
+def test_sub_folders_are_classes_if_every_image_lies_in_one(tmp_path):
+    for number, name in enumerate(["cat/1.png", "cat/old/2.png", "dog/1.png"]):
+        save_picture(tmp_path / name, number)
+    assert [row["label"] for row in columns(open_source(str(tmp_path)))] == ["cat", "cat", "dog"]
+    save_picture(tmp_path / "stray.png", 9)
+    assert open_source(str(tmp_path)).columns == {"path": "string"}
+
+
+def test_a_list_with_relative_and_absolute_paths(tmp_path):
+    save_picture(tmp_path / "images" / "0.png", 0)
+    save_picture(tmp_path / "1 and more.png", 1)
+    (tmp_path / "list.txt").write_text(f"images/0.png\n\n{tmp_path}/1 and more.png\n")
+    assert_pictures(open_source(str(tmp_path / "list.txt")), [0, 1])
+
+
+def test_a_single_image_and_a_pattern(tmp_path):
+    for number in range(3):
+        save_picture(tmp_path / f"{number}.png", number)
+    assert_pictures(open_source(str(tmp_path / "1.png")), [1])
+    assert_pictures(open_source(str(tmp_path / "[02].png")), [0, 2])
+
+
+def test_nothing_is_a_source_too(tmp_path):
+    source = open_source(str(tmp_path))
+    assert (source.num_images, columns(source)) == (0, [])
+    assert "no images there" in source.notes[str(tmp_path)]
+    (tmp_path / "empty.txt").write_text("\n")
+    assert open_source(str(tmp_path / "empty.txt")).num_images == 0
+
+
+def test_packed_paths_are_the_paths():
+    paths = ["", "a/b.png", "ü.png", os.fsdecode(b"\xff.png"), "new\nline.png"]
+    table = PathTable(iter(paths))
+    assert (list(table), len(table), table[3]) == (paths, 5, paths[3])
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])
+def test_a_tar_as_webdataset_writes_it(tmp_path, name, mode):
+    tar = write_tar(tmp_path / name, webdataset(range(5)), mode)
+    source = open_source(str(tar))
+    assert_pictures(source, range(5))
+    assert columns(source)[4] == {"path": f"{tar}/004.png", "label": "1"}
+
+
+def test_a_tar_of_images_alone_of_several_kinds(tmp_path):
+    members = [("n01/", b""), ("n01/a.b.png", encoded(0)), ("n01/c.PNG", encoded(1)), ("readme.txt", b"text")]
+    source = open_source(str(write_tar(tmp_path / "a.tar", members)))
+    assert_pictures(source, [0, 1])
+    assert source.columns == {"path": "string"}
+
+
+def test_tars_of_a_folder_and_of_a_pattern(tmp_path):
+    for shard in range(3):
+        write_tar(tmp_path / "shards" / f"{shard:02d}.tar", webdataset(range(3 * shard, 3 * shard + 3)))
+    for name in ("shards", "shards/*.tar"):
+        source = open_source(str(tmp_path / name))
+        assert len(source.parts(1)) == 3
+        assert_pictures(source, range(9))
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+def test_a_tar_cut_short_gives_what_is_whole_and_says_so(tmp_path, kept):
+    tar = write_tar(tmp_path / "a.tar", webdataset(range(9)))
+    content = tar.read_bytes()
+    tar.write_bytes(content[: int(kept * len(content.rstrip(b"\0")))])
+    *good, last = records(open_source(str(tar)))
+    assert 2 <= len(good) < 9
+    assert [read_image(encoded_image(record))[0].size for record in good[:-1]] == [(7, 9)] * (len(good) - 1)
+    with pytest.raises(ValueError, match=r"the tar is damaged|ends within"):
+        encoded_image(last)
+
+
+@pytest.mark.parametrize("image_type", ["image", "bytes", "struct"])
+def test_parquet(tmp_path, image_type):
+    for shard in range(2):
+        numbers = range(5 * shard, 5 * shard + 5)
+        if image_type == "image":
+            table_of(numbers).to_parquet(str(tmp_path / f"{shard}.parquet"))
+            continue
+        images = [encoded(n) if image_type == "bytes" else {"bytes": encoded(n), "path": "x.png"} for n in numbers]
+        pq.write_table(pa.table({"id": [*numbers], "img": images, "label": [*numbers]}), tmp_path / f"{shard}.parquet")
+    for name in (str(tmp_path), str(tmp_path / "*.parquet")):
+        source = open_source(name)
+        assert_pictures(source, range(10))
+        assert source.num_images == 10
+    label = "owl" if image_type == "image" else 8
+    assert columns(source)[8] == {"index": 8, "label": label}
+
+
+def test_a_folder_of_parquet_or_tars_with_splits(tmp_path):
+    table_of(range(4)).to_parquet(str(tmp_path / "parquet" / "train-00000-of-00001.parquet"))
+    table_of(range(4, 6)).to_parquet(str(tmp_path / "parquet" / "test-00000-of-00001.parquet"))
+    write_tar(tmp_path / "tars" / "train-0.tar", webdataset(range(4)))
+    write_tar(tmp_path / "tars" / "test-0.tar", webdataset(range(4, 6)))
+    for folder in ("parquet", "tars"):
+        name = str(tmp_path / folder)
+        assert_pictures(open_source(f"{name}:train"), range(4))
+        assert_pictures(open_source(f"{name}:test"), range(4, 6))
+        with pytest.raises(ValueError, match=f"several splits: choose one of {name}:train, {name}:test"):
+            open_source(name)
+        with pytest.raises(ValueError, match="no split 'validation': choose one of"):
+            open_source(f"{name}:validation")
+
+
+def test_a_saved_data_set(tmp_path):
+    table_of(range(5)).save_to_disk(tmp_path / "one")
+    source = open_source(str(tmp_path / "one"))
+    assert_pictures(source, range(5))
+    assert [row["label"] for row in columns(source)] == ["cat", "dog", "owl", "cat", "dog"]
+    splits = datasets.DatasetDict(train=table_of(range(3)), test=table_of(range(3, 5)))
+    splits.save_to_disk(tmp_path / "two")
+    assert_pictures(open_source(f"{tmp_path / 'two'}:test"), range(3, 5))
+    with pytest.raises(ValueError, match="several splits: choose one of"):
+        open_source(str(tmp_path / "two"))
+
+
+@pytest.fixture
+def on_the_hub(tmp_path, monkeypatch):
+    """A data set of two files, as the hub would give `someone/pictures`."""
+    for shard in range(2):
+        table_of(range(5 * shard, 5 * shard + 5)).to_parquet(str(tmp_path / "hub" / f"train-{shard}.parquet"))
+    for function in ("load_dataset", "load_dataset_builder"):
+        original = getattr(datasets, function)
+
+        def local(path, name=None, original=original, **options):
+            assert (path, name) == ("someone/pictures", None)
+            return original(str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"), **options)
+
+        monkeypatch.setattr(datasets, function, local)
+
+
+@pytest.mark.usefixtures("on_the_hub")
+def test_a_data_set_of_the_hub():
+    source = open_source("someone/pictures:train")
+    assert_pictures(source, range(10))
+    assert columns(source)[9] == {"index": 9, "label": "cat"}
+
+
+@pytest.mark.usefixtures("on_the_hub")
+def test_a_data_set_of_the_hub_streamed():
+    source = open_source("someone/pictures", streaming=True)
+    assert_pictures(source, range(10))
+    assert len(source.parts(1)) == 2
+    assert columns(source)[9] == {"shard": 1, "index": 4, "label": "cat"}
+    assert source.fingerprint() == open_source("someone/pictures", streaming=True).fingerprint()
+
+
+def test_columns_are_chosen_or_asked_for(tmp_path):
+    file = tmp_path / "a.parquet"
+    pictures = [encoded(n) for n in range(3)]
+    pq.write_table(pa.table({"left": pictures, "right": pictures[::-1], "kind": ["a", None, "c"]}), file)
+    with pytest.raises(ValueError, match="several columns of images: choose one of left, right by --image-column"):
+        open_source(str(file))
+    source = open_source(str(file), image_column="right", label_column="kind")
+    assert_pictures(source, [2, 1, 0])
+    assert [row["label"] for row in columns(source)] == ["a", None, "c"]
+    with pytest.raises(ValueError, match="no column 'top'; its columns are left, right, kind"):
+        open_source(str(file), image_column="top")
+    pq.write_table(pa.table({"text": ["a"]}), file)
+    with pytest.raises(ValueError, match="no column of images; its columns are text"):
+        open_source(str(file))
+
+
+def test_rows_without_an_image(tmp_path):
+    pq.write_table(pa.table({"image": [encoded(0), None, b""]}), tmp_path / "a.parquet")
+    first, *others = records(open_source(str(tmp_path / "a.parquet")))
+    assert read_image(encoded_image(first))[0].size == (7, 9)
+    for record in others:
+        with pytest.raises(ValueError, match="no image in this row"):
+            encoded_image(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "nothing is neither a folder, nor an image"),
+        ("nothing:train", "nothing:train is neither a folder"),
+        ("no body/nothing", "is neither a folder"),
+        ("nobody/nothing", "nobody/nothing is no file or folder here, and cannot be had as a data set: "),
+        ("binary", "binary is neither an image, nor a tar, nor Parquet, nor a text file of paths"),
+        ("*", "stands for files of several kinds"),
+        ("bad.parquet", "bad.parquet cannot be read as Parquet: "),
+        ("images:train", "images has no split 'train'"),
+    ],
+)
+def test_what_is_no_source(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    save_picture(tmp_path / "images" / "0.png", 0)
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "bad.parquet").write_text("PAR0")
+    with pytest.raises(ValueError, match=message):
+        open_source(name)
+
+
+def test_a_fingerprint_changes_with_the_files(tmp_path):
+    for number in range(2):
+        save_picture(tmp_path / "images" / f"{number}.png", number)
+    write_tar(tmp_path / "a.tar", webdataset(range(2)))
+    for source, file in (("images", "images/1.png"), ("a.tar", "a.tar")):
+        before = open_source(str(tmp_path / source)).fingerprint()
+        assert open_source(str(tmp_path / source)).fingerprint() == before
+        (tmp_path / file).write_bytes((tmp_path / file).read_bytes() + b"more")
+        assert open_source(str(tmp_path / source)).fingerprint() != before

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from modeling_dino import DinoModel, load_features
+from modeling_dino.demo.images import copy_photographs, cut_photographs, halves
+from modeling_dino.demo.run import K, pixels_of, run_demo
+from modeling_dino.evaluation.evaluation_data import features_of
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A demo of two steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    return run_demo(folder, seed=3, overrides=("training.max_steps=2",))
+
+
+def test_it_pretrains_extracts_evaluates_and_draws(demo):
+    folder = demo.output
+    assert DinoModel.from_pretrained(folder / "model").config.head_type == "dino"
+    views, distorted = (load_features(folder / "features" / name) for name in ("views", "distorted"))
+    assert len(set(views["label"])) == demo.places
+    assert views["label"].tolist() == distorted["label"].tolist()
+    for picture in ("model/curves.png", "neighbours.png", "attention/astronaut-attention.png"):
+        assert Image.open(folder / picture).size > (100, 100)
+    assert all(Path(file).is_file() for file in str(demo).rpartition("look at ")[2].split(", "))
+    (result,) = [
+        result
+        for result in json.loads((folder / "model" / "evaluation_results.json").read_text())
+        if result.get("metric_name") == f"k-NN top-1, k={K}"
+    ]
+    assert result["value"] == pytest.approx(demo.accuracies["trained"], abs=1e-4)
+
+
+def test_pixels_are_what_the_network_sees(demo):
+    views, distorted = (
+        pixels_of(features_of(str(demo.output / "features" / name)), str(demo.output / "model"))
+        for name in ("views", "distorted")
+    )
+    size = DinoModel.from_pretrained(demo.output / "model").config.image_size
+    assert views.features.shape[1] == 3 * size**2
+    # each votes with its cosine, as ours
+    classifier = KNeighborsClassifier(
+        K, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    classifier.fit(views.features.numpy(), views.labels)
+    score = classifier.score(distorted.features.numpy(), distorted.labels)
+    assert demo.accuracies["pixels"] == pytest.approx(100 * score, abs=1e-4)
+
+
+def test_another_seed_is_refused_before_anything_is_replaced(demo):
+    before = {file: file.stat().st_mtime_ns for file in demo.output.rglob("*.*") if file.parent.name != "photographs"}
+    with pytest.raises(ValueError, match="another run"):
+        run_demo(demo.output, seed=4, overrides=("training.max_steps=2",))
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+def test_no_place_is_trained_on(tmp_path):
+    for path in copy_photographs(tmp_path / "photographs"):
+        left, right = halves(path)
+        whole = np.asarray(Image.open(path).convert("RGB"))
+        np.testing.assert_array_equal(np.concatenate([left, right], axis=1), whole)
+
+
+def test_the_images_depend_on_the_seed_alone(tmp_path):
+    photographs = copy_photographs(tmp_path / "photographs")[:1]
+
+    def cut(name: str, seed: int) -> list[bytes]:
+        folders = cut_photographs(photographs, tmp_path / name, seed)
+        return [file.read_bytes() for folder in folders for file in sorted(Path(folder).rglob("*.png"))]
+
+    assert cut("first", 0) == cut("second", 0) != cut("third", 1)

@@ -1,0 +1,470 @@
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import polars
+import pytest
+import timm
+import torch
+from photographs import save_variants
+from PIL import Image
+from processes import run_python
+from tiny_models import tiny_config
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from modeling_dino import DinoImageProcessor, DinoModel, load_features
+from modeling_dino.extraction import feature_files
+from modeling_dino.extraction.extract import ExtractionSettings, extract_features
+from modeling_dino.extraction.features import image_features
+from modeling_dino.hub.loading import load_image_processor
+from modeling_dino.vision_transformer import VisionTransformer
+
+
+NUM_IMAGES = 11
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `model` and `images`, which no test changes."""
+    folder = tmp_path_factory.mktemp("extract")
+    torch.manual_seed(0)
+    DinoModel(tiny_config()).save_pretrained(folder / "model")
+    (folder / "images").mkdir()
+    for i in range(NUM_IMAGES):
+        noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
+        noise.save(folder / "images" / f"{i:02d}.png")
+    return folder
+
+
+def settings(folder: Path, images="images", **options) -> ExtractionSettings:
+    return ExtractionSettings(**{"model": str(folder / "model"), "images": str(folder / images), **options})
+
+
+def extract(folder: Path, output: Path, images="images", **options):
+    keywords = {k: options.pop(k) for k in ("num_workers", "on_error", "overwrite", "compile") if k in options}
+    return extract_features(settings(folder, images, **options), output, progress=False, **keywords)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of four images."""
+    monkeypatch.setattr(feature_files, "MIN_SHARD_ROWS", 4)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def expected_features(folder: Path, files: list[Path], *arguments) -> np.ndarray:
+    """One image at a time, by the model and its image processor."""
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    processor = DinoImageProcessor.from_pretrained(folder / "model")
+    with torch.no_grad():
+        rows = []
+        for file in files:
+            with Image.open(file) as image:
+                rows.append(image_features(model, **processor(image, return_tensors="pt"), **dict(arguments))[0])
+        return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_features_are_the_models(tmp_path, folder, num_workers):
+    summary = extract(folder, tmp_path / "out", batch_size=3, num_workers=num_workers)
+    assert (summary.rows, summary.computed, summary.skipped) == (NUM_IMAGES, NUM_IMAGES, {})
+    table = load_features(tmp_path / "out")
+    files = sorted((folder / "images").iterdir())
+    assert table["path"].tolist() == list(map(str, files))
+    assert table["feature"].dtype == np.float32
+    np.testing.assert_allclose(table["feature"], expected_features(folder, files), rtol=0, atol=1e-5)
+    assert "label" not in table
+
+
+@pytest.mark.parametrize(
+    ("kind", "last_blocks", "shape"),
+    [
+        ("cls", 3, (96,)),
+        ("patch_mean", 1, (32,)),
+        ("cls_patch_mean", 1, (64,)),
+        ("patches", 1, (16, 32)),
+        ("projection", 1, (24,)),
+    ],
+)
+def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
+    extract(folder, tmp_path / "out", features=kind, last_blocks=last_blocks)
+    features = load_features(tmp_path / "out")["feature"]
+    assert features.shape == (NUM_IMAGES, *shape)
+    files = sorted((folder / "images").iterdir())
+    expected = expected_features(folder, files, ("kinds", kind), ("last_blocks", last_blocks))
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+
+
+def test_images_that_are_not_cropped_and_several_scales(tmp_path, folder):
+    """Whole images have sizes of their own; what is then too small for the model is named."""
+    images = tmp_path / "images"
+    shutil.copytree(folder / "images", images)
+    Image.new("RGB", (400, 90)).save(images / "thin.png")  # 24 x 5 pixels
+    options = {"features": "cls_gem", "gem_p": 3.0, "scales": (1.0, 0.75)}
+    summary = extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **options)
+    assert summary.skipped == {
+        str(images / "thin.png"): "24 x 5 pixels after resizing: the model needs 11 each way",
+    }
+    features = load_features(tmp_path / "out")["feature"]
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    processor = load_image_processor(str(folder / "model"), model.config, "whole", 24)
+    with torch.no_grad():
+        for file, row in zip(sorted((folder / "images").iterdir()), features, strict=True):
+            pixel_values = processor(Image.open(file), return_tensors="pt")["pixel_values"]
+            assert max(pixel_values.shape) == 24
+            expected = image_features(model, pixel_values, "cls_gem", 1, 3.0, (1.0, 0.75))[0]
+            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"has features of other settings, scales: \[1.0, 0.75\] -> \[1.0\]"):
+        extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **{**options, "scales": (1.0,)})
+    with pytest.raises(ValueError, match="patches of whole images differ in number"):
+        extract(folder, tmp_path / "patches", resize="whole", features="patches")
+
+
+def test_several_kinds_in_one_pass(tmp_path, folder, monkeypatch):
+    """As each alone, by as many passes through the model as one alone takes."""
+    passes = []
+    forward = VisionTransformer.embed
+    monkeypatch.setattr(VisionTransformer, "embed", lambda *args: passes.append(0) or forward(*args))
+    kinds = ("cls", "patch_mean", "patches")
+    extract(folder, tmp_path / "all", features=", ".join(kinds), last_blocks=2)
+    together = load_features(tmp_path / "all")
+    assert list(together) == ["path", *(f"feature_{kind}" for kind in kinds)]
+    num_passes = len(passes)
+    for kind in kinds:
+        passes.clear()
+        extract(folder, tmp_path / kind, features=kind, last_blocks=2)
+        assert len(passes) == num_passes
+        alone = load_features(tmp_path / kind)["feature"]  # of CLS tokens by less work, with other rounding
+        np.testing.assert_allclose(together[f"feature_{kind}"], alone, rtol=0, atol=1e-5 if kind == "cls" else 0)
+
+
+def write_sources(folder: Path, output: Path) -> dict[str, dict]:
+    """The images of the folder in every kind of source; options of `extract` by name."""
+    files = sorted((folder / "images").iterdir())
+    with tarfile.open(output / "images.tar", "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    images = datasets.Features({"image": datasets.Image()})
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    data = datasets.Dataset.from_dict({"image": rows}, features=images)
+    data.to_parquet(output / "images.parquet")
+    data.save_to_disk(output / "saved")
+    (output / "list.txt").write_text("\n".join(map(str, files)))
+    (output / "repository").mkdir()
+    shutil.copy(output / "images.parquet", output / "repository" / "train.parquet")
+    return {
+        "pattern": {"images": folder / "images" / "*.png"},
+        "list": {"images": output / "list.txt"},
+        "tar": {"images": output / "images.tar"},
+        "parquet": {"images": output / "images.parquet"},
+        "saved": {"images": output / "saved"},
+        "streamed": {"images": output / "repository", "streaming": True},
+    }
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_same_features_from_every_source(tmp_path, folder):
+    extract(folder, tmp_path / "out")
+    expected = load_features(tmp_path / "out")["feature"]
+    for name, options in write_sources(folder, tmp_path).items():
+        extract(folder, tmp_path / f"{name}-out", **options)
+        features = load_features(tmp_path / f"{name}-out")["feature"]
+        np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5, err_msg=name)  # streamed in other batches
+
+
+def test_on_a_cpu_large_batches_are_computed_in_small_ones(tmp_path, folder, monkeypatch):
+    sizes, forward = [], DinoModel.get_cls_tokens
+
+    def noted(self, pixel_values, *args, **options):
+        sizes.append((pixel_values.device.type, len(pixel_values)))
+        return forward(self, pixel_values, *args, **options)
+
+    monkeypatch.setattr(DinoModel, "get_cls_tokens", noted)
+    assert extract(folder, tmp_path / "out", batch_size=100).rows == 11
+    assert sorted(sizes) == [("cpu", 3), ("cpu", 8), ("meta", 1)]
+
+
+def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
+    """Batches are halved until they fit; one that cannot be is an error that says so."""
+    sizes, room = [], 3
+
+    def within_memory(self, pixel_values, *args, **options):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > room and pixel_values.device.type != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, pixel_values, *args, **options)
+
+    forward = DinoModel.get_cls_tokens
+    monkeypatch.setattr("modeling_dino.extraction.extract.CPU_BATCH", 32)
+    extract(folder, tmp_path / "whole")
+    monkeypatch.setattr(DinoModel, "get_cls_tokens", within_memory)
+    extract(folder, tmp_path / "out")
+    assert sizes == [1, 11, 5, 2, 2, 2, 2, 2, 1]  # the first for the shape of the features
+    expected = load_features(tmp_path / "whole")["feature"]
+    np.testing.assert_allclose(load_features(tmp_path / "out")["feature"], expected, rtol=0, atol=1e-5)
+    room = 0
+    with pytest.raises(ValueError, match="one image is too large for the memory of cpu"):
+        extract(folder, tmp_path / "none")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_other_libraries_read_the_shards(tmp_path, folder):
+    extract(folder, tmp_path / "out")
+    table = load_features(tmp_path / "out")
+    files = sorted(map(str, (tmp_path / "out").glob("*.parquet")))
+    assert len(files) == 3
+    frame = pd.concat(map(pd.read_parquet, files))
+    np.testing.assert_array_equal(np.stack(frame["feature"]), table["feature"])
+    data = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features["feature"].length == 32
+    np.testing.assert_array_equal(np.array(data.with_format("numpy")["feature"]), table["feature"])
+    assert data["path"][:] == frame["path"].tolist() == table["path"].tolist()
+    frame = polars.read_parquet(tmp_path / "out" / "*.parquet")
+    np.testing.assert_array_equal(frame["feature"].to_numpy(), table["feature"])
+    columns = duckdb.sql(f"select * from '{tmp_path / 'out' / '*.parquet'}'").fetchnumpy()
+    np.testing.assert_array_equal(np.stack(columns["feature"]), table["feature"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_and_stored_in_float32(tmp_path, folder, dtype):
+    extract(folder, tmp_path / "full")
+    extract(folder, tmp_path / "half", dtype=dtype)
+    full, half = (load_features(tmp_path / name)["feature"] for name in ("full", "half"))
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+COMPILED = """
+from modeling_dino.extraction.extract import ExtractionSettings, extract_features
+extract_features(ExtractionSettings({model!r}, {images!r}, batch_size=11), "compiled", compile=True, progress=False)
+"""
+
+
+def test_compiled(tmp_path, folder):
+    """In a process of its own, as torch 2.11 without a GPU cannot train where a thread that compiled has ended."""
+    extract(folder, tmp_path / "plain", batch_size=11)
+    run_python(COMPILED.format(model=str(folder / "model"), images=str(folder / "images")), tmp_path)
+    plain, compiled = (load_features(tmp_path / name)["feature"] for name in ("plain", "compiled"))
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-5)
+
+
+def test_labels_come_from_sub_folders(tmp_path, folder):
+    for i, name in enumerate(("dog", "cat", "cat")):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "images" / f"{i:02d}.png", tmp_path / "classes" / name)
+    extract(folder, tmp_path / "out", images=tmp_path / "classes")
+    assert load_features(tmp_path / "out")["label"].tolist() == ["cat", "cat", "dog"]
+
+
+def test_a_resnet(tmp_path, folder):
+    DinoModel(tiny_config("resnet")).save_pretrained(tmp_path / "resnet")
+    extract(folder, tmp_path / "out", model=str(tmp_path / "resnet"))
+    assert load_features(tmp_path / "out")["feature"].shape == (NUM_IMAGES, 64)
+
+
+def test_models_of_other_libraries(tmp_path, folder):
+    """Their own image processors, which squash or crop less, are left aside."""
+    timm.models.save_for_hf(timm.create_model("resnet18", num_classes=0), tmp_path / "timm")
+    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    for name, width in (("timm", 512), ("vit", 32)):
+        extract(folder, tmp_path / f"{name}-out", model=str(tmp_path / name))
+        features = load_features(tmp_path / f"{name}-out")["feature"]
+        assert features.shape == (NUM_IMAGES, width)
+        DinoModel.from_pretrained(tmp_path / name).save_pretrained(tmp_path / f"{name}-ours")
+        extract(folder, tmp_path / f"{name}-ours-out", model=str(tmp_path / f"{name}-ours"))
+        np.testing.assert_array_equal(load_features(tmp_path / f"{name}-ours-out")["feature"], features)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, folder, monkeypatch):
+    extract(folder, tmp_path / "whole")
+    write = feature_files.FeatureFolder.write
+
+    def stop_in_the_second_shard(self, shard, *arguments):
+        if shard == 1:
+            (self.path / ".features-000001.parquet.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        write(self, shard, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_files.FeatureFolder, "write", stop_in_the_second_shard)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not complete: run the same"):
+        load_features(tmp_path / "out")
+    summary = extract(folder, tmp_path / "out")
+    assert (summary.rows, summary.computed) == (NUM_IMAGES, NUM_IMAGES - 4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert extract(folder, tmp_path / "out").computed == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_features_of_other_settings_are_kept_unless_told_otherwise(tmp_path, folder):
+    output = tmp_path / "out"
+    extract(folder, output)
+    before = contents(output)
+    for options, difference in (
+        ({"features": "patches"}, "features: cls -> patches"),
+        ({"dtype": "bfloat16"}, "dtype: float32 -> bfloat16"),
+        ({"images": folder / "images" / "00.png"}, "images: "),
+    ):
+        with pytest.raises(ValueError, match=f"has features of other settings, {difference}"):
+            extract(folder, output, **options)
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(output, tmp_path / "copy" / "out")
+    assert contents(output) == before
+    extract(folder, output, features="patches", overwrite=True)
+    assert load_features(output)["feature"].shape == (NUM_IMAGES, 16, 32)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_overwriting_that_was_stopped_leaves_no_old_features(tmp_path, folder, monkeypatch):
+    extract(folder, tmp_path / "out")
+    extract(folder, tmp_path / "new", dtype="bfloat16")
+    unlink = Path.unlink
+
+    def stop_at_the_second_shard(self, **options):
+        if self.name == "features-000001-000000.parquet":
+            raise KeyboardInterrupt
+        unlink(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop_at_the_second_shard)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    with pytest.raises(ValueError, match="is not complete"):
+        load_features(tmp_path / "out")
+    with pytest.raises(ValueError, match="--overwrite them"):
+        extract(folder, tmp_path / "out", dtype="bfloat16")
+    extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_a_changed_model_or_image_is_noticed(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "here")
+    here = tmp_path / "here"
+    extract(here, here / "out")
+    model = DinoModel.from_pretrained(here / "model")
+    with torch.no_grad():
+        model.backbone.norm.bias += 1e-3
+    model.save_pretrained(here / "model")
+    with pytest.raises(ValueError, match="model_fingerprint: "):
+        extract(here, here / "out")
+    shutil.copy(folder / "model" / "model.safetensors", here / "model")
+    assert extract(here, here / "out").computed == 0
+    Image.new("RGB", (100, 90)).save(here / "images" / "00.png")
+    with pytest.raises(ValueError, match="images_fingerprint: "):
+        extract(here, here / "out")
+
+
+def test_a_run_killed_while_it_began_goes_on(tmp_path, folder):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".manifest.json.partial").write_text("{")
+    assert extract(folder, tmp_path / "out").computed == NUM_IMAGES
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_anything_else_is_left_alone(tmp_path, folder, overwrite):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something other than features"):
+        extract(folder, tmp_path, overwrite=overwrite)
+    with pytest.raises(ValueError, match="is a file: choose another output folder"):
+        extract(folder, tmp_path / "thesis.txt", overwrite=overwrite)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.fixture
+def spoiled(tmp_path, folder) -> Path:
+    """The images, of which two cannot be read, and a model."""
+    shutil.copytree(folder, tmp_path / "spoiled")
+    images = tmp_path / "spoiled" / "images"
+    (images / "03.png").write_bytes((images / "03.png").read_bytes()[:200])
+    (images / "07.png").write_text("not an image")
+    return tmp_path / "spoiled"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_unreadable_images_are_skipped_named_and_counted(tmp_path, spoiled):
+    summary = extract(spoiled, tmp_path / "out")
+    assert summary.rows == NUM_IMAGES - 2
+    assert [Path(path).name for path in summary.skipped] == ["03.png", "07.png"]
+    assert "2 skipped" in str(summary)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["skipped"] == summary.skipped
+    assert "no image in a known format" in manifest["skipped"][str(spoiled / "images" / "07.png")]
+    table = load_features(tmp_path / "out")
+    good = [file for file in sorted((spoiled / "images").iterdir()) if file.name not in ("03.png", "07.png")]
+    assert table["path"].tolist() == list(map(str, good))
+    np.testing.assert_allclose(table["feature"], expected_features(spoiled, good), rtol=0, atol=1e-5)
+
+
+def test_unreadable_images_fail_the_run_if_asked(tmp_path, spoiled):
+    with pytest.raises(ValueError, match=r"cannot read .*03.png: .*--on-error skip"):
+        extract(spoiled, tmp_path / "out", on_error="fail")
+
+
+def test_nothing_but_unreadable_images(tmp_path, spoiled):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read; the first: .*07.png"):
+        extract(spoiled, tmp_path / "out", images="images/07.png")
+
+
+def test_every_mode_of_photographs(tmp_path, folder):
+    files = sorted(save_variants(tmp_path / "photographs"))
+    summary = extract(folder, tmp_path / "out", images=tmp_path / "photographs")
+    assert summary.rows == 20
+    assert [Path(path).name for path in summary.notes] == ["sixteen-bit.png"]
+    features = load_features(tmp_path / "out")["feature"]
+    np.testing.assert_allclose(features, expected_features(folder, files), rtol=0, atol=1e-5)
+
+
+def test_any_name_a_file_can_have(tmp_path, folder):
+    names = [
+        "with space.png",
+        "quote'\"s.png",
+        "new\nline.png",
+        "ünïcode-写真.PNG",
+        "a,b;c.png",
+        os.fsdecode(b"bytes-\xff.png"),
+    ]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        shutil.copy(folder / "images" / "00.png", tmp_path / "images" / name)
+    (tmp_path / "images" / os.fsdecode(b"bad-\xfe.png")).write_text("not an image")
+    summary = extract(folder, tmp_path / "out", images=tmp_path / "images")
+    assert [Path(path).name for path in summary.skipped] == ["bad-\\xfe.png"]
+    table = load_features(tmp_path / "out")
+    assert {Path(path).name for path in table["path"]} == {*names[:-1], "bytes-\\xff.png"}
+    np.testing.assert_allclose(table["feature"], table["feature"][[0] * len(names)], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "class"}, "unknown features 'class'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': allowed are float32, bfloat16, float16"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"on_error": "ignore"}, "unknown on_error 'ignore': allowed are skip, fail"),
+        ({"model": "dino_vits16"}, "dino_vits16 is a configuration without weights"),
+        ({"images": "nothing"}, "is neither a folder"),
+    ],
+)
+def test_arguments_that_cannot_work_leave_nothing_behind(tmp_path, folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        extract(folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_load_features_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="holds something other than features"):
+        load_features(tmp_path)

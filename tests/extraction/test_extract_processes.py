@@ -1,0 +1,276 @@
+"""Extraction in processes of its own: many at a time, killed, and without room to write."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_config
+
+from modeling_dino import DinoModel, load_features
+
+
+NUM_IMAGES = 11
+SMALL_SHARDS = """
+from modeling_dino.extraction import feature_files
+feature_files.MIN_SHARD_ROWS = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `model`, `images`, and lists of some of these, which no test changes."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.manual_seed(0)
+    DinoModel(tiny_config()).save_pretrained(folder / "model")
+    (folder / "images").mkdir()
+    paths = [folder / "images" / f"{i:02d}.png" for i in range(NUM_IMAGES)]
+    for i, path in enumerate(paths):
+        Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(path)
+    for count in (0, 1, 2, NUM_IMAGES):
+        (folder / f"{count}.txt").write_text("\n".join(map(str, paths[:count])) + "\n")
+    return folder
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+LAUNCHED = f"""
+import json, sys
+from accelerate import PartialState
+{SMALL_SHARDS}
+from modeling_dino.cli.app import app
+for arguments in json.load(open(sys.argv[1])):
+    app(args=["extract", *arguments], standalone_mode=False)
+assert PartialState().num_processes == int(sys.argv[2])
+"""
+
+
+def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threads: int = 1) -> list[str]:
+    """Runs `dino extract` several times under one `accelerate launch`; returns the lines that it prints."""
+    (folder / "launched.py").write_text(LAUNCHED)
+    (folder / "runs.json").write_text(json.dumps([list(map(str, arguments)) for arguments in runs]))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", num_processes]
+    launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+    launcher += ["--multi_gpu"] if num_processes > 1 else ["--cpu"]  # --cpu alone starts a single one
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "ACCELERATE_USE_CPU": "true"}
+    command = [*map(str, launcher), "launched.py", "runs.json", str(num_processes)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
+    """Also with fewer images than processes, with none, with another number of threads, and what others began."""
+    counts = (NUM_IMAGES, 2, 1, 0)
+    common = ["--model", folder / "model", "--batch-size", 3]
+
+    def runs(name: str) -> list[list[object]]:
+        (tmp_path / name).mkdir()
+        return [[*common, "--images", folder / f"{n}.txt", "--output", tmp_path / name / str(n)] for n in counts]
+
+    launch(tmp_path, 1, runs("1"), num_threads=2)
+    for num_processes in (2, 3):
+        name = str(num_processes)
+        planned = runs(name)
+        begun = tmp_path / name / str(NUM_IMAGES)
+        shutil.copytree(tmp_path / "1" / str(NUM_IMAGES), begun)
+        (begun / "features-000001-000000.parquet").unlink()
+        lines = launch(tmp_path, num_processes, planned)
+        assert [line.split(" images")[0] for line in lines] == list(map(str, counts))  # the main process alone
+        assert "7 of them from before" in lines[0]
+        for count in counts:
+            assert contents(tmp_path / name / str(count)) == contents(tmp_path / "1" / str(count))
+    for count in counts:
+        rows = load_features(tmp_path / "3" / str(count))
+        assert [Path(path).name for path in rows["path"]] == [f"{i:02d}.png" for i in range(count)]
+        assert rows["feature"].shape == (count, 32)
+
+
+# forks, so that what can be killed begins with the imports done; the processes find each other as `accelerate launch`
+# has them do
+KILLED = f"""
+import os, sys
+import accelerate, datasets, pyarrow.parquet
+{SMALL_SHARDS}
+import modeling_dino.extraction.extract
+from modeling_dino.cli.app import main
+
+for line in sys.stdin:
+    *arguments, num_processes, port = line.rstrip("\\n").split("\\t")
+    children = []
+    for rank in range(int(num_processes)):
+        child = os.fork()
+        if not child:
+            os.dup2(2, 1)  # what is read from here is the parent's alone
+            if int(num_processes) > 1:
+                os.environ.update(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=num_processes, LOCAL_WORLD_SIZE=num_processes,
+                    MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true",
+                )
+            sys.stdin.close()
+            sys.argv = ["dino", "extract", *arguments]
+            code = 1
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+            finally:
+                os._exit(code)  # tidying up takes seconds
+        os.setpgid(child, child)  # to be killed with its workers, from now on
+        children.append(child)
+    print(*children, flush=True)
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    print("ended", *codes, flush=True)
+"""
+
+
+class Killable:
+    """A process from which runs of `dino extract` are forked."""
+
+    def __init__(self, folder: Path):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", KILLED],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def run(self, arguments: list[object], num_processes: int, seconds: float | None = None) -> bool:
+        """Whether a run completes; after the given time one of its processes is killed, and then the others."""
+        line = "\t".join(map(str, [*arguments, num_processes, free_port()]))
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        children = list(map(int, self.process.stdout.readline().split()))
+        if seconds is not None:
+            time.sleep(seconds)
+            for child in random.sample(children, len(children)):
+                kill_group(child)
+        lines = iter(self.process.stdout.readline, "")
+        ended = next(line for line in lines if line.startswith("ended"))
+        return set(ended.split()[1:]) == {"0"}
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def kill_group(leader: int):
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_killed_at_random_moments_it_goes_on(tmp_path, folder, num_processes):
+    """Until it has been killed twenty times; then the table is that of a run that was left alone."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    random.seed(seed)
+    arguments = ["--model", folder / "model", "--images", folder / "images", "--batch-size", 2, "--num-workers", 1]
+    killable = Killable(tmp_path)
+    try:
+        for name in ("whole", "again"):  # the first imports what the second one does not have to
+            started = time.monotonic()
+            assert killable.run([*arguments, "--output", tmp_path / name], num_processes)
+            duration = time.monotonic() - started
+        assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+        kills = completed = 0
+        while kills < 20:
+            output = tmp_path / f"killed-{completed}"
+            if killable.run([*arguments, "--output", output], num_processes, random.uniform(0, duration)):
+                completed += 1
+            else:
+                kills += 1
+        assert killable.run([*arguments, "--output", output], num_processes)
+        for i in range(completed + 1):
+            if (tmp_path / f"killed-{i}").exists():
+                assert contents(tmp_path / f"killed-{i}") == contents(tmp_path / "whole")
+    finally:
+        killable.close()
+
+
+# in a mount namespace of its own: the file system is gone with the process
+FULL = f"""
+import subprocess, sys
+from pathlib import Path
+{SMALL_SHARDS}
+from modeling_dino.cli.app import app, run
+model, images, disk, too_small = sys.argv[1:]
+output = disk + "/out"
+
+
+def mount(*options):
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", disk], check=True)
+
+
+def extract():
+    try:
+        run(app, args=["extract", "--model", model, "--images", images, "--features", "patches", "--output", output])
+    except SystemExit as stop:
+        return stop.code
+
+
+def shards():
+    return {{path.name: path.read_bytes() for path in Path(disk, "out").glob("features-*")}}
+
+
+mount("-o", "size=" + too_small)
+assert extract() == 2
+begun = shards()
+assert begun and not list(Path(disk, "out").glob(".*")), begun.keys()
+mount("-o", "remount,ro")
+assert extract() == 2
+assert shards() == begun
+mount("-o", "remount,size=48m,rw")
+assert extract() == 0
+assert begun.items() <= shards().items()
+for name, content in shards().items():
+    Path("mended", name).write_bytes(content)
+"""
+
+
+def can_mount() -> bool:
+    return not subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+    ).returncode
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+def test_a_full_disk_and_one_that_cannot_be_written_to(tmp_path, folder):
+    """One line each; what was written is kept, and it goes on when there is room."""
+    for name in ("disk", "mended"):
+        (tmp_path / name).mkdir()
+    common = ["--model", folder / "model", "--images", folder / "images", "--features", "patches"]
+    launch(tmp_path, 1, [[*common, "--output", tmp_path / "whole"]])
+    whole = contents(tmp_path / "whole")
+    arguments = [folder / "model", folder / "images", tmp_path / "disk", sum(map(len, whole.values())) * 3 // 4]
+    command = ["unshare", "-rm", sys.executable, "-c", FULL, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "dino: " in line]
+    assert "No space left on device" in errors[0]
+    assert "Read-only file system" in errors[1]
+    whole.pop("manifest.json")
+    assert contents(tmp_path / "mended") == whole

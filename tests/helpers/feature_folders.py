@@ -1,0 +1,35 @@
+"""Folders of features as `dino extract` writes them, of features that are given."""
+
+from pathlib import Path
+
+import numpy as np
+
+from modeling_dino.data.image_source import ImageRecord
+from modeling_dino.data.sources import open_source
+from modeling_dino.extraction.feature_files import FeatureFolder
+
+
+def records_of(source_name: str | Path) -> list[ImageRecord]:
+    """All images of a source, in order."""
+    source = open_source(str(source_name))
+    return [record for part in source.parts(1000) for record in source.read(part)]
+
+
+def write_features(folder: Path, source_name: str | Path, features: np.ndarray, rows: list[dict] | None = None):
+    """
+    Args:
+        source_name: of the images.
+        features: (N, ...), one for each image.
+        rows: of the images, if other than the source gives them.
+    """
+    source = open_source(str(source_name))
+    rows = rows or [record.columns for record in records_of(source_name)]
+    output = FeatureFolder(folder, source.columns, {"feature": features.shape[1:]})
+    settings = {"model": "a model", "images": str(source_name), "features": "cls", "last_blocks": 1}
+    settings |= {"dtype": "float32", "streaming": False, "image_column": None, "label_column": None}
+    settings |= {"model_revision": None, "model_fingerprint": "abc", "images_fingerprint": source.fingerprint()}
+    settings |= {"transform": {}, "device": "cpu", "versions": {"torch": "2"}}
+    output.open(settings, overwrite=False)
+    remarks = {"skipped": {}, "notes": {}, "ends_part": True}
+    output.write(0, 0, rows, {"feature": features.astype("float32")}, remarks)
+    output.close(1)

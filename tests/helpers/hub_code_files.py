@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that go to the hub with a model that is saved with code: all that is the model's."""
+
+CODE_FILES = {
+    "checkpoint_files.py",
+    "configuration_dino.py",
+    "image_processing_dino.py",
+    "inference.py",
+    "modeling_dino.py",
+    "projection_head.py",
+    "resnet.py",
+    "stage.py",
+    "vision_transformer.py",
+}

@@ -1,0 +1,70 @@
+"""Runs of the trainer in several processes, for test_trainer_processes.py: what each ends with goes to a file."""
+
+import sys
+from pathlib import Path
+
+import torch
+from pretraining_data import RandomCrops, losses_of, tiny_model, trainer_of
+from torch.distributed.fsdp import fully_shard
+
+from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates
+from modeling_dino.training.trainer import collate_crops
+
+
+SCENARIOS = {  # family, and arguments of the run
+    "vit": ("vit", {}),
+    "accumulated": ("vit", {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}),
+    "checkpointed": ("vit", {"gradient_checkpointing": True}),
+    "resnet": ("resnet", {}),
+}
+BATCH_SIZE = 4  # of all processes
+
+
+def run(name: str, folder: Path, num_processes: int, resume: bool = False):
+    """Trains the model of a scenario, and saves what it ended with."""
+    family, options = SCENARIOS[name]
+    defaults = {"per_device_train_batch_size": BATCH_SIZE // num_processes, "save_strategy": "steps", "save_steps": 3}
+    trainer = trainer_of(folder, tiny_model(family), **{**defaults, **options})
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        torch.save({"losses": losses_of(trainer), "state_dict": trainer.model.state_dict()}, folder / "end.pt")
+
+
+def run_sharded(rank: int, num_processes: int) -> dict[str, torch.Tensor]:
+    """Some steps by hand, of a model that is sharded (FSDP 2) if there are several processes. Accelerate does not
+    shard on a CPU, so the trainer cannot be asked."""
+    model = tiny_model().train()
+    if num_processes > 1:
+        for network in (model.student, model.teacher):
+            for block in network.backbone.blocks:
+                fully_shard(block)
+        fully_shard(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=1e-3)
+    data = RandomCrops()
+    size = BATCH_SIZE // num_processes
+    for step in range(4):
+        first = step * BATCH_SIZE + rank * size
+        output = model(**collate_crops([data[i] for i in range(first, first + size)]))
+        output.loss.backward()
+        clip_each_gradient(model.parameters(), max_norm=0.1)
+        set_rates(optimizer, learning_rate=1e-3, weight_decay=0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_teacher(0.9)
+        model.update_center(output.teacher_projection)
+    return {name: getattr(x, "full_tensor", lambda x=x: x)().clone() for name, x in model.state_dict().items()}
+
+
+def main(folder: Path):
+    """All scenarios, in each of two processes."""
+    for name in SCENARIOS:
+        run(name, folder / name, num_processes=2)
+    rank = torch.distributed.get_rank()
+    sharded = run_sharded(rank, num_processes=2)
+    if rank == 0:
+        torch.save(sharded, folder / "sharded.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,155 @@
+import json
+import re
+
+import pytest
+from tiny_models import tiny_config
+from transformers import AutoConfig
+
+from modeling_dino import DinoConfig
+
+
+@pytest.mark.parametrize("name", ["vit_small", "ViT-Small", "deit_small", "DeiT-small", "VIT_SMALL"])
+def test_spellings_of_a_backbone_are_stored_as_one(name):
+    assert DinoConfig(backbone=name).backbone == "vit_small"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "ResNet-50", "resnet_50"])
+def test_spellings_of_a_resnet_are_stored_as_one(name):
+    assert DinoConfig(backbone=name).backbone == "resnet50"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "hidden_size", "layers", "heads"),
+    [("vit_tiny", 192, 12, 3), ("vit_small", 384, 12, 6), ("vit_base", 768, 12, 12), ("vit_large", 1024, 24, 16)],
+)
+def test_the_name_of_a_vit_fixes_its_sizes(backbone, hidden_size, layers, heads):
+    config = DinoConfig(backbone=backbone)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (hidden_size, layers, heads)
+    assert not hasattr(config, "depths")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "hidden_size", "depths"),
+    [
+        ("resnet18", 512, [2, 2, 2, 2]),
+        ("resnet34", 512, [3, 4, 6, 3]),
+        ("resnet50", 2048, [3, 4, 6, 3]),
+        ("resnet101", 2048, [3, 4, 23, 3]),
+        ("resnet152", 2048, [3, 8, 36, 3]),
+    ],
+)
+def test_the_name_of_a_resnet_fixes_its_sizes(backbone, hidden_size, depths):
+    config = DinoConfig(backbone=backbone)
+    assert (config.hidden_size, config.depths) == (hidden_size, depths)
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
+    config = tiny_config(family, out_features=["stage1", "stage3"])
+    config.save_pretrained(tmp_path)
+    for loaded in (DinoConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is DinoConfig
+        assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+        assert loaded.out_features == ["stage1", "stage3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "vit_smal"}, "unknown backbone 'vit_smal': did you mean vit_small"),
+        ({"backbone": "resnet51"}, "did you mean resnet50"),
+        ({"backbone": "swin"}, "allowed are vit_tiny, vit_small"),
+        (
+            {"hidden_size": 100, "num_attention_heads": 3},
+            "hidden_size=100 must be a multiple of num_attention_heads=3",
+        ),
+        ({"patch_size": 0}, "patch_size=0 must be between 1 and image_size=224"),
+        ({"image_size": 8}, "patch_size=16 must be between 1 and image_size=8"),
+        ({"num_channels": 0}, "num_channels=0 must be greater than 0"),
+        ({"projection_dim": -1}, "projection_dim=-1 must be greater than 0"),
+        ({"head_num_layers": 0}, "head_num_layers=0 must be greater than 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and less than 1"),
+        ({"head_type": "mlp"}, "head_type='mlp' is not one of 'dino', 'simple', None"),
+        ({"position_interpolation": "bilinear"}, "is not one of 'dino', 'size', 'antialias'"),
+        ({"resnet_stem": "small"}, "resnet_stem='small' is not one of 'auto', 'imagenet', 'cifar'"),
+        ({"depths": [1, 1]}, "depths is for ResNets; set num_hidden_layers"),
+        ({"backbone": "resnet18", "depths": [1, 0]}, "must be positive integers"),
+        ({"backbone": "resnet18", "num_hidden_layers": 3}, "num_hidden_layers=3 must be 4"),
+        ({"backbone": "resnet50", "hidden_size": 100}, "hidden_size=100 must be a multiple of 32"),
+        ({"classifier_features": "patches"}, "classifier_features='patches' is not one of 'cls', 'cls_patch_mean'"),
+        ({"classifier_last_blocks": 13}, "classifier_last_blocks=13 must be between 1 and 12"),
+        ({"backbone": "resnet18", "classifier_last_blocks": 2}, "must be 'cls' and 1 for resnet18"),
+        ({"backbone": "resnet18", "classifier_features": "cls_patch_mean"}, "must be 'cls' and 1 for resnet18"),
+        ({"patchsize": 8}, "unknown argument 'patchsize': did you mean 'patch_size'"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        DinoConfig(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_value_of_the_wrong_type_is_refused():
+    with pytest.raises(Exception, match="patch_size"):
+        DinoConfig(patch_size="16")
+
+
+def test_a_configuration_made_wrong_afterwards_is_not_saved(tmp_path):
+    config = tiny_config()
+    config.num_attention_heads = 5
+    with pytest.raises(Exception, match="num_attention_heads=5"):
+        config.save_pretrained(tmp_path)
+
+
+PRESETS = {
+    "dino_vits16": ("vit_small", 16, 224, 65536),
+    "dino_vits8": ("vit_small", 8, 224, 65536),
+    "dino_vitb16": ("vit_base", 16, 224, 65536),
+    "dino_vitb8": ("vit_base", 8, 224, 65536),
+    "dino_resnet50": ("resnet50", None, 224, 65536),
+    "imagenet_vit_base": ("vit_base", 16, 224, 65536),
+    "imagenet_resnet50": ("resnet50", None, 224, 65536),
+    "cifar10_resnet18": ("resnet18", None, 32, 8192),
+    "cifar10_vit_small": ("vit_small", 8, 32, 8192),
+    "vit_tiny": ("vit_tiny", 16, 224, 65536),
+    "vit_large": ("vit_large", 16, 224, 65536),
+    "resnet34": ("resnet34", None, 224, 65536),
+    "resnet101": ("resnet101", None, 224, 65536),
+    "resnet152": ("resnet152", None, 224, 65536),
+}
+
+
+def test_presets_are_those_promised():
+    assert DinoConfig.presets() == sorted(PRESETS)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_preset(name):
+    backbone, patch_size, image_size, projection_dim = PRESETS[name]
+    config = DinoConfig.from_preset(name)
+    assert (config.backbone, config.image_size, config.projection_dim) == (backbone, image_size, projection_dim)
+    if not hasattr(config, "depths"):
+        assert config.patch_size == patch_size
+    else:
+        assert config.uses_cifar_stem == name.startswith("cifar")
+    assert "published" not in config.to_dict()
+
+
+def test_presets_know_what_was_published():
+    assert DinoConfig.published("dino_vitb8")["imagenet_linear_top1"] == 80.1
+    assert DinoConfig.published("vit_tiny") is None
+    resnet = DinoConfig.from_preset("dino_resnet50")
+    assert (resnet.head_num_layers, resnet.head_hidden_dim) == (2, 4096)
+
+
+def test_a_preset_takes_overrides_and_an_unknown_one_is_refused():
+    assert DinoConfig.from_preset("dino_vits16", head_type=None).head_type is None
+    with pytest.raises(ValueError, match="unknown preset 'dino_vits15': did you mean dino_vits16"):
+        DinoConfig.from_preset("dino_vits15")
+
+
+def test_config_json_reads_as_written(tmp_path):
+    tiny_config("resnet").save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == "dino"
+    assert written["depths"] == [1, 2, 1, 1]

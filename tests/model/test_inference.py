@@ -1,0 +1,188 @@
+import copy
+
+import pytest
+import torch
+from golden_data import assert_close
+from tiny_models import tiny_config
+
+from modeling_dino import DinoForImageClassification, DinoForPreTraining, DinoModel
+from modeling_dino.extraction.features import FEATURE_KINDS, image_features
+from modeling_dino.inference import PACKED_ROWS, InferenceLinear
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BACKBONES = {
+    "vit": tiny_config(),
+    "vit without bias": tiny_config(qkv_bias=False),
+    "bottleneck": tiny_config("resnet"),
+    "basic block": tiny_config("resnet", backbone="resnet18", depths=[2, 1, 2, 1]),
+    "imagenet stem": tiny_config("resnet", resnet_stem="imagenet"),
+}
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def model(request) -> DinoModel:
+    """With batch norms that have seen something."""
+    model = DinoModel(BACKBONES[request.param]).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1, 0.1)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(4, 3, 32, 32) + 0.3)
+    return model.eval()
+
+
+def outputs(model: DinoModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    output = model(images, output_hidden_states=True)
+    named = {"feature": output.pooler_output, "last": output.last_hidden_state, "projection": output.projection}
+    named |= {f"hidden state {i}": state for i, state in enumerate(output.hidden_states)}
+    kinds = FEATURE_KINDS if model.backbone.has_cls_token else ("cls", "patches")
+    named |= image_features(model, images, kinds)
+    if model.backbone.has_cls_token:
+        named["attention"] = model.get_cls_attention(images)
+    return named
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_the_plain_model(model):
+    """For several sizes, one after the other and again, and batches of any size."""
+    prepared = copy.deepcopy(model).prepare_for_inference()
+    for shape in [(3, 3, 32, 32), (1, 3, 40, 56), (3, 3, 32, 32), (2, 3, 32, 32), (2, 3, 24, 24)]:
+        images = torch.randn(shape)
+        before = images.clone()
+        expected, actual = outputs(model, images), outputs(prepared, images)
+        assert expected.keys() == actual.keys()
+        for name in expected:
+            assert_close(actual[name], expected[name], 2e-6)
+        assert torch.equal(images, before)
+
+
+@torch.no_grad()
+def test_hidden_states_are_not_written_over(model):
+    images = torch.randn(2, 3, 32, 32)
+    prepared = model.prepare_for_inference()
+    depth = model.config.num_hidden_layers
+    one_by_one = [prepared.get_intermediate_layers(images, n=[i])[0] for i in range(depth)]
+    for alone, together in zip(one_by_one, prepared.get_intermediate_layers(images, n=depth)):
+        assert torch.equal(alone, together)
+
+
+def test_what_is_saved_is_as_before(model, tmp_path):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    model.save_pretrained(tmp_path / "plain")
+    with torch.inference_mode():
+        expected = model(images).pooler_output
+        model.prepare_for_inference()(images)
+    model.save_pretrained(tmp_path / "prepared")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights.pop(name))
+    assert not weights
+    files = [(tmp_path / kind / "model.safetensors").read_bytes() for kind in ("plain", "prepared")]
+    assert files[0] == files[1]
+    loaded = DinoModel.from_pretrained(tmp_path / "prepared")
+    assert type(loaded.backbone) is not type(model.backbone)
+    assert torch.equal(loaded.eval()(images).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_twice_and_copied(model):
+    images = torch.randn(2, 3, 32, 32)
+    prepared = model.prepare_for_inference()
+    expected = prepared(images).pooler_output
+    again = copy.deepcopy(prepared).prepare_for_inference()
+    assert again is not prepared
+    assert torch.equal(again(images).pooler_output, expected)
+    for parameter in again.parameters():
+        parameter.mul_(1.01)  # changes the copy, not what it was copied from
+    assert torch.equal(prepared(images).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_changed_weights_show(model):
+    """Those that are loaded, moved to another dtype, or changed in place."""
+    images = torch.randn(2, 3, 40, 40)
+    other = DinoModel(model.config).eval()
+    prepared = copy.deepcopy(model).prepare_for_inference()
+    prepared(images)
+    prepared.load_state_dict(other.state_dict())
+    assert_close(prepared(images).pooler_output, other(images).pooler_output, 2e-6)
+    for parameter in [*prepared.parameters(), *other.parameters()]:
+        parameter.add_(0.01)
+    assert_close(prepared(images).pooler_output, other(images).pooler_output, 2e-6)
+    half = prepared.double()
+    assert_close(half(images).pooler_output, other.double()(images).pooler_output, 1e-12)
+
+
+def test_training_is_refused(model):
+    prepared = model.prepare_for_inference()
+    with pytest.raises(ValueError, match="prepared for inference: load it again to train it"):
+        prepared.train()
+    assert not prepared.backbone(torch.randn(1, 3, 32, 32)).requires_grad
+    with pytest.raises(ValueError, match="student and teacher are trained"):
+        DinoForPreTraining(tiny_config()).prepare_for_inference()
+
+
+def test_a_classifier_is_trained_on_a_prepared_backbone(family):
+    model = DinoForImageClassification(tiny_config(family)).eval()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
+    model(images, labels=labels).loss.backward()
+    expected = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    model.prepare_for_inference()(images, labels=labels).loss.backward()
+    assert_close(model.classifier.weight.grad, expected)
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+@torch.no_grad()
+def test_compiled(model):
+    images = torch.randn(2, 3, 40, 40)
+    expected = model.get_features(images)
+    prepared = copy.deepcopy(model).prepare_for_inference()
+    prepared(images)
+    compiled = torch.compile(prepared.get_features, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(images), expected, 2e-6)
+    for parameter in [*prepared.parameters(), *model.parameters()]:
+        parameter.add_(0.01)
+    assert_close(compiled(images), model.get_features(images), 2e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_linears(bias):
+    """For numbers of rows that take turns; the first time, when it packs, has the bits of the later ones."""
+    linear = torch.nn.Linear(48, 80, bias=bias)
+    packed = copy.deepcopy(linear)
+    packed.__class__ = InferenceLinear
+    packed.prepare()
+    large, larger = torch.randn(3, PACKED_ROWS, 48), torch.randn(PACKED_ROWS + 1, 48)
+    with torch.no_grad():
+        first = [packed(large), packed(larger)]
+        assert len(packed._packed) == 2
+        assert_close(packed(large[0]), linear(large[0]), 1e-6)  # a third number
+        for x, expected in zip([large, larger], first):
+            assert_close(packed(x), linear(x), 1e-6)
+            assert torch.equal(packed(x), expected)
+        assert len(packed._packed) == 2
+        assert torch.equal(packed(large[0, 1:]), linear(large[0, 1:]))  # too few rows
+    assert packed(large).requires_grad
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(packed(large), linear(large))
+    with torch.no_grad():
+        packed.weight.mul_(2), linear.weight.mul_(2)
+        assert_close(copy.deepcopy(packed)(large), linear(large), 1e-6)
+        assert_close(packed(large), linear(large), 1e-6)
+        assert torch.equal(packed.double()(large.double()), linear.double()(large.double()))
+
+
+@torch.no_grad()
+def test_large_batches(model):
+    """Whose linears are packed."""
+    images = torch.randn(PACKED_ROWS // 16, 3, 32, 32)
+    expected = model.get_features(images)
+    prepared = model.prepare_for_inference()
+    features = prepared.get_features(images)
+    assert_close(features, expected, 2e-6)
+    assert torch.equal(prepared.get_features(images), features)

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.decomposition import PCA
+from tiny_models import tiny_config
+
+from modeling_dino import DinoModel
+from modeling_dino.data.video import Video, write_video
+from modeling_dino.pictures import components
+from modeling_dino.pictures.components import paint_components, patch_tokens
+from modeling_dino.pictures.patch_images import crop_to_patches, to_pixel_values
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+SIZE = 64
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a `model` and three `images`."""
+    DinoModel(tiny_config(head_type=None, num_attention_heads=2)).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for i, size in enumerate([(64, 64), (96, 64), (50, 70)]):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path
+
+
+def paint(folder, output="out", **options):
+    return paint_components(
+        str(folder / "model"), str(folder / "images"), folder / output, size=SIZE, progress=False, **options
+    )
+
+
+def tokens_and_attention(folder) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each image: (h, w, D) and (h, w), through the model's public methods."""
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    tokens, attention = [], []
+    for i in range(3):
+        image = crop_to_patches(Image.open(folder / "images" / f"{i}.png").convert("RGB"), SIZE, 8)
+        pixel_values = to_pixel_values(image, MEAN, STD)
+        with torch.no_grad():
+            (patches,) = model.get_intermediate_layers(pixel_values, reshape=True)
+            attention.append(model.get_cls_attention(pixel_values)[0].mean(0).double().numpy())
+        tokens.append(patches[0].permute(1, 2, 0).double().numpy())
+    return tokens, attention
+
+
+def sign(components: np.ndarray) -> np.ndarray:
+    return np.sign(components[np.arange(len(components)), np.abs(components).argmax(1)])
+
+
+def expected_pictures(folder) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Colors (h, w, 3) and foregrounds (h, w) by scikit-learn, with all patches in memory."""
+    tokens, attention = tokens_and_attention(folder)
+    stacked = np.concatenate([image.reshape(-1, image.shape[-1]) for image in tokens])
+    first = PCA(1, svd_solver="full").fit(stacked)
+    values = [first.transform(image.reshape(-1, image.shape[-1])).reshape(image.shape[:2]) for image in tokens]
+    preferred = sum(((cls - cls.mean()) * value).sum() for cls, value in zip(attention, values))
+    foregrounds = [value * np.sign(preferred) > 0 for value in values]
+    colors = PCA(3, svd_solver="full", whiten=True)
+    colors.fit(np.concatenate([image[foreground] for image, foreground in zip(tokens, foregrounds)]))
+    painted = []
+    for image, foreground in zip(tokens, foregrounds):
+        whitened = colors.transform(image.reshape(-1, image.shape[-1])) * sign(colors.components_)
+        squashed = 1 / (1 + np.exp(-2 * whitened.reshape(*image.shape[:2], 3)))
+        painted.append(squashed * foreground[..., None])
+    return painted, foregrounds
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_colors_are_those_of_scikit_learn(folder, monkeypatch, memory):
+    monkeypatch.setattr(components, "TOKENS_IN_MEMORY", memory)
+    summary = paint(folder)
+    colors, foregrounds = expected_pictures(folder)
+    for i, expected in enumerate(colors):
+        painted = np.asarray(Image.open(folder / "out" / f"{i}-pca.png"))
+        assert painted.shape == (expected.shape[0] * 8, expected.shape[1] * 8, 3)
+        for corner in (0, 7):  # of each patch
+            np.testing.assert_allclose(painted[corner::8, corner::8], expected * 255, atol=0.51)
+    share = np.concatenate([foreground.flatten() for foreground in foregrounds]).mean()
+    assert summary.foreground == pytest.approx(share)
+    assert 0.05 < share < 0.95
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        *(f"{i}-pca.png" for i in range(3)),
+        "overview.png",
+    ]
+    assert f"3 images, {share:.0%} of the patches in the foreground" in str(summary)
+
+
+def test_all_patches_and_the_components(folder):
+    summary = paint(folder, split=False, save_arrays=True)
+    stacked = np.concatenate([image.reshape(-1, 32) for image in tokens_and_attention(folder)[0]])
+    expected = PCA(3, svd_solver="full").fit(stacked)
+    saved = load_file(folder / "out" / "components.safetensors")
+    assert sorted(saved) == ["colors.components", "colors.mean", "colors.variances"]
+    directions = expected.components_ * sign(expected.components_)[:, None]
+    np.testing.assert_allclose(saved["colors.components"], directions, atol=1e-4)
+    np.testing.assert_allclose(summary.shares, expected.explained_variance_ratio_, rtol=1e-4)
+    assert summary.foreground == 1
+    assert np.asarray(Image.open(folder / "out" / "0-pca.png")).min() > 0
+
+
+def test_the_same_twice_and_for_mirrored_signs(folder, monkeypatch):
+    paint(folder)
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
+    paint(folder, "mirrored")
+    for path in (folder / "out").iterdir():
+        assert path.read_bytes() == (folder / "mirrored" / path.name).read_bytes()
+
+
+def test_tokens_and_attention_from_one_pass(folder):
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    tokens, attention = tokens_and_attention(folder)
+    image = crop_to_patches(Image.open(folder / "images" / "1.png").convert("RGB"), SIZE, 8)
+    found = patch_tokens(model, to_pixel_values(image, MEAN, STD))
+    np.testing.assert_allclose(found.tokens, tokens[1], atol=1e-5)
+    np.testing.assert_allclose(found.cls_attention, attention[1], atol=1e-6)
+
+
+def test_a_video(folder):
+    with write_video(folder / "video.mp4", 10) as append:
+        for i in range(4):
+            append(Image.open(folder / "images" / "1.png").rotate(4 * i))
+    summary = paint_components(str(folder / "model"), str(folder / "video.mp4"), folder / "out", size=32)
+    video = Video(folder / "out" / "video-pca.mp4")
+    assert summary.file == folder / "out" / "video-pca.mp4"
+    assert (video.num_frames, video.fps) == (4, 10)
+    assert next(iter(video)).size == (48, 32)
+
+
+def test_arguments_that_cannot_work_are_refused(folder):
+    DinoModel(tiny_config("resnet", head_type=None)).save_pretrained(folder / "resnet")
+    with pytest.raises(ValueError, match="resnet50 has no patch tokens: use a ViT"):
+        paint_components(str(folder / "resnet"), str(folder / "images"), folder / "out")
+    with pytest.raises(ValueError, match="size=4 must be at least one patch of 8 pixels"):
+        paint_components(str(folder / "model"), str(folder / "images"), folder / "out", size=4)
+    with pytest.raises(ValueError, match="1 vectors of 32 dimensions do not vary in 1 directions"):
+        paint_components(str(folder / "model"), str(folder / "images" / "0.png"), folder / "out", size=8)
+    model = DinoModel.from_pretrained(folder / "model")
+    torch.nn.init.constant_(model.backbone.norm.weight, torch.nan)
+    model.save_pretrained(folder / "nan")
+    with pytest.raises(ValueError, match=r"the patch tokens are not finite: are the model's weights?"):
+        paint_components(str(folder / "nan"), str(folder / "images"), folder / "out")
+    assert not (folder / "out").exists()

@@ -1,0 +1,157 @@
+import json
+import shutil
+
+import pytest
+import torch
+from evaluation_images import coloured_images
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_config
+from transformers import TrainerCallback
+
+from modeling_dino import DinoForImageClassification, DinoImageProcessor, DinoModel
+from modeling_dino.training import finetune as module
+from modeling_dino.training.finetune import FinetuningSettings, decayed_groups, finetune, layer_of
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`model`, and `train` and `test` with images of three classes."""
+    return coloured_images(tmp_path_factory.mktemp("finetune"))
+
+
+def run(folder, output, **options):
+    settings = FinetuningSettings(**{"epochs": 3, "batch_size": 6, "learning_rate": 1e-3, **options})
+    arguments = (str(folder / "train"), str(folder / "test"), str(folder / "model"), str(output))
+    return finetune(*arguments, settings, num_workers=0)
+
+
+def test_layers():
+    """Embedding, blocks or stages, and what comes after them."""
+    vit, resnet = (DinoForImageClassification(tiny_config(family)) for family in ("vit", "resnet"))
+    found = {name: layer_of(name, vit.config) for name, _ in vit.named_parameters()}
+    assert {name.split(".")[1] for name, layer in found.items() if layer == 0} == {
+        "cls_token",
+        "pos_embed",
+        "patch_embed",
+    }
+    assert {layer for name, layer in found.items() if "blocks.1." in name} == {2}
+    assert {name for name, layer in found.items() if layer == 4} == {
+        "backbone.norm.weight",
+        "backbone.norm.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    found = {name: layer_of(name, resnet.config) for name, _ in resnet.named_parameters()}
+    assert {name.split(".")[1] for name, layer in found.items() if layer == 0} == {"conv1", "bn1"}
+    assert {layer for name, layer in found.items() if "layer3." in name} == {3}
+    assert {name for name, layer in found.items() if layer == 5} == {"classifier.weight", "classifier.bias"}
+
+
+def test_learning_rates_fall_by_layer(family):
+    model = DinoForImageClassification(tiny_config(family))
+    groups = decayed_groups(model, 1.0, 0.5)
+    rates = {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    last = model.config.num_hidden_layers + 1
+    for name, parameter in model.named_parameters():
+        rate, decay = rates[id(parameter)]
+        assert rate == 0.5 ** (last - layer_of(name, model.config))
+        assert decay == (0.0 if parameter.ndim == 1 else None)
+
+
+def test_the_first_step_moves_each_layer_by_its_rate(tmp_path, folder, monkeypatch):
+    """Adam's first step is the learning rate in each coordinate, if there is neither decay nor warm-up."""
+    before = DinoModel.from_pretrained(folder / "model").backbone.state_dict()
+    run(folder, tmp_path / "run", epochs=1, batch_size=12, warmup=0, weight_decay=0, layer_decay=0.1, drop_path_rate=0)
+    after = DinoForImageClassification.from_pretrained(tmp_path / "run").backbone.state_dict()
+    for name, layer in (
+        ("patch_embed.proj.weight", 0),
+        ("blocks.0.mlp.fc1.weight", 1),
+        ("blocks.2.mlp.fc1.weight", 3),
+    ):
+        moved = (after[name] - before[name]).abs().median().item()
+        assert moved == pytest.approx(1e-3 * 0.1 ** (4 - layer), rel=0.02)
+
+
+def test_the_command_line(tmp_path, family, dino):
+    folder = coloured_images(tmp_path, family=family)
+    arguments = ("--train", folder / "train", "--test", folder / "test", "--model", folder / "model")
+    code, out, err = dino(
+        "finetune", *arguments, "--output", tmp_path / "run", "--epochs", 2, "--batch-size", 6, "--dataset", "colours"
+    )
+    assert code == 0, err
+    model = DinoForImageClassification.from_pretrained(tmp_path / "run").eval()
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    processor, right = DinoImageProcessor.from_pretrained(tmp_path / "run"), 0
+    for file in (folder / "test").glob("*/*.png"):
+        logits = model(**processor(Image.open(file), return_tensors="pt")).logits
+        right += model.config.id2label[logits.argmax().item()] == file.parent.name
+    assert f"fine-tuned: top-1 {100 * right / 12:.2f} %, top-5 100.00 %" in out
+    top1, _ = json.loads((tmp_path / "run" / "evaluation_results.json").read_text())
+    assert (top1["dataset"], top1["metric_name"]) == ("colours", "fine-tuned top-1")
+    assert top1["value"] == pytest.approx(100 * right / 12, abs=1e-4)
+
+
+class Stop(TrainerCallback):
+    """Ends a run as a killed process does, after its second epoch was saved."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkeypatch):
+    whole = run(folder, tmp_path / "whole")
+    make_trainer = module.make_trainer
+
+    def stopped(*arguments):
+        trainer = make_trainer(*arguments)
+        trainer.add_callback(Stop())
+        return trainer
+
+    monkeypatch.setattr(module, "make_trainer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    resumed = run(folder, tmp_path / "stopped")
+    assert (resumed.top1, resumed.top5) == (whole.top1, whole.top5)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with pytest.raises(ValueError, match=r"has another run, .*epochs: 3 -> 4"):
+        run(folder, tmp_path / "stopped", epochs=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--train", "plain"], "plain have no labels"),
+        (["--test", "plain"], "plain have no labels"),
+        (["--train", "lonely"], "lonely have the label 'a': two classes are needed"),
+        (["--test", "lonely"], "lonely is among those of"),
+        (["--lr", "0"], "learning_rate=0.0 must be greater than 0"),
+        (["--layer-decay", "1.5"], "layer_decay=1.5 must be greater than 0 and at most 1"),
+        (["--flip", "2"], "flip_probability=2.0 must be between 0 and 1"),
+        (["--output", "model"], "choose another folder"),
+    ],
+)
+def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
+    if not (folder / "lonely").is_dir():
+        shutil.copytree(folder / "train" / "red", folder / "lonely" / "a")
+    named = {"--train": "train", "--test": "test", "--model": "model", "--output": "out"}
+    named |= dict(zip(arguments[::2], arguments[1::2]))
+    places = ("--train", "--test", "--model", "--output")
+    code, _, err = dino("finetune", *(x for k, v in named.items() for x in (k, folder / v if k in places else v)))
+    assert code == 2
+    assert says in err.splitlines()[-1]
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "train" / "red" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"red/0\.png: no image in a known format"):
+        run(tmp_path / "copy", tmp_path / "run")

@@ -1,0 +1,281 @@
+"""`dino pretrain`, from images to a folder with the teacher: also stopped, continued from other models, refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_config
+from transformers.utils import logging
+
+from modeling_dino import DinoForPreTraining, DinoModel
+from modeling_dino.data.decoding import read_image
+from modeling_dino.data.evaluation_transform import DinoImageProcessor
+from modeling_dino.data.sources import open_source
+from modeling_dino.image_processing_dino import image_processor_config
+from modeling_dino.training.knn_callback import labelled_features, split
+from modeling_dino.training.pretrain import pretrain, read_facts
+from modeling_dino.training.trainer import DinoTrainer
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPE = """
+batch_size: 4
+base_learning_rate: 0.01
+model:
+  {backbone: vit_tiny, hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 4, patch_size: 8, image_size: 32,
+   projection_dim: 24, head_hidden_dim: 20, head_bottleneck_dim: 12, drop_path_rate: 0.2}
+crops: {global_crop_size: 32, local_crop_size: 16, num_local_crops: 1}
+training:
+  {num_train_epochs: 3, warmup_epochs: 1, logging_steps: 1, save_strategy: steps, save_steps: 2, save_total_limit: 2,
+   disable_tqdm: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a `tiny.yaml` and 13 `images` of two classes."""
+    path = tmp_path_factory.mktemp("pretrain")
+    (path / "tiny.yaml").write_text(RECIPE)
+    for number in range(13):
+        file = path / "images" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).normal(90 + 60 * (number % 2), 40, (48, 40, 3))
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(file)
+    return path
+
+
+def run(folder, output, *overrides, **arguments):
+    return pretrain(str(folder / "tiny.yaml"), str(folder / "images"), output, overrides, **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, one_thread):
+    """A run."""
+    run(folder, folder / "finished", eval_knn=[str(folder / "images")], eval_every=2)
+    return folder / "finished"
+
+
+def log_of(path) -> list[dict]:
+    states = sorted(path.glob("checkpoint-*/trainer_state.json"), key=lambda file: int(file.parent.name[11:]))
+    return json.loads(states[-1].read_text())["log_history"]
+
+
+def test_the_folder_has_the_teacher_the_curves_and_the_facts(finished, folder):
+    saved = load_file(finished / "model.safetensors")
+    model = DinoModel.from_pretrained(finished)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved[f"teacher.{name}"])
+    assert not torch.equal(saved["teacher.backbone.cls_token"], saved["student.backbone.cls_token"])
+    assert json.loads((finished / "preprocessor_config.json").read_text())["crop_size"] == {"height": 32, "width": 32}
+    with Image.open(finished / "curves.png") as picture:
+        assert picture.width > 1000
+    facts = read_facts(finished)
+    assert facts["complete"]
+    assert facts["results"]["steps"] == 9
+    assert facts["results"]["loss"] > 0
+    assert 0 <= facts["results"]["knn_top1"] <= 100
+    assert facts["settings"]["recipe"]["model"]["projection_dim"] == 24
+    assert facts["settings"]["data"]["num_images"] == 13
+    assert set(facts["versions"]) >= {"torch", "transformers", "torchvision"}
+    log = log_of(finished)
+    assert [entry["epoch"] for entry in log if "knn_top1" in entry] == [0, 2, 3]
+    assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 10))
+
+
+def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
+    output, log, steps = folder / "stopped", DinoTrainer.log, []
+
+    def stop(trainer, logs, *args):
+        log(trainer, logs, *args)
+        steps.append(trainer.state.global_step)
+        if steps.count(5) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DinoTrainer, "log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
+    assert not read_facts(output)["complete"]
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    steps.append(5)
+    run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
+    assert steps[:8] == [0, 1, 2, 3, 4, 5, 5, 5], "from the checkpoint of step 4 on"
+    assert (output / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert log_of(output) == log_of(finished)
+
+
+def test_evaluation_changes_nothing(finished, folder):
+    run(folder, folder / "unwatched")
+    assert (folder / "unwatched/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    run(folder, folder / "seeded", "training.seed=1")
+    assert (folder / "seeded/model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
+
+
+def test_a_complete_run_is_left_alone_and_another_is_refused(finished, folder):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    summary = run(folder, finished)
+    assert summary.results["steps"] == 9
+    with pytest.raises(ValueError, match=r"has another run, recipe\.crops\.num_local_crops: 1 -> 2: .*--overwrite"):
+        run(folder, finished, "crops.num_local_crops=2")
+    with pytest.raises(ValueError, match=r"images holds something other than a run of `dino pretrain`"):
+        run(folder, folder / "images", overwrite=True)
+    with pytest.raises(ValueError, match="is a file"):
+        run(folder, folder / "tiny.yaml")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_overwriting(folder, finished):
+    copy = shutil.copytree(finished, folder / "copy")
+    (copy / "notes.txt").write_text("mine")
+    run(folder, copy, "training.max_steps=1", overwrite=True)
+    assert read_facts(copy)["results"]["steps"] == 1
+    assert [path.name for path in copy.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert (copy / "notes.txt").read_text() == "mine"
+
+
+def test_from_a_model_with_its_head(folder, finished):
+    run(folder, folder / "further", "training.max_steps=1", "base_learning_rate=0", from_model=str(finished))
+    before, after = (load_file(path / "model.safetensors") for path in (finished, folder / "further"))
+    assert torch.equal(before["student.head.mlp.0.weight"], after["student.head.mlp.0.weight"])
+    assert not torch.equal(before["center"], after["center"])
+    DinoModel.from_pretrained(finished).save_pretrained(folder / "teacher")
+    run(
+        folder,
+        folder / "single",
+        "training.max_steps=1",
+        "model.drop_path_rate=0.5",
+        from_model=str(folder / "teacher"),
+    )
+    student = DinoModel.from_pretrained(folder / "single", which="student")
+    assert student.config.drop_path_rate == 0.5
+
+
+def test_from_a_model_without_its_head(folder):
+    DinoModel(tiny_config(head_type=None)).save_pretrained(folder / "headless")
+    run(folder, folder / "headed", "training.max_steps=1", "base_learning_rate=0", from_model=str(folder / "headless"))
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("headless", "headed"))
+    for name, value in before.items():
+        assert torch.equal(after[f"student.{name}"], value)
+    assert after["student.head.last_layer.weight_v"].shape == (24, 12)
+    assert after["student.head.mlp.0.weight"].std() > 0
+
+
+def test_recipe_and_model_that_disagree(folder, finished):
+    with pytest.raises(
+        ValueError, match=r"disagree on patch_size, projection_dim: patch_size is 4 in the recipe and 8 in"
+    ) as raised:
+        run(folder, folder / "no", "model.patch_size=4", "model.projection_dim=8", from_model=str(finished))
+    assert "add model.patch_size=8 model.projection_dim=24" in str(raised.value)
+    assert not (folder / "no").exists()
+    run(folder, folder / "yes", "model.projection_dim=auto", "training.max_steps=1", from_model=str(finished))
+    assert DinoForPreTraining.from_pretrained(folder / "yes").config.projection_dim == 24
+
+
+def test_features_for_k_nn(folder):
+    model = DinoModel(tiny_config(head_type=None)).eval()
+    source = open_source(str(folder / "images"))
+    features, labels = labelled_features(model, source)
+    assert labels == ["a"] * 7 + ["b"] * 6
+    processor = DinoImageProcessor(**image_processor_config(model.config))
+    image, _ = read_image(str(folder / "images/a/10.png"))
+    expected = model(**processor(image, return_tensors="pt")).pooler_output[0]
+    torch.testing.assert_close(features[1], expected)
+    (_, train), (_, test) = split(features, labels)
+    assert (len(train), len(test)) == (10, 3)
+    (folder / "unlabelled").mkdir()
+    shutil.copy(folder / "images/a/10.png", folder / "unlabelled")
+    with pytest.raises(ValueError, match="have no labels"):
+        run(folder, folder / "none", eval_knn=[str(folder / "unlabelled")])
+    assert not (folder / "none").exists()
+
+
+REFUSED = {
+    "unknown recipe 'vit_smal_100': did you mean vit_small_100?": {"recipe": "vit_smal_100"},
+    "did you mean crops.num_local_crops?": {"overrides": ["crops.num_local_crop=2"]},
+    "did you mean training.num_train_epochs?": {"overrides": ["num_train_epochs=2"]},
+    "crops.hue='blue' must be a number": {"overrides": ["crops.hue=blue"]},
+    "'verbose' is not of the form key=value": {"overrides": ["verbose"]},
+    "13 images in {images} are fewer than a batch of 64: set batch_size=13 or less": {"overrides": ["batch_size=64"]},
+    "crops.local_crop_size=4 is smaller than a patch of 8": {"overrides": ["crops.local_crop_size=4"]},
+    "batch_size=4 is not a multiple": {"overrides": ["training.per_device_train_batch_size=3"]},
+    "teacher_momentum=2 must be between 0 and 1": {"overrides": ["training.teacher_momentum=2"]},
+    "unknown on_error 'stop'": {"on_error": "stop"},
+    "is not a folder with a saved model": {"from": "{folder}/nowhere"},
+    "{empty}: no images there": {"data": "{empty}"},
+    "is neither a folder": {"data": "{folder}/nowhere"},
+}
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_bad_input_is_one_line_and_leaves_nothing(says, dino, folder):
+    (folder / "empty").mkdir(exist_ok=True)
+    places = {"folder": folder, "images": folder / "images", "empty": folder / "empty"}
+    given = {"recipe": folder / "tiny.yaml", "data": folder / "images", "overrides": [], **REFUSED[says]}
+    options = [
+        (f"--{name.replace('_', '-')}", str(given[name]).format(**places))
+        for name in ("data", "from", "on_error")
+        if name in given
+    ]
+    code, _, err = dino(
+        "pretrain", given["recipe"], *given["overrides"], *sum(options, ()), "--output", folder / "refused"
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("dino: ")]
+    assert says.format(**places) in line
+    assert "Traceback" not in err
+    assert not (folder / "refused").exists()
+
+
+def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
+    bad = shutil.copytree(folder / "images", folder / "bad")
+    (bad / "a" / "4.png").write_bytes(b"nothing")
+    arguments = ("pretrain", folder / "tiny.yaml", "--data", bad)
+    code, _, err = dino(*arguments, "--output", folder / "failed", "--on-error", "fail", "--num-workers", 1)
+    assert code == 2
+    assert f"dino: cannot read {bad / 'a' / '4.png'}: no image in a known format" in err
+    code, out, err = dino(*arguments, "training.max_steps=4", "--output", folder / "skipped")
+    assert code == 0
+    assert f"skipped {bad / 'a' / '4.png'}: no image in a known format" in err
+    assert "1 images could not be read" in out
+    assert list(read_facts(folder / "skipped")["unreadable"]) == [str(bad / "a" / "4.png")]
+
+
+def test_notices(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
+    sizes = ("crops.global_crop_size=64", "model.image_size=64", "training.bf16=true", "training.max_steps=1")
+    run(folder, folder / "large", *sizes)
+    assert "images of 40 x 48 are enlarged to crops of 64" in caplog.text
+    if not torch.cuda.is_available():
+        assert "no GPU: training in float32, not in bf16" in caplog.text
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(folder, finished):
+    """As far as a limit on the size of files is one."""
+    output = folder / "full"
+    run(folder, output, "training.save_steps=4", "training.save_total_limit=3")
+    for path in [*output.glob("checkpoint-[89]"), output / "model.safetensors"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    facts = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**facts, "complete": False}))
+    code = f"""
+import resource, sys, torch
+from modeling_dino import cli
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+sys.argv = ["dino", "pretrain", {str(folder / "tiny.yaml")!r}, "training.save_steps=4", "training.save_total_limit=3",
+            "--data", {str(folder / "images")!r}, "--output", {str(output)!r}]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("dino: ")]
+    assert f"cannot write to {output}" in line
+    assert f"run it again: it goes on from {output / 'checkpoint-4'}" in line
+    assert "Traceback" not in done.stderr
+    run(folder, output, "training.save_steps=4", "training.save_total_limit=3")
+    assert (output / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()

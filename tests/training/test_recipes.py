@@ -1,0 +1,187 @@
+"""Recipes: those that come with the package, keys and types, overrides, and values that depend on the images."""
+
+import re
+
+import pytest
+
+from modeling_dino import DinoConfig
+from modeling_dino.training.multi_crop import MultiCropConfig
+from modeling_dino.training.recipes import AUTO, KEYS, Recipe, _recipe_folder, load_recipe, recipes
+
+
+IMAGENET = 1_281_167
+ON_CPU = {"use_cpu": True, "bf16": False}
+
+
+def arguments(recipe: Recipe, world_size: int = 1, **kwargs):
+    return recipe.training_arguments("run", world_size, **ON_CPU, **kwargs)
+
+
+def test_the_recipes_there_are():
+    assert recipes() == [
+        "cifar10_resnet18",
+        "cifar10_vit_small",
+        "photographs",
+        "resnet50",
+        "small_data",
+        "vit_base_100",
+        "vit_base_300",
+        "vit_small_100",
+        "vit_small_300",
+    ]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_each_says_command_cost_and_result_and_works(name):
+    head = re.match(r"(#.*\n)+", (_recipe_folder() / f"{name}.yaml").read_text())[0]
+    assert f"pretrain {name} --data " in head
+    assert all(f"# {said}:" in head for said in ("cost", "expected", "measured here"))
+    recipe = load_recipe(name).settle(50_000)
+    config = recipe.config()
+    assert hasattr(config, "depths") or recipe.crops.local_crop_size % config.patch_size == 0
+    assert recipe.crops.global_crop_size == config.image_size
+    assert arguments(recipe).num_global_crops == 2
+    assert "auto" not in recipe.flat().values()
+
+
+def test_the_originals_arguments():
+    """Defaults of main_dino.py, and its README's commands."""
+    vanilla = load_recipe("vit_small_100")
+    assert vanilla.crops == MultiCropConfig()
+    args = arguments(vanilla)
+    assert (args.learning_rate, args.final_learning_rate, args.warmup_epochs) == (0.001, 1e-6, 10)
+    assert (args.weight_decay, args.final_weight_decay, args.max_grad_norm) == (0.04, 0.4, 3.0)
+    assert (args.teacher_momentum, args.warmup_teacher_temperature, args.teacher_temperature) == (0.996, 0.04, 0.04)
+    assert (args.optim, args.num_train_epochs, args.freeze_last_layer_epochs) == ("adamw", 100, 1)
+    config = vanilla.config()
+    assert (config.projection_dim, config.norm_last_layer, config.drop_path_rate) == (65536, True, 0.1)
+
+    boosted = load_recipe("vit_small_300")
+    args = arguments(boosted)
+    assert (args.num_train_epochs, args.teacher_temperature, args.teacher_temperature_warmup_epochs) == (300, 0.07, 30)
+    assert boosted.batch_size == 1024
+    assert not boosted.config().norm_last_layer
+    assert load_recipe("vit_base_300").config().norm_last_layer
+
+    resnet = load_recipe("resnet50")
+    args = arguments(resnet)
+    assert (args.optim, args.weight_decay, args.final_weight_decay) == ("sgd", 1e-4, 1e-4)
+    assert args.learning_rate == pytest.approx(0.03 * 512 / 256)
+    assert resnet.crops.global_crop_scale == (0.14, 1.0)
+    assert resnet.crops.local_crop_scale == (0.05, 0.14)
+
+
+def test_processes_and_accumulation_share_the_batch():
+    recipe = load_recipe("vit_small_100", ["training.per_device_train_batch_size=64"])
+    for world_size, at_once, accumulated in ((1, 64, 8), (2, 64, 4), (8, 64, 1), (16, 32, 1)):
+        args = arguments(recipe, world_size)
+        assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (at_once, accumulated)
+        assert args.learning_rate == pytest.approx(0.001)
+    assert arguments(load_recipe("vit_small_100"), 8).per_device_train_batch_size == 64
+    with pytest.raises(ValueError, match="batch_size=512 is not a multiple of 3 processes x 64 images"):
+        arguments(recipe, 3)
+
+
+def test_overrides():
+    recipe = load_recipe(
+        "vit_small_100",
+        [
+            "batch_size=64",
+            "model.depths=null",
+            "model.head_use_bn=true",
+            "crops.num_local_crops=6",
+            "crops.local_crop_scale=[0.1, 0.3]",
+            "training.learning_rate=1e-4",
+            "training.optim=sgd",
+            "training.save_steps=0.1",
+        ],
+    )
+    assert recipe.crops.num_local_crops == 6
+    assert recipe.crops.local_crop_scale == (0.1, 0.3)
+    assert recipe.model["head_use_bn"] is True
+    args = arguments(recipe)
+    assert (args.learning_rate, args.optim, args.save_steps) == (1e-4, "sgd", 0.1)
+    assert recipe.crops.global_crop_scale == load_recipe("vit_small_100").crops.global_crop_scale
+    assert Recipe().replace(recipe.flat()) == recipe, "what is written into the facts is a recipe again"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("crops.num_local_crop=6", r"unknown key 'crops.num_local_crop': did you mean crops.num_local_crops\?"),
+        ("teacher_momentum=1", r"did you mean training.teacher_momentum\?"),
+        ("model.backbon=vit_tiny", r"did you mean model.backbone\?"),
+        ("zzz=1", "there are batch_size, base_learning_rate, model.backbone"),
+        ("training.output_dir=x", "set by --output"),
+        ("training.gradient_accumulation_steps=2", "set by batch_size and training.per_device"),
+        ("crops.num_local_crops=many", "crops.num_local_crops='many' must be a whole number"),
+        ("crops.num_local_crops=1.5", "must be a whole number"),
+        ("crops.num_local_crops=true", "must be a whole number"),
+        ("crops.global_crop_scale=0.4", "must be a list of numbers"),
+        ("crops.global_crop_scale=[0.4, 2]", "global_crop_scale=.* must be two numbers above 0 to 1"),
+        ("model.norm_last_layer=1", "must be true or false"),
+        ("base_learning_rate=.nan", "must be a number"),
+        ("crops.hue=auto", "crops.hue cannot be auto: only batch_size, "),
+        ("batch_size=0", "batch_size=0 must be at least 1"),
+        ("batch_size", "not of the form key=value"),
+        ("batch_size=[", "no YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(override, says):
+    with pytest.raises(ValueError, match=says) as raised:
+        load_recipe("vit_small_100", [override])
+    assert "\n" not in str(raised.value)
+
+
+def test_files(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("batch_size: 8\nmodel: {backbone: vit_tiny}\ncrops: {num_local_crop: 3}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'crops.num_local_crop': did you mean"):
+        load_recipe(str(file))
+    for content, says in (
+        ("model: 3", "model must have keys"),
+        ("- a", "made of keys"),
+        ("a: [", "is no YAML"),
+        ("1: 2", "unknown key '1'"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=says):
+            load_recipe(str(file))
+    file.write_text("")
+    assert load_recipe(str(file)) == Recipe()
+    with pytest.raises(ValueError, match="no such file"):
+        load_recipe(str(tmp_path / "other.yaml"))
+    with pytest.raises(ValueError, match=r"unknown recipe 'vit_smal_100': did you mean vit_small_100\? allowed are"):
+        load_recipe("vit_smal_100")
+
+
+def test_keys_are_those_of_the_configurations():
+    assert {"model.depths", "crops.hue", "training.teacher_momentum", "training.num_train_epochs"} <= set(KEYS)
+    assert not {"model.id2label", "model._out_features", "training.output_dir"} & set(KEYS)
+    assert set(AUTO) <= set(KEYS)
+    for key in [key for key in KEYS if key.startswith("model.") and key != "model.depths"]:
+        assert hasattr(DinoConfig(), key.removeprefix("model."))
+
+
+def test_small_data_goes_by_the_number_of_images():
+    def picked(num_images):
+        recipe = load_recipe("small_data").settle(num_images)
+        return (
+            recipe.batch_size,
+            recipe.model["projection_dim"],
+            recipe.training["teacher_momentum"],
+            recipe.training["teacher_temperature"],
+        )
+
+    assert picked(60)[:2] == (8, 64)
+    assert picked(700)[:2] == (64, 128)
+    assert [picked(n)[1] for n in (1023, 1024)] == [128, 256]
+    assert picked(50_000)[:2] == (512, 8192)
+    assert picked(IMAGENET)[:2] == (512, 65536)
+    momenta = [picked(n)[2] for n in (60, 700, 50_000, IMAGENET)]
+    assert momenta == sorted(momenta)
+    assert momenta[0] >= 0.95
+    assert momenta[-1] == pytest.approx(0.9995)
+    assert [picked(n)[3] for n in (60, 50_000)] == [0.04, 0.07]
+    kept = load_recipe("small_data", ["training.teacher_momentum=0.9"]).settle(60)
+    assert kept.training["teacher_momentum"] == 0.9
