@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 
 from ..configuration_dino import DinoConfig
-from ..extraction.extract import DTYPES
 from ..extraction.features import image_features
 from ..hub.info import backbone_flops
-from ..hub.loading import load_config
+from ..hub.loading import DTYPES, load_config
 from ..modeling_dino import DinoModel, backbone_class
 from ..training.optimization import clip_each_gradient, parameter_groups, set_rates
 from ..training.self_distillation import DinoForPreTraining

@@ -18,7 +18,6 @@ from transformers import pipeline
 
 from ..demo.images import copy_photographs
 from ..extraction.extract import (
-    ExtractionSettings,
     FeatureComputer,
     ImageReader,
     Plan,
@@ -29,6 +28,7 @@ from ..extraction.extract import (
     read_batches,
 )
 from ..extraction.feature_files import FeatureFolder, load_features, rows_per_shard
+from ..extraction.options import ExtractionSettings, ExtractOptions
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoModel
 from ..runtime.processes import processes
@@ -65,8 +65,17 @@ def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> d
         return torch.cat(list(outputs)).numpy()
 
     def of_extract() -> np.ndarray:
-        settings = ExtractionSettings(model, str(folder / "images"), batch_size=batch_size)
-        extract_features(settings, folder / "features", num_workers=WORKERS, overwrite=True, progress=False)
+        extract_features(
+            ExtractOptions(
+                model=model,
+                images=str(folder / "images"),
+                output=str(folder / "features"),
+                batch_size=batch_size,
+                num_workers=WORKERS,
+                overwrite=True,
+                progress=False,
+            )
+        )
         return load_features(folder / "features")["feature"].copy()
 
     return {
@@ -84,12 +93,12 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def halves(folder: Path) -> dict[str, Callable[[], None]]:
     """Reading alone, by the worker, and computing alone, of batches that are there."""
-    settings = ExtractionSettings(str(folder / "model"), str(folder / "images"), batch_size=BATCH_SIZE)
+    settings = ExtractionSettings(model=str(folder / "model"), images=str(folder / "images"), batch_size=BATCH_SIZE)
     state, source = processes(), settings.open_source()
     model = load_model(settings.model)
     processor = load_image_processor(settings.model, model.config)
     shapes = feature_shapes(model.config, processor, settings)
-    nothing = FeatureFolder(folder / "nothing", source.columns, shapes)
+    nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
     nothing.shards = {}
     plan = Plan(
         source, nothing, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state

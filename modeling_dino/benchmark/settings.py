@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..extraction.extract import DTYPES
+from ..hub.loading import DTYPES
 
 
 BENCHMARK_NAMES = ("features", "latency", "attention", "training", "loading", "knn", "extraction")

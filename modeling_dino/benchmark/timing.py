@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..extraction.extract import DTYPES
+from ..hub.loading import DTYPES
 from .settings import PRODUCT_SIZES, BenchSettings
 
 

@@ -10,20 +10,14 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
+from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
+from .commands import add_command
 from .options import (
     IMAGES_HELP,
-    BatchSize,
-    GemP,
     ImageColumn,
-    ImageSize,
-    LabelColumn,
-    Model,
     NumWorkers,
     Output,
-    Resize,
-    Scales,
-    numbers,
 )
 
 
@@ -65,63 +59,14 @@ def convert(
         typer.echo(line)
 
 
-@app.command()
-def extract(
-    model: Model,
-    images: Annotated[str, typer.Option(help=IMAGES_HELP)],
-    output: Output,
-    features: Annotated[
-        str,
-        typer.Option(
-            help="cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; several with commas."
-        ),
-    ] = "cls",
-    last_blocks: Annotated[int, typer.Option(help="Of how many last blocks, side by side.")] = 1,
-    batch_size: BatchSize = 32,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    num_workers: NumWorkers = None,
-    streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a data set of the hub without storing it.")
-    ] = False,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    gem_p: GemP = 4.0,
-    scales: Scales = "1",
-    resize: Resize = "crop",
-    image_size: ImageSize = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Run the model through torch.compile; on a CPU it gains nothing.")
-    ] = False,
-    on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where features are.")] = False,
-):
-    """Features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
-    from ..extraction.extract import ExtractionSettings, extract_features
+def extract(options: ExtractOptions):
+    """Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
+    from ..extraction.extract import extract_features
 
-    settings = ExtractionSettings(
-        model,
-        images,
-        features,
-        last_blocks,
-        batch_size,
-        dtype,
-        streaming,
-        image_column,
-        label_column,
-        gem_p,
-        numbers("scales", scales, float),
-        resize,
-        image_size,
-    )
-    summary = extract_features(
-        settings, output, num_workers=num_workers, compile=compile, on_error=on_error, overwrite=overwrite
-    )
-    if summary is None:  # not the main process
-        return
-    for kind, remarks in (("skipped", summary.skipped), ("note", summary.notes)):
-        for path, reason in remarks.items():
-            typer.echo(f"{kind} {path}: {reason}", err=True)
-    typer.echo(summary)
+    return extract_features(options)
+
+
+add_command(app, extract)
 
 
 @app.command()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..extraction.extract import DTYPES, ExtractionSettings, extract_features
-from ..extraction.feature_files import MANIFEST, load_features, read_manifest
-from ..hub.loading import load_model, model_fingerprint
+from ..extraction.extract import extract_features
+from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
+from ..extraction.options import ExtractOptions
+from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
 from ..runtime.processes import processes
 
@@ -124,19 +125,23 @@ def features_of(
         return _load(source, source, model, features, last_blocks, further)
     if model is None:
         raise ValueError(f"{source} has images, not features of `dino extract`: name a model with --model")
-    settings = ExtractionSettings(
-        model,
-        source,
-        features or "cls",
-        1 if last_blocks is None else last_blocks,
-        batch_size,
-        dtype,
-        image_column=image_column,
-        label_column=label_column,
-        **further,
-    )
     with _shared_temporary_folder() as folder:
-        extract_features(settings, folder, num_workers=num_workers, progress=progress)
+        extract_features(
+            ExtractOptions(
+                model=model,
+                images=source,
+                output=folder,
+                features=features or "cls",
+                last_blocks=1 if last_blocks is None else last_blocks,
+                batch_size=batch_size,
+                dtype=dtype,
+                num_workers=num_workers,
+                image_column=image_column,
+                label_column=label_column,
+                progress=progress,
+                **further,
+            )
+        )
         processes().wait_for_everyone()  # for the manifest, which the main process writes last
         return _load(source, folder, None, features or "cls", last_blocks, {})
 
@@ -159,7 +164,7 @@ def _shared_temporary_folder() -> Iterator[str]:
 def _load(
     source: str, folder: str, model: str | None, features: str | None, last_blocks: int | None, further: dict
 ) -> EvaluationFeatures:
-    manifest = read_manifest(folder)
+    manifest = FeatureFolder.read(folder)
     settings = manifest["settings"]
     if model is not None:
         of_model = model_fingerprint(load_model(model, DTYPES[settings["dtype"]]))

@@ -7,13 +7,12 @@ neither on which shards were there before, nor on how many processes and threads
 
 import itertools
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,93 +23,23 @@ from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
 from ..configuration_dino import DinoConfig
-from ..data.decoding import ON_ERROR, check_resized, encoded_image, read_image
+from ..data.decoding import check_resized, encoded_image, read_image
 from ..data.image_source import ImageRecord, ImageSource
-from ..data.sources import open_source
-from ..hub.loading import load_image_processor, load_model, model_fingerprint
+from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes, spare_workers
 from .feature_files import FeatureFolder, rows_per_shard
-from .features import GEM_P, check_features, image_features
+from .features import check_features, image_features
+from .options import ExtractionSettings, ExtractOptions
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from PIL import Image
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
 THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
-
-
-@dataclass(frozen=True)
-class ExtractionSettings:
-    """
-    What features depend on.
-
-    Args:
-        model: folder or hub id of a saved model.
-        images: see [`open_source`].
-        features: a kind of [`image_features`], or several, separated by commas.
-        last_blocks: see [`image_features`].
-        batch_size: images in one forward pass, on a CPU at most 8.
-        dtype: float32, bfloat16 or float16, of weights and arithmetic; features are stored in float32.
-        streaming, image_column, label_column: see [`open_source`].
-        gem_p, scales: see [`image_features`].
-        resize, image_size: see [`load_image_processor`]; images resized as a whole are computed one by one.
-
-    Raises:
-        ValueError: if a value cannot work.
-    """
-
-    model: str
-    images: str
-    features: str = "cls"
-    last_blocks: int = 1
-    batch_size: int = 32
-    dtype: str = "float32"
-    streaming: bool = False
-    image_column: str | None = None
-    label_column: str | None = None
-    gem_p: float = GEM_P
-    scales: Sequence[float] = (1.0,)
-    resize: str = "crop"
-    image_size: int | None = None
-
-    def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        if self.resize == "whole":
-            if "patches" in self.columns.values():
-                raise ValueError("patches of whole images differ in number: resize them to squares, or crop them")
-            object.__setattr__(self, "batch_size", 1)  # every image has a size of its own
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Columns of features, and the kind in each."""
-        kinds = [kind.strip() for kind in self.features.split(",")]
-        return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
-
-    @property
-    def pooling(self) -> tuple[int, float, Sequence[float]]:
-        """What [`image_features`] takes beside the kinds."""
-        return self.last_blocks, self.gem_p, self.scales
-
-    def batch_size_on(self, device: torch.device) -> int:
-        """Images that go through the model at once there."""
-        return min(self.batch_size, CPU_BATCH) if device.type == "cpu" else self.batch_size
-
-    def open_source(self) -> ImageSource:
-        """The images."""
-        return open_source(
-            self.images,
-            streaming=self.streaming,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +52,11 @@ class ExtractionSummary:
     seconds: float
     skipped: dict[str, str]
     notes: dict[str, str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about images that were skipped or lost something."""
+        return remarks_on_images(self.skipped, self.notes)
 
     def __str__(self) -> str:
         before = f", {self.rows - self.computed} of them from before" if self.rows > self.computed else ""
@@ -215,65 +149,47 @@ class ImageReader(Dataset):
         return self.processor.grey_levels(self.num_channels) if self.gives_levels else None
 
 
-def extract_features(
-    settings: ExtractionSettings,
-    output: str | os.PathLike,
-    *,
-    num_workers: int | None = None,
-    compile: bool = False,
-    on_error: str = "skip",
-    overwrite: bool = False,
-    progress: bool = True,
-) -> ExtractionSummary | None:
+def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     """
     Extracts features into a folder; goes on where an earlier run of the same settings stopped.
 
     Under `accelerate launch` every process computes whole shards, so what is written is the same for any number.
 
-    Args:
-        output: a new or empty folder, or one with features of the same settings.
-        num_workers: processes that read images; by default one a spare core, none for few images.
-        compile: run the model through `torch.compile`; on a CPU that gains nothing, as the model is prepared for
-            inference otherwise, and torch 2.11 without a GPU cannot train in this process afterwards.
-        on_error: `"skip"` unreadable images (manifest and summary name them), or `"fail"` at the first.
-        overwrite: start anew where the folder has features.
-        progress: show a progress bar, on the main process.
-
     Returns:
         what was done; None on processes other than the main one.
 
     Raises:
-        ValueError: if an argument cannot work, or no image can be read, or (with `on_error="fail"`) one cannot.
+        ValueError: if no image can be read, or (with `on_error="fail"`) one cannot, or the folder has something else.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
     require("pyarrow")
     state = processes()
     started = time.perf_counter()
-    source = settings.open_source()
-    model = load_model(settings.model, DTYPES[settings.dtype])
-    processor = load_image_processor(settings.model, model.config, settings.resize, settings.image_size)
-    shapes = feature_shapes(model.config, processor, settings)
-    folder = FeatureFolder(output, source.columns, shapes)
+    source = options.open_source()
+    model = load_model(options.model, DTYPES[options.dtype])
+    processor = load_image_processor(options.model, model.config, options.resize, options.image_size)
+    shapes = feature_shapes(model.config, processor, options)
+    settings = describe(options, source, model, processor, state.device)
+    folder = FeatureFolder(options.output, settings, source.columns, shapes)
     if state.is_main_process:
-        folder.open(describe(settings, source, model, processor, state.device), overwrite)
+        folder.check(options.overwrite)
+        folder.open(options.overwrite)
     state.wait_for_everyone()
-    folder.look()
+    folder.find_shards()
     rows_before = folder.count_rows()
     state.wait_for_everyone()  # before the first shard is written
 
-    plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state)
-    min_side = math.ceil(model.backbone.min_image_size / min(settings.scales))
+    plan = Plan(source, folder, rows_per_shard(source.num_images, shapes), options.batch_size_on(state.device), state)
+    min_side = math.ceil(model.backbone.min_image_size / min(options.scales))
     reader = ImageReader(processor, model.config.num_channels, min_side, levels=True)
-    batches = read_batches(plan, reader, num_workers, state)
-    compute = FeatureComputer(model.to(state.device), settings, shapes, reader.grey_levels(), compile)
-    with tqdm(total=plan.num_images, unit=" images", disable=not (progress and state.is_main_process)) as bar:
-        write_shards(folder, batches, compute, on_error, bar)
+    batches = read_batches(plan, reader, options.num_workers, state)
+    compute = FeatureComputer(model.to(state.device), options, shapes, reader.grey_levels(), options.compile)
+    with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
+        write_shards(folder, batches, compute, options.on_error, bar)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    manifest = folder.close(len(plan.parts))
+    manifest = folder.complete(len(plan.parts))
     if manifest["skipped"] and not manifest["rows"]:
         name, reason = next(iter(manifest["skipped"].items()))
         raise ValueError(f"none of the {len(manifest['skipped'])} images can be read; the first: {name}: {reason}")
@@ -437,7 +353,7 @@ def write_shards(folder: FeatureFolder, batches: Iterable[Images], compute: Feat
             if images.place.ends_chunk:
                 arrays = {name: torch.cat([batch[name] for batch in features]).numpy() for name in folder.shapes}
                 remarks = {"skipped": skipped, "notes": notes, "ends_part": images.place.ends_part}
-                folder.write(images.place.part, images.place.chunk, rows, arrays, remarks)
+                folder.write_shard(images.place.part, images.place.chunk, rows, arrays, remarks)
                 rows, features, skipped, notes = [], [], {}, {}
 
 
@@ -494,7 +410,7 @@ def describe(
 ) -> dict:
     """Everything the features depend on, for the manifest."""
     return {
-        **asdict(settings),
+        **{field.name: getattr(settings, field.name) for field in fields(ExtractionSettings)},
         "model_revision": getattr(model.config, "_commit_hash", None),
         "model_fingerprint": model_fingerprint(model),
         "num_images": source.num_images,
@@ -505,4 +421,4 @@ def describe(
     }
 
 
-__all__ = ["ExtractionSettings", "ExtractionSummary", "extract_features"]
+__all__ = ["ExtractionSummary", "extract_features"]

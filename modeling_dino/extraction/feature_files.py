@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.extras import require
-from ..runtime.run_folder import first_difference
-from ..runtime.whole_files import is_partial, whole_file
+from ..runtime.run_folder import RunFolder
+from ..runtime.whole_files import whole_file
 
 
 if TYPE_CHECKING:
@@ -41,54 +41,45 @@ def rows_per_shard(num_images: int | None, shapes: dict[str, tuple[int, ...]]) -
     return max(1, min(shared, SHARD_BYTES // (4 * sum(map(math.prod, shapes.values())))))
 
 
-class FeatureFolder:
+class FeatureFolder(RunFolder):
     """
     Writes the shards and the manifest of one folder.
 
     Args:
-        columns: those beside the features, and their types in Arrow.
+        path, settings: see `RunFolder`.
+        columns: columns beside the features, and their types in Arrow.
         shapes: columns of features, and the shape of an image's.
     """
 
-    def __init__(self, path: str | os.PathLike, columns: dict[str, str], shapes: dict[str, tuple[int, ...]]):
-        self.path = Path(path)
+    file_name, format, contents, command = MANIFEST, FORMAT, "features", "dino extract"
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        settings: dict,
+        columns: dict[str, str],
+        shapes: dict[str, tuple[int, ...]],
+    ):
+        super().__init__(path, settings)
         self.columns = columns
         self.shapes = shapes
         self.shards: set[tuple[int, int]] = set()
         self.lengths: dict[int, int] = {}
 
-    def open(self, settings: dict, overwrite: bool):
-        """
-        Makes the folder, or opens one of the same settings to go on.
+    def has_results(self) -> bool:
+        """Returns True: even a folder without shards has the settings that the next run must have."""
+        return True
 
-        Raises:
-            ValueError: if it has features of other settings (and `overwrite` is not given), or anything else.
-            OSError: if it cannot be written to.
-        """
-        self.settings = json.loads(json.dumps(settings))
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: choose another output folder")
-        partial, whole = [], []
-        for file in self.path.iterdir() if self.path.is_dir() else ():
-            (partial if is_partial(file) else whole).append(file)
-        if whole:
-            manifest = read_manifest(self.path)
-            if overwrite:
-                self._write_manifest(complete=False, settings={})  # of nothing, until all shards are gone
-                for file in shard_files(self.path):
-                    file.unlink()
-            elif manifest["settings"] != self.settings:
-                difference = first_difference(manifest["settings"], self.settings)
-                raise ValueError(
-                    f"{self.path} has features of other settings, {difference}: choose another folder, or --overwrite "
-                    "them"
-                )
-        for file in partial:
-            file.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write_manifest(complete=False)
+    def clear(self):
+        """Removes the shards of another run."""
+        for file in shard_files(self.path):
+            file.unlink()
 
-    def look(self):
+    def write(self, **facts):
+        """Writes the manifest."""
+        super().write(features=self.shapes, **facts)
+
+    def find_shards(self):
         """Sees which shards are there, and how many each part has of which the last one is there."""
         pq = require("pyarrow.parquet")
         self.shards, self.lengths = set(), {}
@@ -102,7 +93,7 @@ class FeatureFolder:
         """Whether all shards of a part were there when last looked."""
         return part in self.lengths and all((part, chunk) in self.shards for chunk in range(self.lengths[part]))
 
-    def write(self, part: int, chunk: int, rows: list[dict], features: "dict[str, np.ndarray]", remarks: dict):
+    def write_shard(self, part: int, chunk: int, rows: list[dict], features: "dict[str, np.ndarray]", remarks: dict):
         """
         Writes a shard.
 
@@ -131,7 +122,7 @@ class FeatureFolder:
         pq = require("pyarrow.parquet")
         return sum(pq.read_metadata(file).num_rows for file in shard_files(self.path))
 
-    def close(self, num_parts: int) -> dict:
+    def complete(self, num_parts: int) -> dict:
         """
         Completes the manifest from the shards, and returns it.
 
@@ -139,7 +130,7 @@ class FeatureFolder:
             OSError: if a shard is missing.
         """
         pq = require("pyarrow.parquet")
-        self.look()
+        self.find_shards()
         if not all(map(self.is_whole, range(num_parts))):
             raise OSError(f"{self.path} lacks shards that were written: run it again, and it goes on")
         rows, skipped, notes = 0, {}, {}
@@ -149,34 +140,13 @@ class FeatureFolder:
             rows += metadata.num_rows
             skipped.update(remarks["skipped"])
             notes.update(remarks["notes"])
-        return self._write_manifest(complete=True, rows=rows, skipped=skipped, notes=notes)
-
-    def _write_manifest(self, **state) -> dict:
-        manifest = {"format": FORMAT, "features": self.shapes, "settings": self.settings, **state}
-        with whole_file(self.path / MANIFEST) as partial:
-            partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return manifest
+        self.close(rows=rows, skipped=skipped, notes=notes)
+        return self.facts
 
 
 def shard_files(folder: str | os.PathLike) -> list[Path]:
     """The shards of a folder, in order."""
     return sorted(file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name))
-
-
-def read_manifest(folder: str | os.PathLike) -> dict:
-    """
-    What the features in a folder are.
-
-    Raises:
-        ValueError: if it is not a folder of features.
-    """
-    try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] == FORMAT:
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{folder} holds something other than features of `dino extract`: choose another folder")
 
 
 def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
@@ -192,7 +162,7 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
         ValueError: if it is not a folder of features, or a run has not finished.
     """
     np, pq = require("numpy"), require("pyarrow.parquet")
-    manifest = read_manifest(folder)
+    manifest = FeatureFolder.read(folder)
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not complete: run the same `dino extract` again, and it goes on")
     parts: dict[str, list] = {}
@@ -224,4 +194,4 @@ def _values(column: "pa.ChunkedArray", shape: list[int]) -> "np.ndarray":
     return values.flatten().to_numpy().reshape(len(values), *shape)
 
 
-__all__ = ["FeatureFolder", "load_features", "read_manifest", "rows_per_shard", "shard_files"]
+__all__ = ["FeatureFolder", "load_features", "rows_per_shard", "shard_files"]

@@ -16,6 +16,10 @@ from ..modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel,
 from ..runtime.extras import require
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL_HELP = "Folder or hub id of a saved model."
+
+
 def load_config(name: str) -> DinoConfig:
     """The configuration of a preset, or of a model saved in a folder or on the hub, also by timm or transformers."""
     if not _is_saved_model(name):

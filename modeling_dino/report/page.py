@@ -25,7 +25,7 @@ from ..data.decoding import as_text
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
-from ..extraction.feature_files import read_manifest
+from ..extraction.feature_files import FeatureFolder
 from ..runtime.extras import require
 from ..runtime.whole_files import whole_file
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
@@ -103,7 +103,7 @@ def write_report(
     """
     started = time.perf_counter()
     _check(k, num_clusters, duplicates, max_images)
-    read_manifest(folder)  # features, not images
+    FeatureFolder.read(folder)  # features, not images
     output = Path(folder, DEFAULT_OUTPUT) if output is None else Path(output)
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file to write")

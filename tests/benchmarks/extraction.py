@@ -71,8 +71,10 @@ def speed(
 
 MEASURED = """
 import resource, sys
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
-extract_features(ExtractionSettings(*sys.argv[1:3]), sys.argv[3], progress=False, num_workers=1)
+from modeling_dino.extraction.extract import extract_features
+from modeling_dino.extraction.options import ExtractOptions
+model, images, output = sys.argv[1:]
+extract_features(ExtractOptions(model=model, images=images, output=output, progress=False, num_workers=1))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 

@@ -15,8 +15,9 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.data.decoding import IMAGE_SUFFIXES, as_text, read_image
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
-from modeling_dino.extraction.feature_files import read_manifest
+from modeling_dino.extraction.extract import extract_features
+from modeling_dino.extraction.feature_files import FeatureFolder
+from modeling_dino.extraction.options import ExtractOptions
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +128,11 @@ def test_a_folder_of_them_goes_through(tmp_path, folder, bad_images, num_workers
         reference.save(tmp_path / "references" / f"{i:04d}.png")
     with time_limit(30):
         for images in (folder, tmp_path / "references"):
-            settings = ExtractionSettings(str(tmp_path / "model"), str(images))
-            extract_features(settings, tmp_path / f"{images.name}-out", num_workers=num_workers, progress=False)
+            names = {"model": str(tmp_path / "model"), "images": str(images)}
+            output = str(tmp_path / f"{images.name}-out")
+            extract_features(ExtractOptions(**names, output=output, num_workers=num_workers, progress=False))
 
-    table, manifest = (read(tmp_path / f"{folder.name}-out") for read in (load_features, read_manifest))
+    table, manifest = (read(tmp_path / f"{folder.name}-out") for read in (load_features, FeatureFolder.read))
     reasons = {path: image.reason for path, image in found.items() if image.reason}
     assert manifest["skipped"].keys() == reasons.keys()
     assert all(re.search(reasons[path], said) for path, said in manifest["skipped"].items())

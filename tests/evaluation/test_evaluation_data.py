@@ -6,7 +6,8 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.evaluation.evaluation_data import check_pair, features_of, labelled_pair, number_labels
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
+from modeling_dino.extraction.extract import extract_features
+from modeling_dino.extraction.options import ExtractOptions
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def folder(tmp_path_factory):
 
 
 def extract(folder, source, output, model="model", **options):
-    settings = ExtractionSettings(str(folder / model), str(folder / source), **options)
-    extract_features(settings, output, progress=False)
+    names = {"model": str(folder / model), "images": str(folder / source), "output": str(output)}
+    extract_features(ExtractOptions(**names, **options, progress=False))
     return str(output)
 
 

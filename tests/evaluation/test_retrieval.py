@@ -15,8 +15,9 @@ from tiny_models import tiny_config
 from modeling_dino import DinoImageProcessor, DinoModel, load_features
 from modeling_dino.evaluation import contact_sheet
 from modeling_dino.evaluation.retrieval import retrieve
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
+from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
+from modeling_dino.extraction.options import ExtractOptions
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +80,11 @@ def test_neighbours_of_images_are_the_models(here):
     assert "not evaluated: the images of plain/green.png have no labels" in str(found)
 
 
+def extract_index(output, **options):
+    names = {"model": "model", "images": "index", "output": str(output), "progress": False}
+    extract_features(ExtractOptions(**names, **options))
+
+
 def test_each_image_against_the_others_by_faiss_and_without(here):
     by_faiss, exact = (retrieve("index", model="model", search=s, progress=False) for s in ("faiss", "exact"))
     assert torch.equal(by_faiss.places, exact.places)
@@ -91,7 +97,7 @@ def test_each_image_against_the_others_by_faiss_and_without(here):
 def test_features_that_were_extracted_before(here, tmp_path):
     """Queries are then made as they are, by the model they are of."""
     options = {"features": "gem", "gem_p": 3.0, "scales": (1.0, 0.75), "resize": "square", "image_size": 40}
-    extract_features(ExtractionSettings("model", "index", **options), tmp_path / "features", progress=False)
+    extract_index(tmp_path / "features", **options)
     before = retrieve(str(tmp_path / "features"), "queries", progress=False)
     at_once = retrieve("index", "queries", "model", progress=False, **options)
     assert torch.equal(before.places, at_once.places)
@@ -263,7 +269,7 @@ def test_a_users_mistake_is_one_line(dino, folder, tmp_path, monkeypatch, argume
         "damaged": {},
     }.items():
         if name in arguments.split():
-            extract_features(ExtractionSettings("model", "index", **options), name, progress=False)
+            extract_index(name, **options)
     if "damaged" in arguments.split():
         shard = tmp_path / "damaged" / "features-000000-000000.parquet"
         shard.write_bytes(shard.read_bytes().replace(load_features("damaged")["feature"][3].tobytes(), b"\xff" * 128))

@@ -20,8 +20,9 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_dino import DinoImageProcessor, DinoModel, load_features
 from modeling_dino.extraction import feature_files
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
+from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
+from modeling_dino.extraction.options import ExtractionSettings, ExtractOptions
 from modeling_dino.hub.loading import load_image_processor
 from modeling_dino.vision_transformer import VisionTransformer
 
@@ -47,8 +48,8 @@ def settings(folder: Path, images="images", **options) -> ExtractionSettings:
 
 
 def extract(folder: Path, output: Path, images="images", **options):
-    keywords = {k: options.pop(k) for k in ("num_workers", "on_error", "overwrite", "compile") if k in options}
-    return extract_features(settings(folder, images, **options), output, progress=False, **keywords)
+    names = {"model": str(folder / "model"), "images": str(folder / images), "output": str(output), "progress": False}
+    return extract_features(ExtractOptions(**{**names, **options}))
 
 
 @pytest.fixture
@@ -182,13 +183,13 @@ def test_the_same_features_from_every_source(tmp_path, folder):
 
 
 def test_on_a_cpu_large_batches_are_computed_in_small_ones(tmp_path, folder, monkeypatch):
-    sizes, forward = [], DinoModel.get_cls_tokens
+    sizes, forward = [], VisionTransformer.pooled_stages
 
     def noted(self, pixel_values, *args, **options):
         sizes.append((pixel_values.device.type, len(pixel_values)))
         return forward(self, pixel_values, *args, **options)
 
-    monkeypatch.setattr(DinoModel, "get_cls_tokens", noted)
+    monkeypatch.setattr(VisionTransformer, "pooled_stages", noted)
     assert extract(folder, tmp_path / "out", batch_size=100).rows == 11
     assert sorted(sizes) == [("cpu", 3), ("cpu", 8), ("meta", 1)]
 
@@ -203,10 +204,10 @@ def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(self, pixel_values, *args, **options)
 
-    forward = DinoModel.get_cls_tokens
-    monkeypatch.setattr("modeling_dino.extraction.extract.CPU_BATCH", 32)
+    forward = VisionTransformer.pooled_stages
+    monkeypatch.setattr("modeling_dino.extraction.options.CPU_BATCH", 32)
     extract(folder, tmp_path / "whole")
-    monkeypatch.setattr(DinoModel, "get_cls_tokens", within_memory)
+    monkeypatch.setattr(VisionTransformer, "pooled_stages", within_memory)
     extract(folder, tmp_path / "out")
     assert sizes == [1, 11, 5, 2, 2, 2, 2, 2, 1]  # the first for the shape of the features
     expected = load_features(tmp_path / "whole")["feature"]
@@ -244,8 +245,10 @@ def test_half_precision_is_near_and_stored_in_float32(tmp_path, folder, dtype):
 
 
 COMPILED = """
-from modeling_dino.extraction.extract import ExtractionSettings, extract_features
-extract_features(ExtractionSettings({model!r}, {images!r}, batch_size=11), "compiled", compile=True, progress=False)
+from modeling_dino.extraction.extract import extract_features
+from modeling_dino.extraction.options import ExtractionSettings, ExtractOptions
+options = {{"model": {model!r}, "images": {images!r}, "output": "compiled", "batch_size": 11}}
+extract_features(ExtractOptions(**options, compile=True, progress=False))
 """
 
 
@@ -289,7 +292,7 @@ def test_models_of_other_libraries(tmp_path, folder):
 @pytest.mark.usefixtures("small_shards")
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, folder, monkeypatch):
     extract(folder, tmp_path / "whole")
-    write = feature_files.FeatureFolder.write
+    write = feature_files.FeatureFolder.write_shard
 
     def stop_in_the_second_shard(self, shard, *arguments):
         if shard == 1:
@@ -298,7 +301,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, folder, monkeypatch):
         write(self, shard, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_files.FeatureFolder, "write", stop_in_the_second_shard)
+        patch.setattr(feature_files.FeatureFolder, "write_shard", stop_in_the_second_shard)
         with pytest.raises(KeyboardInterrupt):
             extract(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="is not complete: run the same"):
@@ -345,7 +348,7 @@ def test_overwriting_that_was_stopped_leaves_no_old_features(tmp_path, folder, m
             extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
     with pytest.raises(ValueError, match="is not complete"):
         load_features(tmp_path / "out")
-    with pytest.raises(ValueError, match="--overwrite them"):
+    with pytest.raises(ValueError, match="--overwrite"):
         extract(folder, tmp_path / "out", dtype="bfloat16")
     extract(folder, tmp_path / "out", dtype="bfloat16", overwrite=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")

@@ -24,12 +24,12 @@ def write_features(folder: Path, source_name: str | Path, features: np.ndarray, 
     """
     source = open_source(str(source_name))
     rows = rows or [record.columns for record in records_of(source_name)]
-    output = FeatureFolder(folder, source.columns, {"feature": features.shape[1:]})
     settings = {"model": "a model", "images": str(source_name), "features": "cls", "last_blocks": 1}
     settings |= {"dtype": "float32", "streaming": False, "image_column": None, "label_column": None}
     settings |= {"model_revision": None, "model_fingerprint": "abc", "images_fingerprint": source.fingerprint()}
     settings |= {"transform": {}, "device": "cpu", "versions": {"torch": "2"}}
-    output.open(settings, overwrite=False)
+    output = FeatureFolder(folder, settings, source.columns, {"feature": features.shape[1:]})
+    output.open(overwrite=False)
     remarks = {"skipped": {}, "notes": {}, "ends_part": True}
-    output.write(0, 0, rows, {"feature": features.astype("float32")}, remarks)
-    output.close(1)
+    output.write_shard(0, 0, rows, {"feature": features.astype("float32")}, remarks)
+    output.complete(1)

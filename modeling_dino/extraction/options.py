@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What features are extracted, and how."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..data.decoding import ON_ERROR
+from ..data.image_source import ImageSource
+from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
+from ..data.sources import open_source
+from ..hub.loading import DTYPES, MODEL_HELP
+from ..runtime.options import option
+from .features import GEM_P
+
+
+CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings(TableOptions):
+    """
+    Everything that features depend on.
+
+    Raises:
+        ValueError: if a value cannot work.
+    """
+
+    model: str = option(MODEL_HELP)
+    images: str = option(IMAGES_HELP)
+    features: str = option(
+        "cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; several with commas.", "cls"
+    )
+    last_blocks: int = option("Number of last blocks whose features are put side by side.", 1)
+    batch_size: int = option("Images in one forward pass; on a CPU at most 8.", 32)
+    dtype: str = option("float32, bfloat16 or float16, of weights and arithmetic.", "float32")
+    streaming: bool = option("Read a data set of the hub without storing it.", False)
+    gem_p: float = option("Exponent of generalised means.", GEM_P)
+    scales: tuple[float, ...] = option("Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.", (1.0,))
+    resize: str = option(
+        "crop: from the middle, as saved with the model; square: squashed; whole: not cropped.", "crop"
+    )
+    image_size: int | None = option("Pixels a side, if not the model's; the longer side of whole images.", None)
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.resize == "whole":
+            if "patches" in self.columns.values():
+                raise ValueError("patches of whole images differ in number: resize them to squares, or crop them")
+            object.__setattr__(self, "batch_size", 1)  # every image has a size of its own
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of features, and the kind in each."""
+        kinds = [kind.strip() for kind in self.features.split(",")]
+        return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
+
+    @property
+    def pooling(self) -> tuple[int, float, tuple[float, ...]]:
+        """What `image_features` takes beside the kinds of features."""
+        return self.last_blocks, self.gem_p, self.scales
+
+    def batch_size_on(self, device: torch.device) -> int:
+        """Images that go through the model at once on a device."""
+        return min(self.batch_size, CPU_BATCH) if device.type == "cpu" else self.batch_size
+
+    def open_source(self) -> ImageSource:
+        """Opens the source of the images."""
+        return open_source(
+            self.images,
+            streaming=self.streaming,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(ReaderOptions, ExtractionSettings):
+    """
+    An extraction: what the features depend on, and how it is run.
+
+    On a CPU `torch.compile` gains nothing, as the model is prepared for inference otherwise; and torch 2.11 without a
+    GPU cannot train in a process that has compiled.
+    """
+
+    output: str = option("Folder to write to; with features of the same settings the extraction goes on.")
+    compile: bool = option("Run the model through torch.compile; on a CPU it gains nothing.", False)
+    on_error: str = option(ON_ERROR_HELP, "skip")
+    overwrite: bool = option("Start anew where the folder has features.", False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"unknown on_error {self.on_error!r}: allowed are {', '.join(ON_ERROR)}")
+
+
+__all__ = ["ExtractOptions", "ExtractionSettings"]
