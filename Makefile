@@ -1,4 +1,4 @@
-.PHONY: install lint test demo bench bench-gpu
+.PHONY: install lint test test-fast demo bench bench-gpu
 
 install:  ## for development: the package as it lies here, and what the tests need
 	python -m pip install -e ".[test]"
@@ -10,6 +10,9 @@ lint:
 test:  ## fetches transformers' common tests the first time
 	python tests/helpers/transformers_common.py
 	pytest -n 2
+
+test-fast:  ## what a developer runs while working: all but the tests that take long, within three minutes on two cores
+	pytest -n 2 -m "not slow"
 
 demo:  ## in a virtual environment of its own
 	python3 -m venv .venv-demo
