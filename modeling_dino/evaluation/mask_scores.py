@@ -43,7 +43,7 @@ def dilate(boundary: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def boundary_f(mask: torch.Tensor, truth: torch.Tensor) -> float:
-    """Computes the boundary accuracy F of masks (H, W): the harmonic mean of their boundaries' precision and recall."""
+    """Computes the boundary accuracy F of masks (H, W): the harmonic mean of precision and recall of a boundary."""
     radius = math.ceil(BOUND_TH * math.hypot(*mask.shape))
     of_mask, of_truth = boundary(mask), boundary(truth)
     num_mask, num_truth = int(of_mask.sum()), int(of_truth.sum())

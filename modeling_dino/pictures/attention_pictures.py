@@ -60,16 +60,7 @@ def attention_pictures(
 
 
 def mass_masks(attention: torch.Tensor, mass: float) -> torch.Tensor:
-    """
-    Finds the smallest set of patches that holds a share of a head's attention to all patches.
-
-    Args:
-        attention: (heads, h, w).
-        mass: the share, in (0, 1].
-
-    Returns:
-        (heads, h, w), of bool.
-    """
+    """Finds the fewest patches that hold a share of each head's attention to all patches: (heads, h, w), of bool."""
     values, order = attention.double().flatten(1).sort(dim=1, stable=True)  # ascending
     below = values.cumsum(1) / values.sum(1, keepdim=True)  # what is lost without a patch and all that have less
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, below > 1 - mass).view(attention.shape)
@@ -97,13 +88,7 @@ def enlarge(maps: torch.Tensor, image: "Image.Image") -> torch.Tensor:
 
 
 def draw_heads(image: "Image.Image", values: torch.Tensor, colors: torch.Tensor) -> "Image.Image":
-    """
-    Draws the image in grey, and over it each pixel in the color of the head that attends to it most.
-
-    Args:
-        values: (heads, h, w), in [0, 1]: how strong the colors are.
-        colors: (heads, 3).
-    """
+    """Draws the image in grey, and each pixel in the color of the head with the greatest value, (heads, h, w)."""
     strength, head = enlarge(values, image).max(0)
     grey = (torch.from_numpy(require("numpy").array(image.convert("L"))) / 255)[..., None]  # (H, W, 1)
     shaded = colors[head] * (SHADE + (1 - SHADE) * grey)  # (H, W, 3)
@@ -111,13 +96,7 @@ def draw_heads(image: "Image.Image", values: torch.Tensor, colors: torch.Tensor)
 
 
 def draw_masks(image: "Image.Image", masks: torch.Tensor, colors: torch.Tensor, patch_size: int) -> "Image.Image":
-    """
-    Draws the masks of heads over the image, in the mean of their colors where several overlap.
-
-    Args:
-        masks: (heads, h, w).
-        colors: (heads, 3).
-    """
+    """Draws the masks of heads (heads, h, w) over the image, in the mean of their colors where several overlap."""
     Image = require("PIL.Image")
     image, number = image.convert("RGB"), masks.sum(0)
     mean = torch.einsum("nhw,nc->hwc", masks.float(), colors) / number.clamp_min(1)[..., None]

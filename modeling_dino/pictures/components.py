@@ -159,11 +159,7 @@ class PatchColors:
 
 def fit_colors(images: TokensOfFrames, dim: int, split: bool) -> PatchColors:
     """
-    Computes the principal components of the patch tokens of all images.
-
-    Args:
-        dim: width of a token.
-        split: part foreground and background.
+    Computes the principal components of the patch tokens, of width `dim`, of all images.
 
     Raises:
         ValueError: if there are too few patches, or they are not finite.
