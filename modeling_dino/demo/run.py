@@ -21,8 +21,9 @@ from ..evaluation.evaluation_data import EvaluationFeatures, features_of
 from ..evaluation.knn_classification import evaluate_knn
 from ..evaluation.retrieval import retrieve
 from ..hub.evaluation_results import add_evaluation_results
-from ..hub.loading import load_config, load_image_processor, load_model
+from ..hub.loading import load_config, load_image_processor
 from ..pictures.attention import draw_attention
+from ..pictures.options import AttentionOptions
 from ..training.pretrain import pretrain
 from ..training.recipes import load_recipe
 from ..training.self_distillation import DinoForPreTraining
@@ -154,13 +155,14 @@ def pixels_of(part: EvaluationFeatures, model: str) -> EvaluationFeatures:
 
 
 def draw(model: str, output: Path):
-    """The attention to the portraits."""
-    dino = load_model(model)
-    processor = load_image_processor(model, dino.config)
+    """Draws the attention to the portraits."""
+    folder = str(output / "attention")
     for portrait in PORTRAITS:
-        image = output / "photographs" / portrait
+        image = str(output / "photographs" / portrait)
         draw_attention(
-            dino, image, output / "attention", processor.image_mean, processor.image_std, size=PORTRAIT_SIZE
+            AttentionOptions(
+                model=model, images=image, output=folder, size=PORTRAIT_SIZE, overwrite=True, progress=False
+            )
         )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of objects as images: a palette PNG, whose index is the object's number; 0 is the background.
+"""Reads and writes masks of objects as palette PNGs, whose index is the object's number; 0 is the background.
 
-As in DAVIS (https://davischallenge.org): 255 is nobody's, and counts as background. A mask in black and white is one
-object.
+As in DAVIS (https://davischallenge.org), 255 belongs to no object, and counts as background. A mask in black and white
+is one object.
 """
 
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from ..data.decoding import strict_pillow
+from ..pictures.picture_files import save_picture
 from ..runtime.extras import require
-from ..runtime.whole_files import whole_file
 
 
 VOID = 255
@@ -23,6 +23,8 @@ MODES = ("P", "L", "1")  # palette, grey, bilevel
 @dataclass(frozen=True)
 class Mask:
     """
+    Which object is at each pixel.
+
     Args:
         objects: (H, W), of uint8: the number of the object, 0 where there is none.
         palette: red, green and blue of each number; None if the file had none.
@@ -33,14 +35,16 @@ class Mask:
 
     @property
     def numbers(self) -> list[int]:
-        """The objects there are."""
+        """The numbers of the objects, without the background."""
         return [number for number in self.objects.unique().tolist() if number]
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
     """
+    Reads a mask.
+
     Raises:
-        ValueError: if it cannot be read, or is no mask.
+        ValueError: if the file cannot be read, or is no mask.
     """
     np, Image = require("numpy"), require("PIL.Image")
     try:
@@ -53,9 +57,7 @@ def read_mask(path: str | os.PathLike) -> Mask:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"cannot read {path}: {reason}") from error
     if mode not in MODES:
-        raise ValueError(
-            f"{path} has mode {mode}: a mask is a palette or grey image, with the object's number a pixel"
-        )
+        raise ValueError(f"{path} has mode {mode}: a mask is a palette or grey image of the objects' numbers")
     objects = torch.from_numpy(values.astype(np.uint8))
     if mode == "1" or (mode == "L" and set(objects.unique().tolist()) <= {0, VOID}):
         return Mask((objects > 0).to(torch.uint8))
@@ -63,21 +65,16 @@ def read_mask(path: str | os.PathLike) -> Mask:
 
 
 def write_mask(mask: Mask, file: Path):
-    """Writes a palette PNG; with DAVIS's palette, if the mask has none."""
+    """Writes a palette PNG, with DAVIS's palette if the mask has none."""
     picture = require("PIL.Image").fromarray(mask.objects.numpy())
     picture.putpalette(mask.palette or davis_palette())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial:
-        picture.save(partial, format="PNG")
+    save_picture(picture, file)
 
 
 def davis_palette() -> list[int]:
-    """Pascal VOC's, which DAVIS took over: bits 0, 3 and 6 of a number are the upper bits of red, …"""
+    """Returns the palette of Pascal VOC and DAVIS: bits 0, 3 and 6 of a number are the upper bits of red, …"""
     return [
         sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3))
         for number in range(256)
         for channel in range(3)
     ]
-
-
-__all__ = ["Mask", "davis_palette", "read_mask", "write_mask"]

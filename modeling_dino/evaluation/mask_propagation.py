@@ -1,60 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of objects carried from frame to frame by the likeness of patch tokens.
+"""Carries masks of objects from frame to frame by the similarity of patch tokens.
 
 Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_video_segmentation.py, table 5 of the paper.
 
-Each patch takes its label from the few most alike patches of the first frame and of some frames before it, within a
+Each patch takes its label from the few most similar patches of the first frame and of some frames before it, within a
 neighbourhood. Where we deviate: the affinities of a row of patches are computed at a time, and only to the rows in its
 neighbourhood, so that the (h * w)^2 affinities to each frame are never in memory together; frames are resized with
-antialiasing, and normalised as for all else (the original's standard deviation of red is 0.228 here); and a side that
-is to be a multiple of 64 is at least as long as the other.
+antialiasing, and normalised as everywhere else (the original's standard deviation of red is 0.228 here); and a side
+that is to be a multiple of 64 is at least as long as the other.
 
 Letters in shapes: h x w patches, D width, K objects and the background.
 """
 
 from collections import deque
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..runtime.extras import require
+from .segmentation_options import PropagationSettings
 
 
 SIDE_MULTIPLE = 64  # pixels; of the longer side, as in the original
 
 
-@dataclass(frozen=True)
-class PropagationSettings:
-    """
-    Args:
-        num_last_frames: how many frames before it, beside the first, a frame takes its labels from.
-        radius: how far apart, in patches, two are that may be compared; 0 for any distance.
-        top_k: from how many patches, of all these frames, a patch takes its label.
-        temperature: of the affinity exp(cosine / temperature).
-
-    Raises:
-        ValueError: if a value cannot work.
-    """
-
-    num_last_frames: int = 7
-    radius: int = 12
-    top_k: int = 5
-    temperature: float = 0.1
-
-    def __post_init__(self):
-        for name, least in (("num_last_frames", 0), ("radius", 0), ("top_k", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0")
-
-
 def video_size(width: int, height: int, size: int, patch_size: int) -> tuple[int, int]:
     """
-    Width and height to which frames are resized: the shorter side to `size`, the longer to a multiple of 64.
+    Returns the width and height of resized frames: the shorter side is `size`, the longer a multiple of 64.
 
-    Both are whole patches: where 64 pixels are not, or the side is shorter, a multiple of the patch stands for them.
+    Both are whole patches: the longer is a multiple of the patch where 64 pixels are not, or where it is shorter.
     """
     short = size - size % patch_size
     long = size * max(width, height) / min(width, height)
@@ -65,11 +39,11 @@ def video_size(width: int, height: int, size: int, patch_size: int) -> tuple[int
 
 class MaskPropagation:
     """
-    The labels of patches, frame by frame.
+    Finds the labels of patches, frame by frame.
 
     Args:
-        features: (h, w, D), of the first frame's patches.
-        labels: (K, h, w), theirs: 1 where an object is.
+        features: of the first frame's patches: (h, w, D).
+        labels: of the first frame's patches: (K, h, w), 1 where an object is.
     """
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, settings: PropagationSettings):
@@ -78,13 +52,7 @@ class MaskPropagation:
         self._last = deque(maxlen=settings.num_last_frames)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            features: (h, w, D), of the next frame's patches.
-
-        Returns:
-            (K, h, w): how much of each label a patch takes; they sum to 1.
-        """
+        """Returns how much of each label the next frame's patches take: (h, w, D) -> (K, h, w), which sum to 1."""
         features = nn.functional.normalize(features, dim=-1)
         frames = [self._first, *self._last]
         sources = torch.stack([source for source, _ in frames])  # (frames, h, w, D)
@@ -97,7 +65,7 @@ class MaskPropagation:
     def _labels_of_row(
         self, i: int, row: torch.Tensor, sources: torch.Tensor, source_labels: torch.Tensor
     ) -> torch.Tensor:
-        """Of row i, (w, D), from all frames: (K, w)."""
+        """Finds the labels of row i, (w, D), from the patches of all source frames: (K, w)."""
         height, width = sources.shape[1:3]
         radius = self.settings.radius or max(height, width)
         near = slice(max(0, i - radius), i + radius + 1)
@@ -113,23 +81,25 @@ class MaskPropagation:
 
 def grid_labels(objects: torch.Tensor, numbers: list[int], grid: tuple[int, int]) -> torch.Tensor:
     """
-    Labels of patches, from the pixel in the middle of each.
+    Returns the labels of patches, from the pixel in the middle of each.
 
     Args:
         objects: (H, W), numbers of the objects.
-        numbers: which there are; the background is added.
+        numbers: the objects to label; the background is added as the first.
         grid: h and w.
 
     Returns:
         (K, h, w), of float.
     """
-    patches = _resized(objects, grid)
+    patches = resize_nearest(objects, grid)
     return torch.stack([patches == number for number in (0, *numbers)]).float()
 
 
 def pixel_objects(labels: torch.Tensor, numbers: list[int], patch_size: int, size: tuple[int, int]) -> torch.Tensor:
     """
-    The objects of pixels: labels are enlarged smoothly, each from its least to its most, and the greatest counts.
+    Returns the objects of pixels.
+
+    Labels are interpolated, each is scaled to [0, 1] from its minimum to its maximum, and the greatest counts.
 
     Args:
         labels: (K, h, w).
@@ -140,16 +110,13 @@ def pixel_objects(labels: torch.Tensor, numbers: list[int], patch_size: int, siz
     """
     maps = nn.functional.interpolate(labels[None], scale_factor=patch_size, mode="bilinear", align_corners=False)[0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    maps = ((maps - low) / (high - low)).where(high > low, maps)  # what is the same everywhere stays
+    maps = ((maps - low) / (high - low)).where(high > low, maps)  # a constant label stays as it is
     objects = torch.tensor([0, *numbers], dtype=torch.uint8)[maps.argmax(0).cpu()]
-    return _resized(objects, size)
+    return resize_nearest(objects, size)
 
 
-def _resized(objects: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(H, W), of uint8, to another height and width by the nearest; by Pillow, whose rounding the original has."""
+def resize_nearest(objects: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resizes (H, W), of uint8, to the nearest values; with Pillow, which rounds as the original does."""
     np, Image = require("numpy"), require("PIL.Image")
     picture = Image.fromarray(objects.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(picture))
-
-
-__all__ = ["MaskPropagation", "PropagationSettings", "grid_labels", "pixel_objects", "video_size"]

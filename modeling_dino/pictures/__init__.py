@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model sees, as pictures and videos: attention, and principal components of patch tokens."""
+"""Pictures and videos of what a model sees: its attention, and the principal components of its patch tokens."""

@@ -1,33 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures into a folder: as PNGs, or as the frames of videos."""
+"""What is around the drawing: opens images or a video for a model, and writes pictures as PNGs or into videos."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.frames import Frames
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ..data.frames import Frame, Frames, open_frames
 from ..data.video import write_video
+from ..hub.loading import load_image_processor
+from ..modeling_dino import DinoModel
+from ..runtime.options import remarks_on_images
+from ..runtime.processes import processes
 from ..runtime.whole_files import whole_file
+from .options import PictureOptions
+from .patch_images import PatchTransform
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_FPS = 1000
+
+@dataclass(frozen=True)
+class Drawing:
+    """
+    A model, the frames that it looks at, and where the pictures of them go.
+
+    Args:
+        fps: frames a second of the video to make of the pictures; None if they are written as PNGs.
+    """
+
+    model: DinoModel
+    transform: PatchTransform
+    frames: Frames
+    fps: Fraction | float | None
+    folder: Path
+    progress: bool
+
+    def iterate(self, description: str | None = None) -> Iterator[Frame]:
+        """Yields the frames, with a progress bar beside a description."""
+        total = self.frames.num_frames
+        yield from tqdm(self.frames, desc=description, total=total, unit=" images", disable=not self.progress)
+
+
+def open_drawing(options: PictureOptions, model: DinoModel, images: str, on_error: str) -> Drawing:
+    """
+    Opens images or a video for a model, and moves the model to its device.
+
+    Args:
+        images, on_error: see [`open_frames`].
+
+    Raises:
+        ValueError: if the model has no patch tokens, or an option cannot work.
+    """
+    if not model.backbone.has_patch_tokens:
+        raise ValueError(f"{model.config.backbone} has no patch tokens: use a ViT")
+    processor = load_image_processor(options.model, model.config)
+    transform = PatchTransform(model.config.patch_size, processor.image_mean, processor.image_std, options.size)
+    frames = open_frames(images, model.config.num_channels, options.size, on_error)
+    folder = new_folder(options.output, options.overwrite)
+    model = model.to(processes().device)
+    return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress)
 
 
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
     """
-    A folder to write pictures to. It is not made yet: who finds nothing to write leaves nothing behind.
-
-    Args:
-        overwrite: allow files there, of which those of the same names are replaced.
+    Checks a folder to write to, and returns its path. The folder is made with its first file.
 
     Raises:
-        ValueError: if it is there, and not empty; or is a file.
+        ValueError: if it is a file; or if it is not empty, without `overwrite`.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -37,31 +85,40 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
     return path
 
 
-def frame_rate(frames: Frames, fps: float | None) -> Fraction | float | None:
-    """
-    Frames a second of the video to make of them, which is its own if they are a video; None if there is none to make.
+@dataclass(frozen=True)
+class PictureSummary:
+    """How many images there are pictures of, and why others were skipped."""
 
-    Raises:
-        ValueError: if it cannot be.
-    """
-    if fps is not None and not 0 < fps <= MAX_FPS:
-        raise ValueError(f"fps={fps} must be above 0 and at most {MAX_FPS}")
-    return fps or frames.fps
+    num_frames: int
+    skipped: dict[str, str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about images that were skipped."""
+        return remarks_on_images(self.skipped)
+
+    def __str__(self) -> str:
+        return f"{self.num_frames} images" + (f", {len(self.skipped)} skipped" if self.skipped else "")
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """Makes the folder of a file, and yields a place to write to as [`whole_file`] does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial:
+        yield partial
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path):
+    """Writes a safetensors file."""
+    with new_file(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def save_picture(picture: "Image.Image", file: Path):
-    """Writes a PNG, and the folder it is in."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial:
+    """Writes a PNG."""
+    with new_file(file) as partial:
         picture.save(partial, format="PNG")
-
-
-def save_pictures(folder: Path, name: str, pictures: "Mapping[str, Image.Image]") -> list[Path]:
-    """Writes `NAME-KIND.png` of each kind."""
-    files = [folder / f"{name}-{kind}.png" for kind in pictures]
-    for file, picture in zip(files, pictures.values()):
-        save_picture(picture, file)
-    return files
 
 
 @contextmanager
@@ -69,28 +126,26 @@ def picture_files(
     folder: Path, frames: Frames, fps: Fraction | float | None, video_kinds: tuple[str, ...]
 ) -> Iterator[Callable[[str, "Mapping[str, Image.Image]"], list[Path]]]:
     """
-    A function that takes the name of a frame and its pictures by kind, and returns the files they are in.
+    Yields a function that takes the name of a frame and its pictures by kind, and returns the files they are in.
 
-    Without `fps` it is `save_pictures`. Else it appends those of some kinds to a video of each, which are whole at the
-    end: `VIDEO-KIND.mp4`.
+    Without `fps` these are `NAME-KIND.png`. Otherwise the pictures of some kinds are appended to a video of each,
+    `VIDEO-KIND.mp4`; the videos appear at the end, whole.
     """
     with ExitStack() as stack:
-        videos = {}
-
-        def append(name: str, pictures: "Mapping[str, Image.Image]") -> list[Path]:
-            if not videos:
-                folder.mkdir(parents=True, exist_ok=True)
-                for kind in [kind for kind in pictures if kind in video_kinds]:
-                    file = folder / f"{Path(frames.name).stem}-{kind}.mp4"
-                    videos[kind] = file, stack.enter_context(write_video(file, fps))
-            for kind, (_, append_frame) in videos.items():
-                append_frame(pictures[kind])
-            return [file for file, _ in videos.values()]
+        videos = {}  # by kind: the file, and the function that appends a picture
 
         def save(name: str, pictures: "Mapping[str, Image.Image]") -> list[Path]:
-            return save_pictures(folder, name, pictures)
+            if not fps:
+                files = {folder / f"{name}-{kind}.png": picture for kind, picture in pictures.items()}
+                for file, picture in files.items():
+                    save_picture(picture, file)
+                return list(files)
+            for kind in [kind for kind in pictures if kind in video_kinds]:
+                if kind not in videos:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    file = folder / f"{Path(frames.name).stem}-{kind}.mp4"
+                    videos[kind] = file, stack.enter_context(write_video(file, fps))
+                videos[kind][1](pictures[kind])
+            return [file for file, _ in videos.values()]
 
-        yield append if fps else save
-
-
-__all__ = ["frame_rate", "new_folder", "picture_files", "save_picture", "save_pictures"]
+        yield save

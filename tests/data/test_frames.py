@@ -3,7 +3,6 @@ from PIL import Image
 
 from modeling_dino.data.frames import open_frames
 from modeling_dino.data.video import write_video
-from modeling_dino.pictures.picture_files import frame_rate, new_folder, picture_files
 
 
 def save_images(folder, *names):
@@ -64,31 +63,3 @@ def test_arguments_that_cannot_work_are_refused(tmp_path):
         open_frames(str(tmp_path), 4, 32)
     with pytest.raises(ValueError, match="unknown on_error 'ask'"):
         open_frames(str(tmp_path), 3, 32, on_error="ask")
-    frames = open_frames(str(save_images(tmp_path / "images", "1.png")), 3, 32)
-    assert frame_rate(frames, None) is None
-    for fps in (0, -1, 10000, float("nan")):
-        with pytest.raises(ValueError, match=r"fps=.* must be above 0 and at most 1000"):
-            frame_rate(frames, fps)
-
-
-def test_a_folder_that_is_not_empty_is_refused(tmp_path):
-    folder = save_images(tmp_path / "images", "1.png")
-    with pytest.raises(ValueError, match="images is not empty: name a new folder, or pass --overwrite"):
-        new_folder(folder)
-    with pytest.raises(ValueError, match=r"1.png is a file: name a folder"):
-        new_folder(folder / "1.png", overwrite=True)
-    assert new_folder(folder, overwrite=True) == folder
-    assert not new_folder(tmp_path / "new").exists()
-
-
-def test_a_video_of_frames_that_fails_leaves_no_file(tmp_path):
-    frames = open_frames(str(save_images(tmp_path / "images", "1.png")), 3, 32)
-
-    def save_two():
-        with picture_files(tmp_path / "out", frames, 5, ("a", "b")) as save:
-            save("1", {"a": Image.new("RGB", (32, 32)), "b": Image.new("RGB", (64, 32)), "c": None})
-            save("2", {"a": Image.new("RGB", (32, 32)), "b": Image.new("RGB", (32, 32)), "c": None})
-
-    with pytest.raises(ValueError, match="different sizes"):
-        save_two()
-    assert not list((tmp_path / "out").iterdir())

@@ -2,13 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_dino.evaluation.mask_propagation import (
-    MaskPropagation,
-    PropagationSettings,
-    grid_labels,
-    pixel_objects,
-    video_size,
-)
+from modeling_dino.evaluation.mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
+from modeling_dino.evaluation.segmentation_options import PropagationSettings
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -90,17 +90,17 @@ def second_decay(values: list[float]) -> float:
 def test_statistics(num_frames):
     values = np.random.default_rng(num_frames).uniform(size=num_frames).tolist()
     found = statistics(values)
-    assert found.mean == pytest.approx(np.mean(values))
-    assert found.recall == pytest.approx(np.mean([value > 0.5 for value in values]))
-    assert found.decay == pytest.approx(second_decay(values), abs=1e-12)
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["recall"] == pytest.approx(np.mean([value > 0.5 for value in values]))
+    assert found["decay"] == pytest.approx(second_decay(values), abs=1e-12)
 
 
 def test_statistics_by_hand():
     # five frames: bins 1-2, 2-3, 3-4, 4-5
     found = statistics([1.0, 0.8, 0.5, 0.4, 0.2])
-    assert found.mean == pytest.approx(0.58)
-    assert found.recall == pytest.approx(0.4)  # above, not at, 0.5
-    assert found.decay == pytest.approx(0.9 - 0.3)
+    assert found["mean"] == pytest.approx(0.58)
+    assert found["recall"] == pytest.approx(0.4)  # above, not at, 0.5
+    assert found["decay"] == pytest.approx(0.9 - 0.3)
     means = VideoScores({1: [1.0, 0.8], 3: [0.4, 0.2]}, {1: [0.5, 0.5], 3: [0.7, 0.9]}).means()
     assert means["J mean"] == pytest.approx(0.6)
     assert means["F mean"] == pytest.approx(0.65)

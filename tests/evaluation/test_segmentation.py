@@ -11,9 +11,9 @@ from tiny_models import tiny_config
 from modeling_dino import DinoModel
 from modeling_dino.data.video import Video, write_video
 from modeling_dino.evaluation.mask_files import Mask, read_mask, write_mask
-from modeling_dino.evaluation.mask_propagation import PropagationSettings
 from modeling_dino.evaluation.mask_scores import boundary_f, jaccard
 from modeling_dino.evaluation.segmentation import segment_video
+from modeling_dino.evaluation.segmentation_options import SegmentOptions
 from modeling_dino.hub.evaluation_results import read_evaluation_results
 
 
@@ -57,13 +57,13 @@ def folder(videos, tmp_path):
 
 
 def segment(folder, model="model", video="frames", mask="masks/00000.png", **options):
-    return segment_video(
-        str(folder / model), str(folder / video), folder / mask, folder / "out", size=64, progress=False, **options
-    )
+    paths = {"model": folder / model, "video": folder / video, "mask": folder / mask, "output": folder / "out"}
+    paths = {name: str(path) for name, path in paths.items()}
+    return segment_video(SegmentOptions(**paths, size=64, progress=False, **options))
 
 
 def test_two_objects_are_followed_and_scored(folder):
-    summary = segment(folder, ground_truth=folder / "masks")
+    summary = segment(folder, ground_truth=str(folder / "masks"))
     assert (summary.num_frames, summary.num_objects) == (NUM_FRAMES, 2)
     names = [f"{i:05}.png" for i in range(NUM_FRAMES)]
     assert sorted(path.name for path in (folder / "out").iterdir()) == [*names, "scores.json"]
@@ -91,7 +91,7 @@ def test_where_nothing_can_be_seen_scores_are_bad(folder):
     (folder / "frames").mkdir()
     for i in range(NUM_FRAMES):
         Image.new("RGB", (128, 64), (90, 90, 90)).save(folder / "frames" / f"{i:05}.png")
-    scores = segment(folder, ground_truth=folder / "masks").scores.means()
+    scores = segment(folder, ground_truth=str(folder / "masks")).scores.means()
     assert scores["J&F"] < 0.5
 
 
@@ -99,7 +99,7 @@ def test_a_video_file_and_the_overlay(folder):
     with write_video(folder / "video.mp4", 12) as append:
         for i in range(NUM_FRAMES):
             append(Image.open(folder / "frames" / f"{i:05}.png"))
-    summary = segment(folder, video="video.mp4", ground_truth=folder / "masks", overlay=True)
+    summary = segment(folder, video="video.mp4", ground_truth=str(folder / "masks"), overlay=True)
     assert summary.scores.means()["J mean"] > 0.6
     overlay = Video(folder / "out" / "overlay.mp4")
     assert (overlay.num_frames, overlay.fps) == (NUM_FRAMES, 12)
@@ -128,7 +128,7 @@ def test_larger_frames_are_resized_as_pillow_does_with_antialiasing(folder):
 def test_settings_reach_the_propagation(folder):
     segment(folder)
     with_all = read_mask(folder / "out" / "00005.png").objects
-    segment(folder, overwrite=True, settings=PropagationSettings(num_last_frames=0, radius=1, top_k=1))
+    segment(folder, overwrite=True, num_last_frames=0, radius=1, top_k=1)
     assert not torch.equal(read_mask(folder / "out" / "00005.png").objects, with_all)
 
 
@@ -196,7 +196,7 @@ def corrupt(folder, what: str) -> dict:
 def test_what_cannot_work_is_refused(folder, what, options, message):
     corrupt(folder, what)
     if "ground_truth" in options:
-        options = {**options, "ground_truth": folder / options["ground_truth"]}
+        options = {**options, "ground_truth": str(folder / options["ground_truth"])}
     with pytest.raises(ValueError, match=message):
         segment(folder, **options)
     assert not (folder / "out" / "scores.json").exists()

@@ -12,7 +12,7 @@ from tiny_models import tiny_config
 from modeling_dino import DinoModel
 from modeling_dino.data.video import Video, write_video
 from modeling_dino.evaluation.mask_files import Mask, write_mask
-from modeling_dino.pictures.patch_images import crop_to_patches, to_pixel_values
+from modeling_dino.pictures.patch_images import PatchTransform
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,9 +53,10 @@ def test_attention_to_a_folder(dino, folder, suffix):
     files = sorted(str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*.*"))
     made = [f"{name}-{kind}.png" for name in ("a/1", "a/2", "b/1") for kind in KINDS]
     assert files == sorted([*made, *(f"{name}-attention.{suffix}" for name in ("a/1", "a/2", "b/1"))])
-    image = crop_to_patches(Image.open(folder / "images" / "b" / "1.png"), 32, 8)
+    transform = PatchTransform(8, MEAN, STD, 32)
+    pixel_values = transform.pixel_values(transform.crop(Image.open(folder / "images" / "b" / "1.png")))
     with torch.no_grad():
-        expected = DinoModel.from_pretrained("vit").eval().get_cls_attention(to_pixel_values(image, MEAN, STD))[0]
+        expected = DinoModel.from_pretrained("vit").eval().get_cls_attention(pixel_values)[0]
     saved = folder / "out" / "b" / f"1-attention.{suffix}"
     found = torch.from_numpy(np.load(saved)) if suffix == "npy" else load_file(saved)["attention"]
     torch.testing.assert_close(found, expected)

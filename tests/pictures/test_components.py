@@ -10,13 +10,15 @@ from modeling_dino import DinoModel
 from modeling_dino.data.video import Video, write_video
 from modeling_dino.pictures import components
 from modeling_dino.pictures.components import paint_components, patch_tokens
-from modeling_dino.pictures.patch_images import crop_to_patches, to_pixel_values
+from modeling_dino.pictures.options import PcaOptions
+from modeling_dino.pictures.patch_images import PatchTransform
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZE = 64
+TRANSFORM = PatchTransform(8, MEAN, STD, SIZE)
 
 
 @pytest.fixture
@@ -31,10 +33,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def paint(folder, output="out", **options):
-    return paint_components(
-        str(folder / "model"), str(folder / "images"), folder / output, size=SIZE, progress=False, **options
-    )
+def paint(folder, model="model", images="images", output="out", size=SIZE, **options):
+    paths = {"model": folder / model, "images": folder / images, "output": folder / output}
+    paths = {name: str(path) for name, path in paths.items()}
+    return paint_components(PcaOptions(**paths, size=size, progress=False, **options))
 
 
 def tokens_and_attention(folder) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -42,8 +44,8 @@ def tokens_and_attention(folder) -> tuple[list[np.ndarray], list[np.ndarray]]:
     model = DinoModel.from_pretrained(folder / "model").eval()
     tokens, attention = [], []
     for i in range(3):
-        image = crop_to_patches(Image.open(folder / "images" / f"{i}.png").convert("RGB"), SIZE, 8)
-        pixel_values = to_pixel_values(image, MEAN, STD)
+        image = Image.open(folder / "images" / f"{i}.png").convert("RGB")
+        pixel_values = TRANSFORM.pixel_values(TRANSFORM.crop(image))
         with torch.no_grad():
             (patches,) = model.get_intermediate_layers(pixel_values, reshape=True)
             attention.append(model.get_cls_attention(pixel_values)[0].mean(0).double().numpy())
@@ -110,7 +112,7 @@ def test_the_same_twice_and_for_mirrored_signs(folder, monkeypatch):
     paint(folder)
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
-    paint(folder, "mirrored")
+    paint(folder, output="mirrored")
     for path in (folder / "out").iterdir():
         assert path.read_bytes() == (folder / "mirrored" / path.name).read_bytes()
 
@@ -118,17 +120,17 @@ def test_the_same_twice_and_for_mirrored_signs(folder, monkeypatch):
 def test_tokens_and_attention_from_one_pass(folder):
     model = DinoModel.from_pretrained(folder / "model").eval()
     tokens, attention = tokens_and_attention(folder)
-    image = crop_to_patches(Image.open(folder / "images" / "1.png").convert("RGB"), SIZE, 8)
-    found = patch_tokens(model, to_pixel_values(image, MEAN, STD))
-    np.testing.assert_allclose(found.tokens, tokens[1], atol=1e-5)
-    np.testing.assert_allclose(found.cls_attention, attention[1], atol=1e-6)
+    image = TRANSFORM.crop(Image.open(folder / "images" / "1.png").convert("RGB"))
+    found_tokens, found_attention = patch_tokens(model, TRANSFORM.pixel_values(image))
+    np.testing.assert_allclose(found_tokens, tokens[1], atol=1e-5)
+    np.testing.assert_allclose(found_attention, attention[1], atol=1e-6)
 
 
 def test_a_video(folder):
     with write_video(folder / "video.mp4", 10) as append:
         for i in range(4):
             append(Image.open(folder / "images" / "1.png").rotate(4 * i))
-    summary = paint_components(str(folder / "model"), str(folder / "video.mp4"), folder / "out", size=32)
+    summary = paint(folder, images="video.mp4", size=32)
     video = Video(folder / "out" / "video-pca.mp4")
     assert summary.file == folder / "out" / "video-pca.mp4"
     assert (video.num_frames, video.fps) == (4, 10)
@@ -138,14 +140,14 @@ def test_a_video(folder):
 def test_arguments_that_cannot_work_are_refused(folder):
     DinoModel(tiny_config("resnet", head_type=None)).save_pretrained(folder / "resnet")
     with pytest.raises(ValueError, match="resnet50 has no patch tokens: use a ViT"):
-        paint_components(str(folder / "resnet"), str(folder / "images"), folder / "out")
+        paint(folder, "resnet")
     with pytest.raises(ValueError, match="size=4 must be at least one patch of 8 pixels"):
-        paint_components(str(folder / "model"), str(folder / "images"), folder / "out", size=4)
+        paint(folder, size=4)
     with pytest.raises(ValueError, match="1 vectors of 32 dimensions do not vary in 1 directions"):
-        paint_components(str(folder / "model"), str(folder / "images" / "0.png"), folder / "out", size=8)
+        paint(folder, images="images/0.png", size=8)
     model = DinoModel.from_pretrained(folder / "model")
     torch.nn.init.constant_(model.backbone.norm.weight, torch.nan)
     model.save_pretrained(folder / "nan")
     with pytest.raises(ValueError, match=r"the patch tokens are not finite: are the model's weights?"):
-        paint_components(str(folder / "nan"), str(folder / "images"), folder / "out")
+        paint(folder, "nan")
     assert not (folder / "out").exists()

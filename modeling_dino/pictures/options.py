@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the commands that draw: what all of them have in common, those of `attention` and those of `pca`."""
+
+from dataclasses import dataclass
+
+from ..data.options import IMAGES_HELP, ON_ERROR_HELP
+from ..hub.loading import MODEL_HELP
+from ..runtime.options import option
+
+
+ARRAYS = ("npy", "safetensors")
+MAX_FPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """
+    Which ViT looks at images or at a video, and where the pictures of them are written.
+
+    Raises:
+        ValueError: if a value cannot work.
+    """
+
+    model: str = option(MODEL_HELP)
+    output: str = option("Folder to write to; it must be new or empty.")
+    size: int = option("Shorter side of the resized image in pixels.", 480)
+    fps: float | None = option("Make a video of the images, in their order, at so many frames a second.", None)
+    overwrite: bool = option("Write into a folder that is not empty, and replace files of the same names.", False)
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise ValueError(f"fps={self.fps} must be above 0 and at most {MAX_FPS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOptions(PictureOptions):
+    """Pictures of the images of any source, or of the frames of a video."""
+
+    images: str = option(f"A video. {IMAGES_HELP}", flag="--images --image")
+    on_error: str = option(ON_ERROR_HELP, "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions(ImagesOptions):
+    """What of the attention is drawn."""
+
+    layer: int = option("Block, counted from 0; negative ones are counted from the end.", -1)
+    mass: float | None = option(
+        "Also mask the patches that hold this share of each head's attention, above 0 and at most 1.", None
+    )
+    save_arrays: str | None = option(f"Also save the attention: {' or '.join(ARRAYS)}.", None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mass is not None and not 0 < self.mass <= 1:
+            raise ValueError(f"mass={self.mass} must be above 0 and at most 1")
+        if self.save_arrays not in (None, *ARRAYS):
+            raise ValueError(f"unknown save_arrays {self.save_arrays!r}: allowed are {', '.join(ARRAYS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcaOptions(ImagesOptions):
+    """How patch tokens are painted."""
+
+    split: bool = option("Paint the foreground alone, by its own components.", True, flag="--split/--no-split")
+    save_arrays: bool = option("Also save the components, as components.safetensors.", False)
