@@ -14,8 +14,8 @@ anew when they change.
 
 A module is changed only if its class and its parts are exactly those that the faster class computes. All others stay
 plain: subclasses, modules with other parts, and backbones that are not in `FASTER`. A module whose parts are replaced
-later, by adapters for example, computes as the plain class again. Under `torch.compile` all modules do: it packs, folds
-and fuses as well.
+later, by adapters for example, computes as the plain class again. So do all modules under `torch.compile`, which packs,
+folds and fuses as well.
 
 Letters in shapes: B images, C channels, H x W pixels, T tokens, D width.
 """
@@ -245,7 +245,7 @@ class FoldedConvolution:
         return torch.ops.mkldnn._convolution_pointwise_.binary(residual, *operands, "add", None, relu, [], None)
 
     def _pack(self, shape: torch.Size, *geometry) -> torch.Tensor:
-        """Returns the weights in the order that suits images of this shape, on which the time depends up to tenfold."""
+        """Returns the weights in the order for images of this shape, on which the time depends up to tenfold."""
         if (packed := self.packed.get(shape)) is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, shape)
             self.packed = newest(self.packed, shape, packed)
