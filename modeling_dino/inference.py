@@ -14,8 +14,8 @@ anew when they change.
 
 A module is changed only if its class and its parts are exactly those that the faster class computes. All others stay
 plain: subclasses, modules with other parts, and backbones that are not in `FASTER`. A module whose parts are replaced
-later, by adapters for example, computes as the plain class again. So do all modules under `torch.compile`, which packs,
-folds and fuses as well.
+later, by adapters for example, computes as the plain class again. So do all modules under `torch.compile`, which
+packs, folds and fuses as well.
 
 Letters in shapes: B images, C channels, H x W pixels, T tokens, D width.
 """
@@ -255,17 +255,11 @@ class FoldedConvolution:
 class InferenceResidualBlock(Faster, ResidualBlock):
     """A residual block of folded convolutions, of which the last adds the residual."""
 
-    num_convolutions: int
     overwrites_input = False
 
     @classmethod
-    def pairs(cls, block: ResidualBlock) -> list[tuple[nn.Module, nn.Module]]:
-        """Returns the convolutions of the branch, each with its norm."""
-        return [(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")) for i in range(1, cls.num_convolutions + 1)]
-
-    @classmethod
     def knows(cls, plain: ResidualBlock) -> bool:
-        pairs, downsample = cls.pairs(plain), plain.downsample
+        pairs, downsample = plain.convolutions(), plain.downsample
         parts = {plain.relu, *(part for pair in pairs for part in pair)}
         if downsample is not None:
             if not can_be_left_out(downsample, nn.Sequential) or len(downsample) != 2:
@@ -276,7 +270,7 @@ class InferenceResidualBlock(Faster, ResidualBlock):
 
     def prepare(self):
         super().prepare()
-        self._convolutions = [FoldedConvolution(*pair) for pair in self.pairs(self)]
+        self._convolutions = [FoldedConvolution(*pair) for pair in self.convolutions()]
         self._projection = self.downsample and FoldedConvolution(*self.downsample)
 
     def parts(self) -> list[nn.Module]:
@@ -296,15 +290,11 @@ class InferenceResidualBlock(Faster, ResidualBlock):
 
 
 class InferenceBasicBlock(InferenceResidualBlock, BasicBlock):
-    """Its plain version, folded."""
-
-    num_convolutions = 2
+    """A folded block of two convolutions."""
 
 
 class InferenceBottleneck(InferenceResidualBlock, Bottleneck):
-    """Its plain version, folded."""
-
-    num_convolutions = 3
+    """A folded block of three convolutions."""
 
 
 class InferenceResNet(InferenceBackbone, ResNet):

@@ -42,16 +42,37 @@ def frozen_batch_statistics(module: nn.Module):
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Adds convolutions with batch norms, the `branch` of a subclass, to the input, which is projected if need be."""
+    """
+    Adds a branch of convolutions with batch norms to the input, which is projected if need be.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    Attributes:
+        num_convolutions: `conv1`, `conv2`, … of a subclass, each followed by `bn1`, `bn2`, …
+        expansion: output channels of the block over its inner width.
+    """
+
+    num_convolutions: int
+    expansion: int
+
+    def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__()
+        out_channels = width * self.expansion
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
                 conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
             )
+
+    def convolutions(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Returns the convolutions of the branch, each with its norm."""
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.num_convolutions + 1)]
+
+    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Computes what is added to the input: ReLU between the convolutions, none after the last."""
+        *pairs, (last_conv, last_norm) = self.convolutions()
+        for convolution, norm in pairs:
+            hidden_states = self.relu(norm(convolution(hidden_states)))
+        return last_norm(last_conv(hidden_states))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         # Under gradient checkpointing a block runs again in the backward pass, and the batch must count only once.
@@ -64,7 +85,7 @@ class ResidualBlock(GradientCheckpointingLayer):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (ResNet-18 and -34)."""
 
-    expansion = 1
+    num_convolutions, expansion = 2, 1
 
     def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__(in_channels, width, stride)
@@ -74,18 +95,14 @@ class BasicBlock(ResidualBlock):
         self.bn2 = nn.BatchNorm2d(width)
         self.bn2.ends_residual_branch = True
 
-    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
-        return self.bn2(self.conv2(hidden_states))
-
 
 class Bottleneck(ResidualBlock):
     """1x1 down, 3x3 with the stride, 1x1 up (ResNet-50, -101 and -152)."""
 
-    expansion = 4
+    num_convolutions, expansion = 3, 4
 
     def __init__(self, in_channels: int, width: int, stride: int):
-        super().__init__(in_channels, width * self.expansion, stride)
+        super().__init__(in_channels, width, stride)
         self.conv1 = conv(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3, stride=stride)
@@ -93,11 +110,6 @@ class Bottleneck(ResidualBlock):
         self.conv3 = conv(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.bn3.ends_residual_branch = True
-
-    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
-        hidden_states = self.relu(self.bn2(self.conv2(hidden_states)))
-        return self.bn3(self.conv3(hidden_states))
 
 
 class ResNetStage(Stage, nn.Sequential):
