@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from conversion_scripts import lesson, original, timm_models, torchvision_resnets, transformers_vit
 from conversion_scripts.checkpoint import Checkpoint, appearing_whole, read_checkpoint, refuse_existing, write_export
 from conversion_scripts.sizes import check_state_dict, first
-from modeling_dino.checkpoint_files import CENTER_NAME
+from modeling_dino.checkpoint_files import CENTER_NAME, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
-from modeling_dino.modeling_dino import DinoModel, backbone_class, network_prefix
+from modeling_dino.modeling_dino import DinoModel, backbone_class
 from modeling_dino.training.self_distillation import DinoForPreTraining
 
 

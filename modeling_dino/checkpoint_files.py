@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at the files of a saved model, in a folder or on the hub, without loading the weights."""
+"""Reads the files of a saved model, in a folder or on the hub, without loading all weights."""
 
 import json
 import os
@@ -10,28 +10,48 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 
-CENTER_NAME = "center.safetensors"  # what `dino convert` puts beside the teacher of a training run
-# the arguments of `from_pretrained` that say where the files are
+CENTER_NAME = "center.safetensors"  # `dino convert` puts it beside the teacher of a training run
+NETWORKS = ("teacher", "student")  # of a model in pretraining
+# arguments of `from_pretrained` that say where the files are
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def is_foreign(config_dict: dict) -> bool:
-    """Whether a `config.json` is of another library's model that we can convert: transformers' ViT, or timm's."""
+    """Returns whether a `config.json` belongs to a model of another library that we convert: transformers' ViT, or
+    timm's."""
     return config_dict.get("model_type") == "vit" or "architecture" in config_dict
 
 
 def location_of(kwargs: dict) -> dict:
-    """Of the arguments of `from_pretrained`, those that say where the files are."""
+    """Returns those arguments of `from_pretrained` that say where the files are."""
     return {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+
+
+def network_prefix(keys: list[str], which: str | None) -> str:
+    """
+    Returns the prefix that the names of a network's tensors have in a checkpoint; none if it holds a single network.
+
+    Raises:
+        ValueError: if the network that is asked for is not there.
+    """
+    if which not in (None, *NETWORKS):
+        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
+    there = [name for name in NETWORKS if any(key.startswith(f"{name}.") for key in keys)]
+    if which is None and not there:
+        return ""
+    which = which or "teacher"
+    if which not in there:
+        raise ValueError(f"there is no {which} in the checkpoint, only a {there[0] if there else 'single network'}")
+    return f"{which}."
 
 
 def checkpoint_keys(name_or_path: str | os.PathLike | None, state_dict: dict | None = None, **kwargs) -> list[str]:
     """
-    The names of the tensors in a saved model.
+    Returns the names of the tensors in a saved model.
 
     Args:
-        name_or_path: a folder, or a model id on the hub; unused where the weights come as a `state_dict`.
-        kwargs: those of `from_pretrained`; what does not say where the files are is ignored.
+        name_or_path: a folder, or a model id on the hub; unused if the weights are in `state_dict`.
+        kwargs: those of `from_pretrained`, of which [`location_of`] takes its part.
 
     Raises:
         OSError: if the weights are missing or damaged.
@@ -42,15 +62,7 @@ def checkpoint_keys(name_or_path: str | os.PathLike | None, state_dict: dict | N
 def read_tensors(
     name_or_path: str | os.PathLike | None, prefix: str, state_dict: dict | None = None, **kwargs
 ) -> dict[str, torch.Tensor]:
-    """
-    The tensors whose names start with a prefix, without it.
-
-    Args:
-        name_or_path, state_dict, kwargs: as for [`checkpoint_keys`].
-
-    Raises:
-        OSError: if the weights are missing or damaged.
-    """
+    """Reads the tensors whose names start with a prefix, which it removes; the rest is as for [`checkpoint_keys`]."""
     if state_dict is not None:
         return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     tensors = {}
@@ -64,7 +76,7 @@ def read_tensors(
 
 
 def _file_of_each_key(name_or_path: str | os.PathLike | None, variant: str | None = None, **kwargs) -> dict[str, str]:
-    """The names of the tensors in a saved model, each with the name of the file that has it."""
+    """Returns the names of the tensors in a saved model, each with the name of its file."""
     for file_name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant is not None:  # `model.<variant>.safetensors`
             stem, _, suffix = file_name.partition(".safetensors")
@@ -84,7 +96,7 @@ def _find(name_or_path: str | os.PathLike | None, file_name: str, kwargs: dict) 
 
 
 def read_center(name_or_path: str | os.PathLike, **kwargs) -> torch.Tensor | None:
-    """The center (1, projection_dim) that lies beside a converted teacher, if any."""
+    """Reads the center (1, projection_dim) that lies beside a converted teacher, if there is one."""
     path = _find(name_or_path, CENTER_NAME, kwargs)
     if path is None:
         return None
@@ -104,6 +116,3 @@ def _weight_map_of_index(path: Path) -> dict[str, str]:
         return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{path} is damaged ({error}): copy or download it again") from error
-
-
-__all__ = ["CENTER_NAME", "checkpoint_keys", "is_foreign", "location_of", "read_center", "read_tensors"]

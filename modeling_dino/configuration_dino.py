@@ -1,4 +1,3 @@
-# Copyright 2026 The modeling-dino authors.
 # SPDX-License-Identifier: Apache-2.0
 """One configuration for every DINO: backbone (ViT or ResNet) and projection head.
 
@@ -8,6 +7,7 @@ The name of the backbone fixes its sizes; each of them can be overridden.
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -41,7 +41,8 @@ CLASSIFIER_FEATURES = ("cls", "cls_patch_mean")
 
 
 def canonical_backbone(name: str) -> str:
-    """The one stored spelling of a backbone's name: `ViT-Small`, `deit_small` and `vit_small` are `vit_small`.
+    """
+    Returns the stored spelling of a backbone's name: `ViT-Small`, `deit_small` and `vit_small` are `vit_small`.
 
     Raises:
         ValueError: if no backbone has this name; the nearest names are offered.
@@ -53,9 +54,14 @@ def canonical_backbone(name: str) -> str:
         canonical = canonical.replace("_", "")
     if canonical in BACKBONES:
         return canonical
-    nearest = difflib.get_close_matches(canonical, BACKBONES, n=3, cutoff=0.5)
+    raise ValueError(f"unknown backbone {name!r}: {_known_names(canonical, BACKBONES)}")
+
+
+def _known_names(name: str, allowed: Sequence[str]) -> str:
+    """Returns the end of an error message: the names nearest to an unknown one, and all that are allowed."""
+    nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise ValueError(f"unknown backbone {name!r}: {hint}allowed are {', '.join(BACKBONES)}")
+    return f"{hint}allowed are {', '.join(allowed)}"
 
 
 @strict
@@ -71,7 +77,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         patch_size (`int`, defaults to 16): side of a ViT's patch in pixels.
         num_channels (`int`, defaults to 3): channels of an image.
         hidden_size (`int`, *optional*): width of the feature; a ResNet's stages scale with it.
-        num_hidden_layers (`int`, *optional*): blocks of a ViT; of a ResNet, its stages.
+        num_hidden_layers (`int`, *optional*): blocks of a ViT; stages of a ResNet.
         num_attention_heads (`int`, *optional*): heads of a ViT.
         depths (`list[int]`, *optional*): residual blocks in each stage; only a ResNet has (and takes) this.
         mlp_ratio (`float`, defaults to 4): width of a block's MLP over `hidden_size`.
@@ -95,10 +101,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
         head_weight_norm (`bool`, defaults to `True`): whether the last layer of the `"dino"` head is weight-normed.
         classifier_features (`str`, defaults to `"cls"`):
-            what [`DinoForImageClassification`] classifies: `"cls"` (CLS tokens, or a ResNet's global average pool), or
-            `"cls_patch_mean"` (and the mean of the last block's patch tokens).
-        classifier_last_blocks (`int`, defaults to 1): of how many last blocks these are the CLS tokens.
-        weights_source (`str`, *optional*): what the weights were converted from; a conversion fills it in.
+            input of [`DinoForImageClassification`]: `"cls"` (CLS tokens, or a ResNet's global average pool), or
+            `"cls_patch_mean"` (CLS tokens and the mean of the last block's patch tokens).
+        classifier_last_blocks (`int`, defaults to 1): number of last blocks that give their CLS tokens.
+        weights_source (`str`, *optional*): origin of converted weights; a conversion fills it in.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
     Raises:
@@ -167,7 +173,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 setattr(self, name, size)
 
     def _refuse_misspelt(self, kwargs: dict):
-        """Unknown arguments are kept as attributes, as everywhere in transformers, unless they are likely typos."""
+        """Raises ValueError for likely typos; transformers keeps other unknown arguments as attributes."""
         known = [*self.__dataclass_fields__, "depths", "out_features", "out_indices", "num_labels"]
         for name in kwargs:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.89)
@@ -176,12 +182,12 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """`stem`, `stage1`, …: a ViT's stage is a block."""
+        """`stem`, `stage1`, and so on; a stage of a ViT is a block."""
         return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
 
     @property
     def resnet_expansion(self) -> int:
-        """Output channels of a residual block over its inner width: 4 with bottlenecks, else 1."""
+        """Ratio of a residual block's output channels to its inner width: 4 with bottlenecks, else 1."""
         return 4 if self.backbone in BOTTLENECK_RESNETS else 1
 
     @property
@@ -191,18 +197,18 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def uses_cifar_stem(self) -> bool:
-        """Whether a ResNet has the stem for small images."""
+        """Returns whether a ResNet has the stem for small images."""
         if self.resnet_stem == "auto":
             return self.image_size <= CIFAR_STEM_MAX_IMAGE_SIZE
         return self.resnet_stem == "cifar"
 
     @property
     def classifier_width(self) -> int:
-        """Width of what [`DinoForImageClassification`] classifies."""
+        """Width of the input of [`DinoForImageClassification`]'s linear layer."""
         return self.hidden_size * (self.classifier_last_blocks + (self.classifier_features == "cls_patch_mean"))
 
     def validate_values(self):
-        """Each value on its own and against the others: refuses by name, and says what is allowed."""
+        """Raises ValueError for a value that cannot work, alone or with others; the message says what is allowed."""
         self._validate_choices()
         self._validate_ranges()
         if self.backbone in VIT_SIZES:
@@ -260,10 +266,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """
-        Raises:
-            OSError: if there is no configuration; the inherited method gives an empty one, which means all defaults.
-        """
+        """Raises OSError if there is no configuration; the inherited method returns an empty one: all defaults."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:
             raise OSError(f"no config.json in {str(pretrained_model_name_or_path)!r}: is a saved model there?")
@@ -271,10 +274,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """
-        Raises:
-            ValueError: if it is the configuration of another kind of model.
-        """
+        """Raises ValueError for the configuration of another kind of model."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"config.json is of a model of type {model_type!r}, not {cls.model_type!r}")
@@ -282,7 +282,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "DinoConfig":
-        """A named configuration that comes with the package, e.g. `DinoConfig.from_preset("dino_vits16")`.
+        """
+        Makes a named configuration that comes with the package, e.g. `DinoConfig.from_preset("dino_vits16")`.
 
         Args:
             name: one of [`~DinoConfig.presets`].
@@ -297,31 +298,25 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def presets(cls) -> list[str]:
-        """Names of the configurations that come with the package."""
+        """Returns the names of the configurations that come with the package."""
         return sorted(path.stem for path in configuration_folder().glob("*.json"))
 
     @classmethod
     def published(cls, name: str) -> dict | None:
-        """What the authors published of a preset's model (hub id, ImageNet top-1 in %), if anything."""
+        """Returns what the authors published of a preset's model (hub id, ImageNet top-1 in %), if anything."""
         return cls._read_preset(name).get("published")
 
     @classmethod
     def _read_preset(cls, name: str) -> dict:
-        presets = cls.presets()
-        if name not in presets:
-            nearest = difflib.get_close_matches(name, presets, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-            raise ValueError(f"unknown preset {name!r}: {hint}allowed are {', '.join(presets)}")
+        if name not in cls.presets():
+            raise ValueError(f"unknown preset {name!r}: {_known_names(name, cls.presets())}")
         return json.loads((configuration_folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def configuration_folder() -> Path:
-    """`configuration/`: inside the package in a wheel, beside it in a checkout (and so in an editable install)."""
+    """Returns `configuration/`: in the package in a wheel, beside it in a checkout or editable install."""
     package = Path(__file__).parent
     for folder in (package / "configuration", package.parent / "configuration"):
         if folder.is_dir():
             return folder
     raise FileNotFoundError("the presets come with the installed package: run `pip install modeling-dino`")
-
-
-__all__ = ["DinoConfig"]

@@ -21,14 +21,14 @@ BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is not needed to save a mode
 
 
 def channel_statistics(num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel: ImageNet's, or their mean over colours if there are not three."""
+    """Returns mean and standard deviation of each channel: ImageNet's, or unless there are three their means."""
     if num_channels == 3:
         return list(IMAGENET_MEAN), list(IMAGENET_STD)
     return [sum(IMAGENET_MEAN) / 3] * num_channels, [sum(IMAGENET_STD) / 3] * num_channels
 
 
 def is_rescaled_twice(pixel_values: torch.Tensor) -> bool:
-    """Whether normalised images (B, C, H, W) lie within one grey level of black, as if divided by 255 twice."""
+    """Returns whether normalised images (B, C, H, W) are within one grey level of black: divided by 255 twice."""
     if not pixel_values.numel():
         return False
     mean, std = (torch.tensor(v, device=pixel_values.device) for v in channel_statistics(pixel_values.shape[1]))
@@ -40,7 +40,7 @@ def is_rescaled_twice(pixel_values: torch.Tensor) -> bool:
 
 def image_processor_config(config: DinoConfig) -> dict:
     """
-    The arguments of transformers' `BitImageProcessor`, which resizes by the shorter side, for a model's image size.
+    Returns the arguments of transformers' `BitImageProcessor`, which resizes by the shorter side, for a model.
 
     Images with other than three channels are not converted to RGB. [`DinoImageProcessor`] reads the same arguments.
     """
@@ -63,7 +63,7 @@ def image_processor_config(config: DinoConfig) -> dict:
 
 
 def save_image_processor(config: DinoConfig, folder: str | os.PathLike):
-    """Writes `preprocessor_config.json`; one that is there is kept if it has the model's image size and channels."""
+    """Writes `preprocessor_config.json`, but keeps one that has the image size and channels of the model."""
     path, ours = Path(folder) / IMAGE_PROCESSOR_NAME, image_processor_config(config)
     if path.is_file() and _fits(path, ours):
         return
@@ -78,6 +78,3 @@ def _fits(path: Path, ours: dict) -> bool:
         return theirs["crop_size"] == ours["crop_size"] and len(theirs["image_mean"]) == len(ours["image_mean"])
     except (ValueError, KeyError, TypeError):
         return False
-
-
-__all__ = ["channel_statistics", "image_processor_config", "is_rescaled_twice", "save_image_processor"]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones that are faster and cannot be trained: what `model.prepare_for_inference()` makes of them.
 
-The plain versions in `vision_transformer.py` and `resnet.py` say what is computed, and tests compare with them; here
-it is computed with fewer passes over memory. Parameters, buffers and their names stay as they are, so what is saved
-does too: only the classes of the modules change, and what is derived from the weights is kept beside them, and made
-anew where they have changed.
+The plain classes in `vision_transformer.py` and `resnet.py` define what is computed, and tests compare with them; the
+classes here compute the same with fewer passes over memory. Parameters, buffers and their names stay as they are, and
+so does what is saved: only the classes of modules change. What is derived from weights is kept beside them, and made
+anew when they change.
 
 - ViT: GELU and residuals are written over their inputs: memory that is allocated and given back costs page faults, up
   to a tenth of the time on a CPU. There, linears run with weights packed by MKL. Interpolated positions are kept by
@@ -12,16 +12,21 @@ anew where they have changed.
 - ResNet: batch norms are folded into the convolutions, which run in channels_last, on CPUs with packed weights and
   with ReLU and residual applied while the output is still in the cache (oneDNN).
 
-Under `torch.compile` linears and residual blocks are the plain ones: it packs, folds and fuses as well.
+A module is changed only if its class and its parts are exactly those that the faster class computes. All others stay
+plain: subclasses, modules with other parts, and backbones that are not in `FASTER`. A module whose parts are replaced
+later, by adapters for example, computes as the plain class again. So do all modules under `torch.compile`, which
+packs, folds and fuses as well.
 
 Letters in shapes: B images, C channels, H x W pixels, T tokens, D width.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
-from .resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet
-from .vision_transformer import Attention, Block, Mlp, VisionTransformer
+from .resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, ResNetStage
+from .vision_transformer import Attention, Block, DropPath, Mlp, VisionTransformer
 
 
 # Packing takes as long as fifty rows do. What is packed must not depend on what was seen before, as last bits do.
@@ -29,37 +34,71 @@ PACKED_ROWS = 1024
 
 
 def fingerprint(*tensors: torch.Tensor) -> tuple:
-    """What changes when a tensor is replaced, moved, or written to (but through `.data`)."""
+    """Returns what changes when a tensor is replaced, moved, or written to (except through `.data`)."""
     return tuple((x.data_ptr(), x.device, x.dtype, 0 if x.is_inference() else x._version) for x in tensors)
 
 
-class InferenceOnly:
-    """A module that refuses training."""
-
-    def train(self, mode: bool = True):
-        """
-        Raises:
-            ValueError: if it is train mode.
-        """
-        if mode:
-            raise ValueError("the model is prepared for inference: load it again to train it")
-        return super().train(mode)
-
-
 def newest(packed: dict, key, value) -> dict:
-    """What is kept beside the weights: for whole batches, and for what is left over at the end."""
+    """Adds an entry and keeps one more: whole batches need one, and what is left over at the end another."""
     return dict([*list(packed.items())[-1:], (key, value)])
 
 
-class InferenceLinear(nn.Linear):
-    """On CPUs, in float32, with weights packed by MKL where there are many rows."""
+def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Returns whether a module is of the plain class or of its faster one, and of no subclass."""
+    return type(module) in (kind, FASTER.get(kind))
+
+
+def can_be_left_out(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Returns whether others can compute what this class does in the module's place: nothing hooks into it."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return is_exactly(module, kind) and not has_hooks
+
+
+class Faster:
+    """
+    A faster class for a module, which computes what the plain class does for the parts that it was prepared with.
+
+    Attributes:
+        called: classes of the parts that are called, by their names; None allows any parts.
+        left_out: classes of the parts that are not called, since what they compute is known.
+    """
+
+    called: dict[str, type[nn.Module]] | None = None
+    left_out: dict[str, type[nn.Module]] = {}
+
+    @classmethod
+    def knows(cls, plain: nn.Module) -> bool:
+        """Returns whether a module of the plain class has exactly the parts that this class computes."""
+        if cls.called is None:
+            return True
+        parts = plain._modules
+        return (
+            parts.keys() == cls.called.keys() | cls.left_out.keys()
+            and all(is_exactly(parts[name], kind) for name, kind in cls.called.items())
+            and all(can_be_left_out(parts[name], kind) for name, kind in cls.left_out.items())
+        )
 
     def prepare(self):
-        """After the class has been set."""
+        """Remembers the parts, after the class has been set."""
+        self._prepared_parts = self.parts()
+
+    def parts(self) -> list[nn.Module]:
+        """Returns the modules that must stay the same objects."""
+        return list(self._modules.values())
+
+    def is_as_prepared(self) -> bool:
+        """Returns whether the faster way can be taken."""
+        return not torch.compiler.is_compiling() and self.parts() == self._prepared_parts
+
+
+class InferenceLinear(Faster, nn.Linear):
+    """A linear that on CPUs, in float32 and for many rows runs with weights packed by MKL."""
+
+    def prepare(self):
         self._packed: dict[tuple, torch.Tensor] = {}
 
     def __getstate__(self) -> dict:
-        """For copies; what MKL has packed cannot be copied."""
+        """Leaves out what MKL has packed, which cannot be copied."""
         return {**self.__dict__, "_packed": {}}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +114,7 @@ class InferenceLinear(nn.Linear):
         return is_float32_on_cpu and is_as_usual and is_large and torch.backends.mkl.is_available()
 
     def _pack(self, rows: int) -> torch.Tensor:
-        """The weights in the order that suits so many rows."""
+        """Returns the weights in the order that suits so many rows."""
         key = rows, fingerprint(self.weight)
         if (packed := self._packed.get(key)) is None:
             packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
@@ -83,38 +122,61 @@ class InferenceLinear(nn.Linear):
         return packed
 
 
-class InferenceAttention(Attention):
-    """As its plain version, which reads the weights of its linears."""
+class InferenceAttention(Faster, Attention):
+    """Attention that reads the weights of its linears, whichever class they have."""
 
     linears = (nn.Linear, InferenceLinear)
 
 
-class InferenceMlp(Mlp):
-    """GELU in place."""
+class InferenceMlp(Faster, Mlp):
+    """An MLP with GELU in place."""
+
+    called = {"fc1": nn.Linear, "fc2": nn.Linear}
+    left_out = {"act": nn.GELU, "drop": nn.Dropout}
+
+    @classmethod
+    def knows(cls, plain: Mlp) -> bool:
+        return super().knows(plain) and plain.act.approximate == "none"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.is_as_prepared():
+            return super().forward(hidden_states)
         return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
 
 
-class InferenceBlock(Block):
-    """Residuals in place."""
+class InferenceBlock(Faster, Block):
+    """A block with residuals in place."""
+
+    called = {"norm1": nn.LayerNorm, "attn": Attention, "norm2": nn.LayerNorm, "mlp": Mlp}
+    left_out = {"drop_path": DropPath}
 
     def forward(self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs) -> torch.Tensor:
+        if not self.is_as_prepared():
+            return super().forward(hidden_states, cls_only=cls_only, **kwargs)
         attended, _ = self.attn(self.norm1(hidden_states), cls_only=cls_only, **kwargs)
         hidden_states = attended.add_(hidden_states[:, :1] if cls_only else hidden_states)
         return self.mlp(self.norm2(hidden_states)).add_(hidden_states)
 
 
-class InferenceVisionTransformer(InferenceOnly, VisionTransformer):
-    """Without gradients, and with positions that are interpolated once a size."""
-
-    def prepare(self):
-        """After the class has been set."""
-        self._positions = {}
+class InferenceBackbone(Faster):
+    """A backbone without gradients, which refuses training."""
 
     @torch.no_grad()
     def forward(self, *args, **kwargs) -> torch.Tensor | list[torch.Tensor]:
         return super().forward(*args, **kwargs)
+
+    def train(self, mode: bool = True):
+        """Raises ValueError for train mode."""
+        if mode:
+            raise ValueError("the model is prepared for inference: load it again to train it")
+        return super().train(mode)
+
+
+class InferenceVisionTransformer(InferenceBackbone, VisionTransformer):
+    """A ViT whose positions are interpolated once a size."""
+
+    def prepare(self):
+        self._positions = {}
 
     def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or pixel_values.is_meta:
@@ -123,6 +185,18 @@ class InferenceVisionTransformer(InferenceOnly, VisionTransformer):
         if self._positions.get(size, (None, None))[0] != now:
             self._positions[size] = now, super().positions(pixel_values)
         return self._positions[size][1]
+
+
+def can_be_folded(conv: nn.Module, norm: nn.Module) -> bool:
+    """Returns whether a convolution and the norm after it can be computed as one, by what is known of both."""
+    return (
+        can_be_left_out(conv, nn.Conv2d)
+        and can_be_left_out(norm, nn.BatchNorm2d)
+        and (conv.bias, conv.groups, conv.dilation, conv.padding_mode) == (None, 1, (1, 1), "zeros")
+        and isinstance(conv.padding, tuple)
+        and norm.weight is not None
+        and norm.running_mean is not None
+    )
 
 
 class FoldedConvolution:
@@ -139,7 +213,7 @@ class FoldedConvolution:
 
     @torch.no_grad()
     def fold(self):
-        """In float64, so that only the result is rounded."""
+        """Folds in float64, so that only the result is rounded."""
         norm, weight = self.norm, self.conv.weight
         self.folded_from = self._fingerprint()
         scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
@@ -149,7 +223,7 @@ class FoldedConvolution:
         self.packed: dict[torch.Size, torch.Tensor] = {}
 
     def __getstate__(self) -> dict:
-        """For copies; what oneDNN has packed cannot be copied."""
+        """Leaves out what oneDNN has packed, which cannot be copied."""
         return {**self.__dict__, "packed": {}}
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None, has_relu: bool = True) -> torch.Tensor:
@@ -171,26 +245,39 @@ class FoldedConvolution:
         return torch.ops.mkldnn._convolution_pointwise_.binary(residual, *operands, "add", None, relu, [], None)
 
     def _pack(self, shape: torch.Size, *geometry) -> torch.Tensor:
-        """The weights in the order that suits images of this shape, on which the time depends up to tenfold."""
+        """Returns the weights in the order for images of this shape, on which the time depends up to tenfold."""
         if (packed := self.packed.get(shape)) is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, shape)
             self.packed = newest(self.packed, shape, packed)
         return packed
 
 
-class InferenceResidualBlock(ResidualBlock):
-    """Folded convolutions, of which the last adds the residual."""
+class InferenceResidualBlock(Faster, ResidualBlock):
+    """A residual block of folded convolutions, of which the last adds the residual."""
 
     overwrites_input = False
 
+    @classmethod
+    def knows(cls, plain: ResidualBlock) -> bool:
+        pairs, downsample = plain.convolutions(), plain.downsample
+        parts = {plain.relu, *(part for pair in pairs for part in pair)}
+        if downsample is not None:
+            if not can_be_left_out(downsample, nn.Sequential) or len(downsample) != 2:
+                return False
+            parts, pairs = parts | {downsample}, [*pairs, tuple(downsample)]
+        is_complete = parts == set(plain._modules.values())
+        return is_complete and can_be_left_out(plain.relu, nn.ReLU) and all(can_be_folded(*pair) for pair in pairs)
+
     def prepare(self):
-        """After the class has been set."""
-        pairs = [(conv, getattr(self, f"bn{i}")) for i in (1, 2, 3) if (conv := getattr(self, f"conv{i}", None))]
-        self._convolutions = [FoldedConvolution(*pair) for pair in pairs]
+        super().prepare()
+        self._convolutions = [FoldedConvolution(*pair) for pair in self.convolutions()]
         self._projection = self.downsample and FoldedConvolution(*self.downsample)
 
+    def parts(self) -> list[nn.Module]:
+        return [*super().parts(), *getattr(self.downsample, "_modules", {}).values()]
+
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        if torch.compiler.is_compiling():
+        if not self.is_as_prepared():
             return super().forward(hidden_states)
         if self._projection:
             residual = self._projection(hidden_states, has_relu=False)
@@ -203,34 +290,35 @@ class InferenceResidualBlock(ResidualBlock):
 
 
 class InferenceBasicBlock(InferenceResidualBlock, BasicBlock):
-    """As its plain version."""
+    """A folded block of two convolutions."""
 
 
 class InferenceBottleneck(InferenceResidualBlock, Bottleneck):
-    """As its plain version."""
+    """A folded block of three convolutions."""
 
 
-class InferenceResNet(InferenceOnly, ResNet):
-    """Without gradients, in channels_last."""
+class InferenceResNet(InferenceBackbone, ResNet):
+    """A ResNet in channels_last with a folded stem."""
 
     def prepare(self):
-        """After the class has been set."""
-        self._stem = FoldedConvolution(self.conv1, self.bn1)
-        for i in range(1, len(self.stage_channels)):
-            for block in list(getattr(self, f"layer{i}"))[1:]:
-                block.overwrites_input = True  # nobody else has it; a stage's input may be somebody's hidden state
+        super().prepare()
+        is_known = can_be_folded(self.conv1, self.bn1) and can_be_left_out(self.relu, nn.ReLU)
+        self._stem = FoldedConvolution(self.conv1, self.bn1) if is_known else None
+        for stage in self.children():
+            for before, block in pairwise(stage if isinstance(stage, ResNetStage) else ()):
+                # nobody else has what a block hands to the next; a stage's input may be somebody's hidden state
+                block.overwrites_input = isinstance(before, InferenceResidualBlock)
+
+    def parts(self) -> list[nn.Module]:
+        return [self.conv1, self.bn1, self.relu]
 
     def stem(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
+        if self._stem is None or not self.is_as_prepared():
             return super().stem(pixel_values)
         return self.maxpool(self._stem(pixel_values.contiguous(memory_format=torch.channels_last)))
 
-    @torch.no_grad()
-    def forward(self, *args, **kwargs) -> torch.Tensor | list[torch.Tensor]:
-        return super().forward(*args, **kwargs)
 
-
-PREPARED = {
+FASTER: dict[type[nn.Module], type[Faster]] = {
     nn.Linear: InferenceLinear,
     Attention: InferenceAttention,
     Mlp: InferenceMlp,
@@ -243,13 +331,11 @@ PREPARED = {
 
 
 def prepare_for_inference(backbone: nn.Module):
-    """Makes a backbone, in place, one for inference alone; one that is so already stays as it is."""
-    for module in [*backbone.modules()]:
-        if type(module) in PREPARED:
-            module.__class__ = PREPARED[type(module)]
-            if hasattr(module, "prepare"):
+    """Gives the modules of a backbone their faster classes, in place; one of an unknown class stays as it is."""
+    if type(backbone) in FASTER:
+        for module in reversed([*backbone.modules()]):  # parts before what is made of them
+            faster = FASTER.get(type(module))
+            if faster is not None and faster.knows(module):
+                module.__class__ = faster
                 module.prepare()
     backbone.eval()
-
-
-__all__ = ["prepare_for_inference"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every DINO as one Hugging Face model: backbone (ViT or ResNet) and projection head.
+"""The models: backbone (ViT or ResNet) with a projection head, with a classifier, or as feature maps.
 
 Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
 Reference: https://github.com/facebookresearch/dino/tree/7c446df, whose parameter names are kept under `backbone.` and
@@ -27,27 +27,26 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import checkpoint_keys, is_foreign, location_of, read_tensors
+from .backbone import Backbone, Stage
+from .checkpoint_files import checkpoint_keys, is_foreign, location_of, network_prefix, read_tensors
 from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from .image_processing_dino import is_rescaled_twice, save_image_processor
 from .inference import prepare_for_inference
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
-from .stage import Stage
 from .vision_transformer import Attention, VisionTransformer
 
 
 logger = logging.get_logger(__name__)
 
-# what each Auto class makes of a folder that was saved with code
+# the class that each Auto class loads from a folder that was saved with code
 AUTO_MAP = {
     "AutoConfig": "configuration_dino.DinoConfig",
     "AutoModel": "modeling_dino.DinoModel",
     "AutoBackbone": "modeling_dino.DinoBackbone",
     "AutoModelForImageClassification": "modeling_dino.DinoForImageClassification",
 }
-NETWORKS = ("teacher", "student")  # of a model in pretraining
-# the arguments of `push_to_hub`, which `save_pretrained` takes, too
+# arguments of `push_to_hub` that `save_pretrained` takes as well
 HUB_ARGUMENTS = ("repo_id", "license", "folder", "tags", "private", "token", "revision")
 HUB_ARGUMENTS += ("commit_message", "commit_description", "create_pr")
 
@@ -60,9 +59,9 @@ class DinoModelOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state: ViT: (B, T, D), after the final norm; ResNet: (B, C, h, w).
         pooler_output: (B, D), the feature: CLS token, or global average pool.
-        hidden_states: when asked for: the embedding (or stem) and each block's (or stage's) output, not normed.
-        attentions: when asked for: (B, heads, T, T) of each block.
-        projection: (B, projection_dim), the head's output; None without a head.
+        hidden_states: if asked for, the outputs of the embedding (or stem) and each block (or stage), not normed.
+        attentions: if asked for, (B, heads, T, T) of each block.
+        projection: (B, projection_dim), the output of the head; None without a head.
     """
 
     projection: torch.FloatTensor | None = None
@@ -71,36 +70,13 @@ class DinoModelOutput(BaseModelOutputWithPooling):
 BACKBONE_CLASSES = {**dict.fromkeys(VIT_SIZES, VisionTransformer), **dict.fromkeys(RESNET_DEPTHS, ResNet)}
 
 
-def backbone_class(config: DinoConfig) -> type[VisionTransformer] | type[ResNet]:
-    """The class of the backbone that a configuration names; its attributes say what such a backbone has."""
+def backbone_class(config: DinoConfig) -> type[Backbone]:
+    """Returns the class of the backbone that a configuration names."""
     return BACKBONE_CLASSES[config.backbone]
 
 
-def build_backbone(config: DinoConfig) -> VisionTransformer | ResNet:
-    """The backbone that the configuration names."""
-    return backbone_class(config)(config)
-
-
-def network_prefix(keys: list[str], which: str | None) -> str:
-    """
-    The prefix of the names of a network's tensors, among those of a checkpoint; none if it holds a single one.
-
-    Raises:
-        ValueError: if the network that is asked for is not there.
-    """
-    if which not in (None, *NETWORKS):
-        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
-    there = [name for name in NETWORKS if any(key.startswith(f"{name}.") for key in keys)]
-    if which is None and not there:
-        return ""
-    which = which or "teacher"
-    if which not in there:
-        raise ValueError(f"there is no {which} in the checkpoint, only a {there[0] if there else 'single network'}")
-    return f"{which}."
-
-
 class DinoPreTrainedModel(PreTrainedModel):
-    """What all DINO models share: initialisation, checks of the input, saving and loading."""
+    """Base class of the models: initialisation, checks of the input, saving and loading."""
 
     config_class = DinoConfig
     base_model_prefix = "dino"
@@ -122,18 +98,18 @@ class DinoPreTrainedModel(PreTrainedModel):
         [`~transformers.PreTrainedModel.from_pretrained`].
 
         Args:
-            which: of what `DinoForPreTraining` saved, `"teacher"` (if not given) or `"student"`.
+            which: `"teacher"` or `"student"` of a saved `DinoForPreTraining`; the teacher by default.
 
         Raises:
             OSError: if the weights are missing or damaged.
-            ValueError: if the network that is asked for is not there.
+            ValueError: if the checkpoint has no such network.
         """
         prefix = network_prefix(checkpoint_keys(pretrained_model_name_or_path, **kwargs), which)
         return cls._load_network(prefix, pretrained_model_name_or_path, *model_args, **kwargs)
 
     @classmethod
     def _load_network(cls, prefix: str, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """The whole checkpoint, or the one network whose tensors' names start with the prefix."""
+        """Loads the whole checkpoint, or only the network whose tensors have names with the prefix."""
         if not prefix:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         state_dict = read_tensors(pretrained_model_name_or_path, prefix, **kwargs)
@@ -148,10 +124,9 @@ class DinoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As the original: https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L161."""
-        if isinstance(module, VisionTransformer):
-            init.trunc_normal_(module.cls_token, std=0.02)
-            init.trunc_normal_(module.pos_embed, std=0.02)
+        """Initialises as https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L161 does."""
+        if isinstance(module, Backbone):
+            module.init_tokens()
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -167,33 +142,29 @@ class DinoPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first convolution."""
+        """Returns the first convolution."""
         return self.backbone.first_convolution
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        The images (B, C, H, W) in the dtype of the weights.
+        Checks images (B, C, H, W), and returns them in the dtype of the weights.
 
         Raises:
             ValueError: if they are missing, not floats, not four-dimensional, or have another number of channels.
         """
         if pixel_values is None:
             raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
+        shape, channels = tuple(pixel_values.shape), self.config.num_channels
         if not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values are {pixel_values.dtype}: scale and normalise the images (AutoImageProcessor does)"
             )
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}, expected (batch, channels, height, width)"
-            )
-        if pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values have {pixel_values.shape[1]} channels, but the model has "
-                f"num_channels={self.config.num_channels}"
-            )
+        if len(shape) != 4:
+            raise ValueError(f"pixel_values have shape {shape}, expected (batch, channels, height, width)")
+        if shape[1] != channels:
+            raise ValueError(f"pixel_values have {shape[1]} channels, but the model has num_channels={channels}")
         if not (self._checked_range or torch.compiler.is_compiling() or pixel_values.is_meta):
-            self._checked_range = True  # the first batch will do: the check waits for the device
+            self._checked_range = True  # only the first batch: the check waits for the device
             if is_rescaled_twice(pixel_values):
                 logger.warning(
                     "pixel_values are within one grey level of black: were images already in [0, 1] rescaled again? "
@@ -203,22 +174,28 @@ class DinoPreTrainedModel(PreTrainedModel):
 
     def check_attention(self, output_attentions: bool | None = None):
         """
-        Args:
-            output_attentions: whether attention is asked for; `config.output_attentions` where not given.
+        Raises ValueError if attention is asked of a model without.
 
-        Raises:
-            ValueError: if it is asked of a ResNet.
+        Args:
+            output_attentions: whether it is asked for; by default as `config.output_attentions` says.
         """
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         if asked and not backbone_class(self.config).has_attention:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
 
+    def last_stages(self, n: int) -> list[int]:
+        """Returns the numbers of the last `n` blocks or stages, from 1; raises ValueError if there are fewer."""
+        depth = self.config.num_hidden_layers
+        if not 1 <= n <= depth:
+            raise ValueError(f"n={n} must be between 1 and {depth}")
+        return list(range(depth - n + 1, depth + 1))
+
     def prepare_for_inference(self) -> "DinoPreTrainedModel":
         """
-        Makes the backbone faster, in place, and unable to be trained; outputs are the same to rounding.
+        Makes the backbone faster, in place, so that it cannot be trained; outputs are the same to rounding.
 
-        What is saved stays the same, bit for bit. The backbone gives no gradient any more, and whoever hooks into its
-        modules may see tensors that are written over. Doing it twice does nothing.
+        What is saved stays the same, bit for bit. The backbone gives no gradients any more, and hooks on its modules
+        may see tensors that are written over. Modules that are not exactly known stay as they are.
 
         Returns:
             the model, in eval mode.
@@ -243,13 +220,13 @@ class DinoPreTrainedModel(PreTrainedModel):
     ):
         """
         [`~transformers.PreTrainedModel.save_pretrained`], with the `preprocessor_config.json` of the evaluation
-        transform (one that is there and fits the model is kept).
+        transform; an existing one that fits the model is kept.
 
         Args:
-            push_to_hub: then also [`~DinoPreTrainedModel.push_to_hub`], with its arguments in `kwargs`; the folder's
-                name is `repo_id` where that is not given.
-            with_code: save the code too, so that the Auto classes load the folder with `trust_remote_code=True` where
-                this package is not installed; `register_for_auto_class` asks for it once and for all.
+            push_to_hub: also calls [`~DinoPreTrainedModel.push_to_hub`], with its arguments in `kwargs`; `repo_id` is
+                the name of the folder by default.
+            with_code: also saves the code, so that the Auto classes load the folder with `trust_remote_code=True`
+                where this package is not installed; `register_for_auto_class` makes this the default.
         """
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         saved = {"is_main_process": is_main_process, "state_dict": state_dict, "with_code": with_code, **kwargs}
@@ -266,7 +243,7 @@ class DinoPreTrainedModel(PreTrainedModel):
         with_code: bool = False,
         **kwargs,
     ):
-        """Writes weights, configuration, image transform, and the code if it is asked for."""
+        """Writes weights, configuration and image transform, and with `with_code` the code."""
         self.config.__dict__.pop("auto_map", None)
         with_code = with_code or self._auto_class is not None
         if with_code:
@@ -283,17 +260,7 @@ class DinoPreTrainedModel(PreTrainedModel):
         """
         Puts the model on the hub in one commit: weights, configuration, image transform and a model card.
 
-        Args:
-            repo_id: `name` or `namespace/name`; the repository is made if it is not there.
-            with_code: push the code too, so that it loads with `trust_remote_code=True` without this package.
-            kwargs: of `push_model` in `hub/pushing.py`: `license`, `tags`, `private`, `token`, …
-
-        Returns:
-            the commit, which has a `repo_url`; None in processes other than the main one.
-
-        Raises:
-            ValueError: if the name, the evaluation results or the card's metadata cannot be.
-            OSError: if the hub cannot be reached, or refuses; in one line.
+        Args, return value and errors are those of `push_model` in `hub/pushing.py`.
         """
         try:
             from modeling_dino.hub.pushing import push_model
@@ -319,7 +286,7 @@ class DinoModel(DinoPreTrainedModel):
 
     def __init__(self, config: DinoConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
+        self.backbone = backbone_class(config)(config)
         self.head = build_head(config)
         self.post_init()
 
@@ -328,21 +295,21 @@ class DinoModel(DinoPreTrainedModel):
         """
         [`~transformers.PreTrainedModel.from_pretrained`], but a checkpoint without a head gives a model without one.
 
-        Takes folders and hub ids of transformers' ViT and of timm's ViTs and ResNets as well, and says what it found.
+        It also takes folders and hub ids of transformers' ViT and of timm's ViTs and ResNets, and logs what it found.
 
         Args:
-            head_type: `"dino"` or `"simple"` asks for a head all the same; it is initialised as for training.
-            which: of what `DinoForPreTraining` saved, `"teacher"` (if not given) or `"student"`.
+            head_type: `"dino"` or `"simple"` asks for a head where there is none; it is initialised as for training.
+            which: `"teacher"` or `"student"` of a saved `DinoForPreTraining`; the teacher by default.
 
         Raises:
             OSError: if the weights are missing or damaged.
-            ValueError: if the network that is asked for is not there.
+            ValueError: if the checkpoint has no such network.
         """
         if config is None and pretrained_model_name_or_path is not None:
             location = location_of(kwargs)
             config_dict, _ = DinoConfig.get_config_dict(pretrained_model_name_or_path, **location)
             if is_foreign(config_dict):
-                network_prefix([], which)  # refuses what a single network has not
+                network_prefix([], which)  # raises if a student is asked for
                 return cls._from_foreign(pretrained_model_name_or_path, location, *model_args, **kwargs)
         keys = checkpoint_keys(pretrained_model_name_or_path, **kwargs)
         prefix = network_prefix(keys, which)
@@ -352,7 +319,7 @@ class DinoModel(DinoPreTrainedModel):
 
     @classmethod
     def _from_foreign(cls, name: str | os.PathLike, location: dict, *model_args, **kwargs):
-        """A model of another library, by the code behind `dino convert`."""
+        """Loads a model of another library, through the code behind `dino convert`."""
         try:
             from conversion_scripts.convert import to_dino
         except ImportError as error:
@@ -394,19 +361,19 @@ class DinoModel(DinoPreTrainedModel):
         norm: bool = True,
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], ...]:
         """
-        Outputs of several blocks of a ViT, or stages of a ResNet.
+        Computes the outputs of several blocks of a ViT, or stages of a ResNet.
 
         Args:
             pixel_values: (B, C, H, W).
-            n: how many from the end, or which (counted from 0; negative ones from the end).
-            reshape: patch tokens as maps.
-            return_class_token: patch tokens and CLS token apart, as DINOv2 and timm give them.
-            norm: apply the final norm to each (ViT).
+            n: the number of last layers, or the layers themselves, from 0; negative ones count from the end.
+            reshape: return patch tokens as maps.
+            return_class_token: return patch tokens and CLS token apart, as DINOv2 and timm do.
+            norm: apply the final norm to each output of a ViT.
 
         Returns:
-            one a layer, in ascending order: all tokens (B, T, D), as the original; with `reshape` the patch tokens as
-            (B, D, h, w); with `return_class_token` a pair of patch tokens (B, h * w, D), or the map, and CLS token
-            (B, D). Of a ResNet always the map (B, C, h, w).
+            an output a layer, in ascending order: all tokens (B, T, D), as the original; with `reshape` the patch
+            tokens as (B, D, h, w); with `return_class_token` a pair of patch tokens (B, h * w, D), or the map, and CLS
+            token (B, D). The output of a ResNet's stage is always its map (B, C, h, w).
 
         Raises:
             ValueError: if there is no such layer, or a CLS token is asked of a ResNet.
@@ -414,62 +381,50 @@ class DinoModel(DinoPreTrainedModel):
         if return_class_token and not self.backbone.has_cls_token:
             raise ValueError(f"{self.config.backbone} has no CLS token: leave return_class_token=False")
         pixel_values = self.check_pixel_values(pixel_values)
-        depth = self.config.num_hidden_layers
-        if isinstance(n, int) and not 1 <= n <= depth:
-            raise ValueError(f"n={n} must be between 1 and {depth}")
-        layers = range(depth)[-n:] if isinstance(n, int) else n
-        stages = sorted({layer + 1 for layer in self.resolve_layers(layers)})
-        outputs = self.backbone(pixel_values, stages=stages)
+        stages = self.last_stages(n) if isinstance(n, int) else [layer + 1 for layer in self.resolve_layers(n)]
+        outputs = self.backbone(pixel_values, stages=sorted(set(stages)))
         if norm:
             outputs = [self.backbone.normalize(tokens) for tokens in outputs]
-        if not (reshape or return_class_token):
-            return tuple(outputs)
         if reshape:
             patches = [self.backbone.feature_map(tokens, pixel_values) for tokens in outputs]
-        else:
+        elif return_class_token:
             patches = [self.backbone.patch_tokens(tokens) for tokens in outputs]
-        if return_class_token:
-            return tuple((patch, self.backbone.pool(tokens)) for patch, tokens in zip(patches, outputs))
-        return tuple(patches)
+        else:
+            return tuple(outputs)
+        return tuple(zip(patches, map(self.backbone.pool, outputs))) if return_class_token else tuple(patches)
 
     def get_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The feature of each image, `pooler_output` to rounding, (B, C, H, W) -> (B, D), and no other output."""
-        (feature,) = self.backbone.pooled_stages(
-            self.check_pixel_values(pixel_values), [self.config.num_hidden_layers]
-        )
+        """Computes only the feature of each image, `pooler_output` to rounding: (B, C, H, W) -> (B, D)."""
+        (feature,) = self.backbone.pooled_stages(self.check_pixel_values(pixel_values), self.last_stages(1))
         return feature
 
     def get_cls_tokens(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """
-        The CLS tokens of a ViT's last blocks after the final norm; the last block computes its other tokens no more.
+        Computes the CLS tokens of a ViT's last blocks after the final norm; the last block computes no other tokens.
 
         Args:
             pixel_values: (B, C, H, W).
-            n: of how many blocks.
+            n: the number of blocks.
 
         Returns:
-            (B, D) of each, in ascending order: those of `get_intermediate_layers`, to rounding.
+            (B, D) of each block, in ascending order: those of `get_intermediate_layers`, to rounding.
 
         Raises:
             ValueError: for a ResNet, or if there are fewer blocks.
         """
         if not self.backbone.has_cls_token:
             raise ValueError(f"{self.config.backbone} has no CLS token: use its pooler_output")
-        depth = self.config.num_hidden_layers
-        if not 1 <= n <= depth:
-            raise ValueError(f"n={n} must be between 1 and {depth}")
-        stages = list(range(depth - n + 1, depth + 1))
-        return tuple(self.backbone.pooled_stages(self.check_pixel_values(pixel_values), stages))
+        return tuple(self.backbone.pooled_stages(self.check_pixel_values(pixel_values), self.last_stages(n)))
 
     def get_attention_maps(
         self, pixel_values: torch.Tensor, layers: Sequence[int] = (-1,)
     ) -> tuple[torch.Tensor, ...]:
         """
-        The attention of the given blocks, exact, whatever kernel the model runs on.
+        Computes the exact attention of the given blocks, whatever kernel the model runs on.
 
         Args:
             pixel_values: (B, C, H, W).
-            layers: which blocks, counted from 0; negative ones from the end.
+            layers: blocks from 0; negative ones count from the end.
 
         Returns:
             (B, heads, T, T) for each of `layers`, in their order. Rows sum to 1; token 0 is the CLS token.
@@ -482,12 +437,12 @@ class DinoModel(DinoPreTrainedModel):
 
     def get_cls_attention(self, pixel_values: torch.Tensor, layer: int = -1) -> torch.Tensor:
         """
-        What the CLS token attends to among the patches, without making the T x T map
+        Computes what the CLS token attends to among the patches, without the T x T map
         (https://github.com/facebookresearch/dino/blob/7c446df/visualize_attention.py).
 
         Args:
             pixel_values: (B, C, H, W).
-            layer: which block, counted from 0; negative ones from the end.
+            layer: a block from 0; negative ones count from the end.
 
         Returns:
             (B, heads, h, w); what is missing to a sum of 1 goes to the CLS token itself.
@@ -500,12 +455,7 @@ class DinoModel(DinoPreTrainedModel):
         return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
 
     def resolve_layers(self, layers: Sequence[int]) -> list[int]:
-        """
-        Layers counted from 0, of which negative ones are counted from the end.
-
-        Raises:
-            ValueError: if the model has no such layer.
-        """
+        """Returns layers with negative ones counted from the end; raises ValueError if the model has no such layer."""
         depth = self.config.num_hidden_layers
         wrong = [layer for layer in layers if not -depth <= layer < depth]
         if wrong or not len(layers):
@@ -513,10 +463,7 @@ class DinoModel(DinoPreTrainedModel):
         return [layer % depth for layer in layers]
 
     def get_model_info(self) -> dict[str, str | int | None]:
-        """Name and sizes: backbone, feature_dim, output_dim (None without a head), and numbers of parameters.
-
-        A frozen gain of the head is a buffer, so not among the parameters.
-        """
+        """Returns name and sizes. `output_dim` is None without a head; a frozen gain is a buffer, so no parameter."""
         backbone_params = sum(p.numel() for p in self.backbone.parameters())
         head_params = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
         return {
@@ -531,7 +478,7 @@ class DinoModel(DinoPreTrainedModel):
 
 
 def without_head(config: DinoConfig) -> DinoConfig:
-    """The same configuration for a model that has no projection head."""
+    """Returns a copy of a configuration, for a model that has no projection head."""
     config = copy.deepcopy(config)
     config.head_type = None
     return config
@@ -541,7 +488,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
     """
     A linear classifier on the feature, or on those of `config.classifier_features` and `classifier_last_blocks`.
 
-    It has no projection head; one in the checkpoint is left out.
+    It has no projection head, and ignores one in the checkpoint.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
@@ -549,7 +496,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
         self.num_labels = config.num_labels
-        self.backbone = build_backbone(self.config)
+        self.backbone = backbone_class(config)(self.config)
         self.classifier = nn.Linear(config.classifier_width, config.num_labels)
         self.post_init()
 
@@ -564,8 +511,8 @@ class DinoForImageClassification(DinoPreTrainedModel):
         """
         Args:
             pixel_values: (B, C, H, W).
-            labels: classes (B,), for several labels an image 0 or 1 (B, num_labels), for regression floats (B,) or
-                (B, num_labels). `config.problem_type` says which; where it is not set, dtype and num_labels do.
+            labels: classes (B,); for several labels an image 0 or 1 (B, num_labels); for regression floats (B,) or
+                (B, num_labels). `config.problem_type` decides, or else their dtype and `num_labels`.
         """
         self.check_attention(kwargs.get("output_attentions"))
         logits = self.classifier(self._features(self.check_pixel_values(pixel_values), **kwargs))
@@ -573,13 +520,9 @@ class DinoForImageClassification(DinoPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def _features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """What is classified: (B, C, H, W) -> (B, classifier_width)."""
-        depth, last_blocks = self.config.num_hidden_layers, self.config.classifier_last_blocks
-        if last_blocks == 1:
-            outputs = [self.backbone(pixel_values, **kwargs)]
-        else:
-            stages = list(range(depth - last_blocks + 1, depth + 1))
-            outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
+        """Computes what is classified: (B, C, H, W) -> (B, classifier_width)."""
+        stages = self.last_stages(self.config.classifier_last_blocks)
+        outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
         features = [self.backbone.pool(x) for x in outputs]
         if self.config.classifier_features == "cls_patch_mean":
             features.append(self.backbone.patch_tokens(outputs[-1]).mean(dim=1))
@@ -587,13 +530,13 @@ class DinoForImageClassification(DinoPreTrainedModel):
 
 
 class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
-    """Feature maps of `config.out_features` for detection and segmentation. A ViT's are normed. It has no head."""
+    """Feature maps of `config.out_features` for detection and segmentation, those of a ViT normed. It has no head."""
 
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
-        self.backbone = build_backbone(self.config)
+        self.backbone = backbone_class(config)(self.config)
         self.num_features = self.backbone.stage_channels
         self.has_attentions = self.backbone.has_attention
         self.post_init()
@@ -614,12 +557,3 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         outputs = self.backbone(pixel_values, stages=stages, **kwargs)
         outputs = [self.backbone.normalize(x) for x in outputs]
         return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
-
-
-__all__ = [
-    "DinoBackbone",
-    "DinoForImageClassification",
-    "DinoModel",
-    "DinoModelOutput",
-    "DinoPreTrainedModel",
-]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection heads that DINO trains on, and that its users most often lose.
+"""The projection heads, on whose outputs DINO computes its loss.
 
 `dino`: MLP, L2 norm, weight-normed prototypes; appendix C of the paper (https://arxiv.org/abs/2104.14294) and
 https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L257, whose parameter names are kept.
-`simple`: MLP with ReLU, L2 norm; from a lesson on DINO.
+`simple`: MLP with ReLU, L2 norm, as in teaching implementations of DINO.
 Deviation: a frozen gain is a buffer, since `from_pretrained` makes every parameter trainable.
 """
 
@@ -17,12 +17,12 @@ from .configuration_dino import DinoConfig
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
-    """Unit length along the last dimension; the floor of the norm is one the dtype can represent."""
+    """Scales to unit length along the last dimension, with a floor of the norm that the dtype can represent."""
     return nn.functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
 
 def build_mlp(dims: list[int], activation: type[nn.Module], use_bn: bool) -> nn.Module:
-    """Linear, [batch norm,] activation, …, linear, through the given widths; a single linear is not wrapped."""
+    """Builds linears with [batch norms and] activations between them; a single linear is not wrapped."""
     layers: list[nn.Module] = []
     for in_dim, out_dim in pairwise(dims[:-1]):
         layers.append(nn.Linear(in_dim, out_dim))
@@ -36,8 +36,8 @@ def build_mlp(dims: list[int], activation: type[nn.Module], use_bn: bool) -> nn.
 class WeightNormLinear(nn.Module):
     """A linear without bias whose rows have a length of their own: `weight = weight_g * weight_v / ||weight_v||`.
 
-    Paper: Weight Normalization, https://arxiv.org/abs/1602.07868. Owns both parts under the names that
-    `torch.nn.utils.weight_norm` gives them, but survives `deepcopy`, the meta device and `from_pretrained`.
+    Paper: Weight Normalization, https://arxiv.org/abs/1602.07868. Both parts have the names that
+    `torch.nn.utils.weight_norm` gives them, but the module survives `deepcopy`, the meta device and `from_pretrained`.
 
     Args:
         frozen_gain: keep `weight_g` at 1, as a buffer; every output is then a cosine.
@@ -58,21 +58,21 @@ class WeightNormLinear(nn.Module):
         return self.plain(x)
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
-        """The outputs, (B, in_dim) -> (B, out_dim), with gradients of any order."""
+        """Computes (B, in_dim) -> (B, out_dim) with gradients of any order."""
         # Lengths are applied to the outputs: a weight of unit rows would cost several passes over all prototypes.
         cosines = nn.functional.linear(x, self.weight_v)
         return cosines * (self.weight_g.squeeze(1) / row_lengths(self.weight_v)).to(cosines.dtype)
 
 
 def row_lengths(weight: torch.Tensor) -> torch.Tensor:
-    """(N, D) -> (N,), at least in float32."""
+    """Computes the lengths of rows at least in float32: (N, D) -> (N,)."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.linalg.vector_norm(weight, dim=-1, dtype=dtype).clamp(min=1e-12)
 
 
 class WeightNormProduct(torch.autograd.Function):
     """
-    `WeightNormLinear.plain` for training: the lengths' gradient goes into the weight's in one pass over it.
+    Computes `WeightNormLinear.plain` for training, and adds the gradient of the lengths to the weight's in one pass.
 
     For 65,536 prototypes the weight is larger than all else of the step, and autograd would pass over it five times.
     """
@@ -139,9 +139,6 @@ class SimpleHead(nn.Module):
 
 
 def build_head(config: DinoConfig) -> nn.Module | None:
-    """The head that the configuration names, or None."""
+    """Builds the head that the configuration names, or returns None."""
     heads = {"dino": DinoHead, "simple": SimpleHead, None: lambda config: None}
     return heads[config.head_type](config)
-
-
-__all__ = ["DinoHead", "SimpleHead", "WeightNormLinear", "build_head"]

@@ -17,18 +17,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .backbone import Backbone, Stage
 from .configuration_dino import DinoConfig
-from .stage import Stage
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size but for the stride; the batch norm after it has the bias."""
+    """Returns a convolution that keeps the size but for the stride; the batch norm after it has the bias."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
 
 
 @contextmanager
 def frozen_batch_statistics(module: nn.Module):
-    """Batch norms inside normalise by the batch as before, but leave their running statistics as they are."""
+    """Lets batch norms normalise by the batch as before, but keep their running statistics."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:
@@ -42,10 +42,20 @@ def frozen_batch_statistics(module: nn.Module):
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Convolutions with batch norm, added to the (if need be, projected) input. `branch` is the subclass's."""
+    """
+    Adds a branch of convolutions with batch norms to the input, which is projected if need be.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    Attributes:
+        num_convolutions: `conv1`, `conv2`, … of a subclass, each followed by `bn1`, `bn2`, …
+        expansion: output channels of the block over its inner width.
+    """
+
+    num_convolutions: int
+    expansion: int
+
+    def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__()
+        out_channels = width * self.expansion
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -53,8 +63,19 @@ class ResidualBlock(GradientCheckpointingLayer):
                 conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
             )
 
+    def convolutions(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Returns the convolutions of the branch, each with its norm."""
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.num_convolutions + 1)]
+
+    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Computes what is added to the input: ReLU between the convolutions, none after the last."""
+        *pairs, (last_conv, last_norm) = self.convolutions()
+        for convolution, norm in pairs:
+            hidden_states = self.relu(norm(convolution(hidden_states)))
+        return last_norm(last_conv(hidden_states))
+
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        # Under gradient checkpointing a block runs again in the backward pass; the batch must count only once.
+        # Under gradient checkpointing a block runs again in the backward pass, and the batch must count only once.
         recomputing = self.gradient_checkpointing and self.training and torch._C._current_graph_task_id() != -1
         with frozen_batch_statistics(self) if recomputing else nullcontext():
             residual = hidden_states if self.downsample is None else self.downsample(hidden_states)
@@ -64,7 +85,7 @@ class ResidualBlock(GradientCheckpointingLayer):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (ResNet-18 and -34)."""
 
-    expansion = 1
+    num_convolutions, expansion = 2, 1
 
     def __init__(self, in_channels: int, width: int, stride: int):
         super().__init__(in_channels, width, stride)
@@ -74,18 +95,14 @@ class BasicBlock(ResidualBlock):
         self.bn2 = nn.BatchNorm2d(width)
         self.bn2.ends_residual_branch = True
 
-    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
-        return self.bn2(self.conv2(hidden_states))
-
 
 class Bottleneck(ResidualBlock):
     """1x1 down, 3x3 with the stride, 1x1 up (ResNet-50, -101 and -152)."""
 
-    expansion = 4
+    num_convolutions, expansion = 3, 4
 
     def __init__(self, in_channels: int, width: int, stride: int):
-        super().__init__(in_channels, width * self.expansion, stride)
+        super().__init__(in_channels, width, stride)
         self.conv1 = conv(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3, stride=stride)
@@ -93,11 +110,6 @@ class Bottleneck(ResidualBlock):
         self.conv3 = conv(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.bn3.ends_residual_branch = True
-
-    def branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.relu(self.bn1(self.conv1(hidden_states)))
-        hidden_states = self.relu(self.bn2(self.conv2(hidden_states)))
-        return self.bn3(self.conv3(hidden_states))
 
 
 class ResNetStage(Stage, nn.Sequential):
@@ -108,19 +120,10 @@ class ResNetStage(Stage, nn.Sequential):
         super().__init__(block(in_channels, width, stride), *(block(out_channels, width, 1) for _ in range(depth - 1)))
 
 
-class ResNet(nn.Module):
-    """
-    Stem and residual stages. Stage 0 is the stem, stage i is `layer{i}`.
-
-    Attributes:
-        num_prefix_tokens, has_attention, has_cls_token, has_patch_tokens, has_drop_path, min_image_size: see
-            [`VisionTransformer`].
-    """
+class ResNet(Backbone):
+    """Stem and residual stages. Stage 0 is the stem, stage i is `layer{i}`."""
 
     tag, kind = "resnet", "ResNet"
-    num_prefix_tokens = 0
-    has_attention = has_cls_token = has_patch_tokens = has_drop_path = False
-    min_image_size = 1
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -142,12 +145,12 @@ class ResNet(nn.Module):
 
     @staticmethod
     def describe(config: DinoConfig) -> str:
-        """The sizes of a backbone in words."""
+        """Returns the sizes of a backbone in words."""
         return f"{'-'.join(map(str, config.depths))} blocks"
 
     @staticmethod
     def layer_of(parameter: str) -> int | None:
-        """The layer of a parameter, by its name: 0 for the stem, i for stage i, None for what comes after."""
+        """Returns the layer of a parameter by its name: 0 for the stem, i for stage i, else None."""
         if stage := re.match(r"layer(\d+)\.", parameter):
             return int(stage[1])
         return 0 if parameter.startswith(("conv1", "bn1")) else None
@@ -166,13 +169,14 @@ class ResNet(nn.Module):
         """(B, C, H, W) -> (B, C, h, w)."""
         return self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
 
-    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
+    def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """
-        The maps (B, C, h, w) after each of the given stages; later stages do not run.
+        Computes the maps (B, C, h, w) after each of the given stages; later stages do not run.
 
         Args:
             pixel_values: (B, C, H, W).
-            stages: which, in ascending order.
+            stages: numbers in ascending order.
+            kwargs: what only other backbones use.
         """
         hidden_states = self.stem(pixel_values)
         outputs = [hidden_states] if 0 in stages else []
@@ -182,34 +186,14 @@ class ResNet(nn.Module):
                 outputs.append(hidden_states)
         return outputs
 
-    def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
-        """The global averages (B, C) of the given stages."""
-        return [self.pool(stage) for stage in self(pixel_values, stages=stages, **kwargs)]
-
-    def forward(
-        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """(B, C, H, W) -> (B, C, h, w), the map after the last stage; or `forward_stages`, as a ViT."""
-        if stages is not None:
-            return self.forward_stages(pixel_values, stages)
-        (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1])
-        return hidden_states
-
-    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """A stage's output, which needs no norm."""
-        return hidden_states
-
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """The feature of each image, the global average: (B, C, h, w) -> (B, C)."""
+        """Returns the feature of each image, the global average: (B, C, h, w) -> (B, C)."""
         return last_hidden_state.mean(dim=(2, 3))
 
     def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The cells of a map: (B, C, h, w) -> (B, h * w, C)."""
+        """Returns the cells of a map as a sequence: (B, C, h, w) -> (B, h * w, C)."""
         return hidden_states.flatten(2).transpose(1, 2)
 
     def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """A stage's output is its map."""
+        """Returns the output of a stage, which is a map."""
         return hidden_states
-
-
-__all__ = ["ResNet"]

@@ -18,8 +18,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .backbone import Backbone, Stage
 from .configuration_dino import DinoConfig
-from .stage import Stage
 
 
 class PatchEmbed(nn.Module):
@@ -37,8 +37,7 @@ class PatchEmbed(nn.Module):
 
 def native_grid_side(positions: torch.Tensor) -> int:
     """
-    The side of the square grid of patches that position embeddings (1, 1 + N, D) are for, of which the first is the
-    CLS token's.
+    Returns the side of the square grid that position embeddings (1, 1 + N, D) are for; the first is the CLS token's.
 
     Raises:
         ValueError: if N is not a square.
@@ -54,13 +53,13 @@ def interpolate_positions(
     positions: torch.Tensor, image_size: tuple[int, int], grid: tuple[int, int], method: str
 ) -> torch.Tensor:
     """
-    Position embeddings for a grid of patches, as each library makes them from those of the square native grid.
+    Resizes the position embeddings of the square native grid to another grid of patches, in the way of one library.
 
     Args:
         positions: (1, 1 + N, D), the CLS token's first.
         image_size: height and width in pixels.
         grid: height and width in patches.
-        method: `"dino"`: bicubic by the factor `(n + 0.1) / sqrt(N)`, and nothing to do only if the image is square
+        method: `"dino"`: bicubic by the factor `(n + 0.1) / sqrt(N)`, on the native grid unless the image is square
             (https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L174); `"size"`: bicubic to
             the size of the grid, as transformers' ViT; `"antialias"`: the same with antialiasing, as timm.
 
@@ -89,7 +88,7 @@ def interpolate_positions(
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """How much each query attends to each key: two of (B, heads, T, D / heads) -> (B, heads, T, T)."""
+    """Computes how much each query attends to each key: two of (B, heads, T, D / heads) -> (B, heads, T, T)."""
     return (query * scaling @ key.transpose(-2, -1)).softmax(dim=-1)
 
 
@@ -103,7 +102,8 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention by definition, in the signature of transformers' attention interface.
+    """
+    Computes attention by definition, with the signature of transformers' attention interface.
 
     Returns:
         the attended values (B, T, heads, D / heads), and the attention weights (B, heads, T, T).
@@ -117,7 +117,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one fused linear for query, key and value, in that order."""
 
     is_causal = False
-    linears: tuple[type, ...] = (nn.Linear,)  # that compute what their weight says
+    linears: tuple[type, ...] = (nn.Linear,)  # classes that compute nothing but `x @ weight.T + bias`
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -137,8 +137,8 @@ class Attention(nn.Module):
         )
 
     def _qkv_weights(self) -> list[torch.Tensor] | None:
-        """Weights of query, key and value, (heads, D / heads, D); None where the module alone knows what it computes:
-        an adapter, or an offloaded weight."""
+        """Returns the weights of query, key and value, (heads, D / heads, D); None for adapters and offloaded weights,
+        where only the module knows what it computes."""
         if type(self.qkv) not in self.linears or hasattr(self.qkv, "_hf_hook"):
             return None
         return self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)
@@ -153,10 +153,10 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(attended.flatten(2))), weights
 
     def _attend(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The attended values (B, T, heads, D / heads), and where the kernel shows them the weights."""
-        # Only the eager kernel can show its weights, so who asks for them gets it for that call.
-        show_weights = kwargs.get("output_attentions", self.config.output_attentions)
-        implementation = "eager" if show_weights else self.config._attn_implementation
+        """Computes the attended values (B, T, heads, D / heads), and the weights if the kernel returns them."""
+        # Only the eager kernel returns its weights, so it computes the calls that ask for them.
+        needs_weights = kwargs.get("output_attentions", self.config.output_attentions)
+        implementation = "eager" if needs_weights else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attn_drop if self.training else 0.0
         query_key_value = self.query_key_value(hidden_states)
@@ -164,9 +164,8 @@ class Attention(nn.Module):
 
     def _attend_from_cls(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What the CLS token attends to: `_attend` for the first token alone, without any token's value.
-
-        A mean of values is the value of the mean of tokens, as the weights of the mean sum to 1.
+        Computes `_attend` for the CLS token alone, without the values of the tokens: a mean of values is the value of
+        the mean of tokens, as the weights of the mean sum to 1.
         """
         weights = self.cls_attention(hidden_states)
         weights = nn.functional.dropout(weights, p=self.attn_drop, training=self.training)
@@ -181,16 +180,16 @@ class Attention(nn.Module):
         return attended.unsqueeze(1), weights.unsqueeze(2)
 
     def attention_map(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The whole attention: (B, T, D) -> (B, heads, T, T)."""
+        """Computes the whole attention: (B, T, D) -> (B, heads, T, T)."""
         query, key, _ = self.query_key_value(hidden_states)
         return attention_weights(query, key, self.scaling)
 
     def cls_attention(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
-        What the CLS token attends to, without the other rows of the map, and without keys: (B, T, D) -> (B, heads, T).
+        Computes the CLS token's row of the attention, without the keys: (B, T, D) -> (B, heads, T).
 
         `query @ (W x + b) = (query @ W) @ x + query @ b`, whose last term is the same for every token x, so the
-        softmax does not see it.
+        softmax cancels it.
         """
         projections = self._qkv_weights()
         if projections is None:
@@ -251,22 +250,15 @@ class Block(Stage, GradientCheckpointingLayer):
         self.mlp = Mlp(config)
 
     def forward(self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D), or with `cls_only` the CLS token of it, (B, 1, D), for less work."""
+        """(B, T, D) -> (B, T, D), or with `cls_only` only its CLS token, (B, 1, D), for less work."""
         attended, _ = self.attn(self.norm1(hidden_states), cls_only=cls_only, **kwargs)
         residual = hidden_states[:, :1] if cls_only else hidden_states
         hidden_states = residual + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
-class VisionTransformer(nn.Module):
-    """
-    Patches and a CLS token through pre-norm blocks. Stage 0 is the embedding, stage i the output of block i.
-
-    Attributes:
-        num_prefix_tokens: tokens before those of the patches, the CLS token first.
-        has_attention, has_cls_token, has_patch_tokens, has_drop_path: what the backbone has to offer.
-        min_image_size: the least height and width of an image in pixels.
-    """
+class VisionTransformer(Backbone):
+    """Patches and a CLS token through pre-norm blocks. Stage 0 is the embedding, stage i the output of block i."""
 
     tag, kind = "vit", "vision transformer"
     num_prefix_tokens = 1
@@ -291,12 +283,12 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def describe(config: DinoConfig) -> str:
-        """The sizes of a backbone in words."""
+        """Returns the sizes of a backbone in words."""
         return f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}"
 
     @staticmethod
     def layer_of(parameter: str) -> int | None:
-        """The layer of a parameter, by its name: 0 for the embedding, i + 1 for block i, None for what comes after."""
+        """Returns the layer of a parameter by its name: 0 for the embedding, i + 1 for block i, else None."""
         if block := re.match(r"blocks\.(\d+)\.", parameter):
             return int(block[1]) + 1
         return 0 if parameter.startswith(("patch_embed", "cls_token", "pos_embed")) else None
@@ -308,17 +300,18 @@ class VisionTransformer(nn.Module):
         init.uniform_(module.weight, -bound, bound)
         init.uniform_(module.bias, -bound, bound)
 
+    def init_tokens(self):
+        """Initialises CLS token and positions as the original does."""
+        init.trunc_normal_(self.cls_token, std=0.02)
+        init.trunc_normal_(self.pos_embed, std=0.02)
+
     @property
     def first_convolution(self) -> nn.Conv2d:
         """The convolution that takes the pixels."""
         return self.patch_embed.proj
 
     def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Height and width of an image in patches.
-
-        Raises:
-            ValueError: if the image is smaller than a patch.
-        """
+        """Returns height and width of an image in patches; raises ValueError if it is smaller than a patch."""
         height, width = pixel_values.shape[-2:]
         if height < self.patch_size or width < self.patch_size:
             raise ValueError(
@@ -328,14 +321,14 @@ class VisionTransformer(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Tokens before the first block: (B, C, H, W) -> (B, T, D)."""
+        """Computes the tokens before the first block: (B, C, H, W) -> (B, T, D)."""
         positions = self.positions(pixel_values)
         tokens = self.patch_embed(pixel_values)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         return self.pos_drop(tokens + positions)
 
     def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The embeddings of the positions in an image, (1, T, D)."""
+        """Returns the embeddings of the positions in an image, (1, T, D)."""
         size, grid = tuple(pixel_values.shape[-2:]), self.grid(pixel_values)
         return interpolate_positions(self.pos_embed, size, grid, self.position_interpolation)
 
@@ -343,12 +336,12 @@ class VisionTransformer(nn.Module):
         self, pixel_values: torch.Tensor, stages: list[int], cls_only: bool = False, **kwargs
     ) -> list[torch.Tensor]:
         """
-        The tokens (B, T, D) after each of the given stages, before the final norm; later blocks do not run.
+        Computes the tokens (B, T, D) after each of the given stages, before the final norm; later blocks do not run.
 
         Args:
             pixel_values: (B, C, H, W).
-            stages: which, in ascending order.
-            cls_only: of each the CLS token alone, (B, 1, D); the last block computes no other.
+            stages: numbers in ascending order.
+            cls_only: return only CLS tokens, (B, 1, D); the last block computes no others.
         """
         hidden_states = self.embed(pixel_values)
         outputs = [hidden_states] if 0 in stages else []
@@ -361,67 +354,49 @@ class VisionTransformer(nn.Module):
         return [tokens[:, :1] for tokens in outputs] if cls_only else outputs
 
     def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
-        """The normed CLS tokens (B, D) of the given stages; the last block does not compute its other tokens."""
-        outputs = self(pixel_values, stages=stages, cls_only=True, **kwargs)
-        return [self.pool(self.normalize(tokens)) for tokens in outputs]
-
-    def forward(
-        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """(B, C, H, W) -> (B, T, D), after the final norm; or `forward_stages`, with the hooks of offloading."""
-        if stages is not None:
-            return self.forward_stages(pixel_values, stages, **kwargs)
-        (hidden_states,) = self.forward_stages(pixel_values, [len(self.blocks)], **kwargs)
-        return self.normalize(hidden_states)
+        """Computes the normed CLS tokens (B, D) of the given stages; the last block computes no other tokens."""
+        return super().pooled_stages(pixel_values, stages, cls_only=True, **kwargs)
 
     def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The final norm of a block's output: (B, T, D) -> (B, T, D)."""
+        """Applies the final norm to the output of a block: (B, T, D) -> (B, T, D)."""
         return self.norm(hidden_states)
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """The feature of each image, its CLS token: (B, T, D) -> (B, D)."""
+        """Returns the feature of each image, its CLS token: (B, T, D) -> (B, D)."""
         return last_hidden_state[:, 0]
 
     def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The tokens of the patches: (B, T, D) -> (B, h * w, D)."""
+        """Returns the tokens of the patches: (B, T, D) -> (B, h * w, D)."""
         return hidden_states[:, self.num_prefix_tokens :]
 
     def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The patch tokens on their grid: (B, T, D) -> (B, D, h, w)."""
+        """Returns the patch tokens on their grid: (B, T, D) -> (B, D, h, w)."""
         patches = self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values))
         return patches.permute(0, 3, 1, 2).contiguous()
 
     def attention_maps(self, pixel_values: torch.Tensor, layers: list[int]) -> tuple[torch.Tensor, ...]:
-        """The whole attention (B, heads, T, T) of each of the given blocks, counted from 0."""
-        inputs = self._block_inputs(pixel_values, layers)
-        return tuple(block.attn.attention_map(block.norm1(x)) for block, x in inputs)
+        """Computes the whole attention (B, heads, T, T) of each of the given blocks, counted from 0."""
+        ascending = sorted(set(layers))
+        inputs = dict(zip(ascending, self(pixel_values, stages=ascending)))  # stage i is the input of block i
+        blocks = [(self.blocks[i], inputs[i]) for i in layers]
+        return tuple(block.attn.attention_map(block.norm1(tokens)) for block, tokens in blocks)
 
     def cls_attention(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        """What the CLS token attends to among the patches in a block, counted from 0: (B, heads, h, w)."""
-        ((block, hidden_states),) = self._block_inputs(pixel_values, [layer])
-        return self._attention_to_patches(block, hidden_states, pixel_values)
+        """Computes what the CLS token attends to among the patches in a block, counted from 0: (B, heads, h, w)."""
+        (hidden_states,) = self(pixel_values, stages=[layer])
+        return self._attention_to_patches(layer, hidden_states, pixel_values)
 
     def patch_tokens_and_attention(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The normed patch tokens of the last block (B, h * w, D), and the attention of its CLS token to the patches
-        (B, heads, h, w), from one pass.
+        Computes the normed patch tokens of the last block (B, h * w, D), and the attention of its CLS token to the
+        patches (B, heads, h, w), in one pass.
         """
         depth = len(self.blocks)
         before, after = self(pixel_values, stages=[depth - 1, depth])
-        attention = self._attention_to_patches(self.blocks[-1], before, pixel_values)
+        attention = self._attention_to_patches(depth - 1, before, pixel_values)
         return self.patch_tokens(self.normalize(after)), attention
 
-    def _attention_to_patches(
-        self, block: Block, hidden_states: torch.Tensor, pixel_values: torch.Tensor
-    ) -> torch.Tensor:
+    def _attention_to_patches(self, layer: int, hidden_states: torch.Tensor, pixel_values: torch.Tensor):
+        block = self.blocks[layer]
         attention = block.attn.cls_attention(block.norm1(hidden_states))
         return attention[..., self.num_prefix_tokens :].unflatten(-1, self.grid(pixel_values))
-
-    def _block_inputs(self, pixel_values: torch.Tensor, layers: list[int]):
-        """Each of the given blocks with its input; stage i is the input of block i (counted from 0)."""
-        ascending = sorted(set(layers))
-        inputs = dict(zip(ascending, self(pixel_values, stages=ascending)))
-        return [(self.blocks[i], inputs[i]) for i in layers]
-
-
-__all__ = ["VisionTransformer", "interpolate_positions"]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 from huggingface_hub.errors import HTTPError, StrictDataclassError
-from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
 from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
 from .commands import add_command
+from .models import info, push
 from .options import (
     IMAGES_HELP,
     ImageColumn,
@@ -32,15 +32,7 @@ app.add_typer(evaluation.app)
 app.add_typer(pictures.app)
 
 
-@app.command()
-def info(
-    model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; all presets if left out.")] = None,
-):
-    """Sizes of a model, or of all presets: parameters, features, memory of the weights, FLOPs of an image."""
-    from ..configuration_dino import DinoConfig
-    from ..hub.info import info_table
-
-    typer.echo(info_table(DinoConfig.presets() if model is None else [model]))
+add_command(app, info)
 
 
 @app.command()
@@ -115,24 +107,7 @@ def pretrain(
     typer.echo(summary)
 
 
-@app.command()
-def push(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a saved model.")],
-    repo_id: Annotated[str, typer.Argument(help="Where to push it: name or namespace/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    with_code: Annotated[
-        bool, typer.Option("--with-code", help="Push the code too, for those who have not installed this package.")
-    ] = False,
-    license: Annotated[str | None, typer.Option(help="For the model card, e.g. apache-2.0.")] = None,
-):
-    """Pushes a model to the hub, with its image transform and a model card; says where it is."""
-    from ..hub.loading import load_model
-
-    dino = load_model(model, dtype="auto", model_class=None)
-    if sys.stderr.isatty():
-        enable_progress_bars()  # of uploads
-    commit = dino.push_to_hub(repo_id, private=private or None, with_code=with_code, license=license)
-    typer.echo(commit.repo_url)
+add_command(app, push)
 
 
 @app.command()

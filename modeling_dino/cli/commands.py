@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands made of functions: the fields of the dataclass that a function takes are the options of its command.
+"""Makes commands of functions: the fields of the dataclass that a function takes are the options of its command.
 
 What a function returns is printed. Its `remarks`, if it has any, go to standard error before it.
 """
@@ -15,7 +15,7 @@ import typer
 
 def add_command(app: typer.Typer, function: Callable):
     """
-    Adds a function to the command line, under its own name, with the first line of its docstring as help.
+    Adds a function to the command line, under its own name, with the first paragraph of its docstring as help.
 
     Args:
         function: takes `options`, a dataclass whose fields are made by `option`.
@@ -31,16 +31,16 @@ def add_command(app: typer.Typer, function: Callable):
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = function.__doc__
-    app.command(function.__name__)(run)
+    app.command(function.__name__, help=inspect.getdoc(function).partition("\n\n")[0])(run)
 
 
 def _parameter(field: Field, kind: Any) -> inspect.Parameter:
-    """The parameter that typer makes an option or an argument of."""
+    """Returns the parameter of which typer makes an option or an argument."""
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     item = _item_type(kind)
-    if item is not None and field.metadata["argument"]:  # as many as there are
-        annotation, default = list[item] | None, None
+    if item is not None and field.metadata["argument"]:  # takes all that follow
+        annotation = list[item] if field.default is MISSING else list[item] | None
+        default = default if field.default is MISSING else None
     elif item is not None:  # with commas between them
         annotation = str | None if default is None else str
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -57,7 +57,7 @@ def _parameter(field: Field, kind: Any) -> inspect.Parameter:
 
 
 def _item_type(kind: Any) -> type | None:
-    """The type of the items of `tuple[item, ...]`, also of an optional one; None for all other types."""
+    """Returns the type of the items of `tuple[item, ...]`, also if it is optional; None for all other types."""
     if isinstance(kind, UnionType):
         (kind,) = [part for part in get_args(kind) if part is not NoneType][:1]
     return get_args(kind)[0] if get_origin(kind) is tuple else None
@@ -65,10 +65,10 @@ def _item_type(kind: Any) -> type | None:
 
 def _parse(name: str, value: Any, kind: Any) -> Any:
     """
-    The value of an option as the dataclass has it.
+    Converts the value of an option into that of the field.
 
     Raises:
-        ValueError: if numbers with commas between them are something else.
+        ValueError: if it should be numbers with commas between them, and is something else.
     """
     item = _item_type(kind)
     if item is None or (value is None and kind != tuple[item, ...]):
@@ -88,6 +88,3 @@ def _show(result: Any):
     for remark in getattr(result, "remarks", ()):
         typer.echo(remark, err=True)
     typer.echo(result)
-
-
-__all__ = ["add_command"]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models from and to folders and the hub: loading, pushing, model cards, evaluation results."""
+"""Loads models from folders and the hub, and pushes them with model cards and evaluation results."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What evaluations found of a model: `evaluation_results.json` beside its weights, which the model card reads.
+Reads and writes `evaluation_results.json` beside the weights of a model, for the model card.
 
-A list of mappings, each with `task`, `dataset`, `metric` and `value`. Other keys are fields of `EvalResult`
+The file is a list of mappings with `task`, `dataset`, `metric` and `value`. Other keys are fields of `EvalResult`
 (`dataset_split`, `metric_name`, …), or arguments of the metric. The same evaluation run again replaces its result.
 """
 
@@ -19,16 +19,11 @@ from ..runtime.whole_files import whole_file
 
 
 EVALUATION_RESULTS_NAME = "evaluation_results.json"
-DATASET_TYPE = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)  # what the hub takes as a data set's id
+DATASET_TYPE = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)  # the ids of data sets that the hub accepts
 
 
 def read_evaluation_results(folder: str | os.PathLike) -> list[EvalResult]:
-    """
-    What evaluations left in a model's folder, for the card.
-
-    Raises:
-        ValueError: if the file is something else.
-    """
+    """Reads the results in a model's folder, if there are any; raises ValueError if the file is something else."""
     return [_eval_result(**result) for result in _read(Path(folder) / EVALUATION_RESULTS_NAME)]
 
 
@@ -36,27 +31,19 @@ def add_evaluation_results(folder: str | os.PathLike, results: Sequence[dict]):
     """
     Puts results into a model's folder, in the place of earlier ones that differ from them in `value` alone.
 
-    Args:
-        results: mappings as in the file.
-
     Raises:
-        ValueError: if a result or what is there is not as it should be; nothing is changed then.
+        ValueError: if a result or the file that is there is not valid; nothing is changed then.
         OSError: if the file cannot be written.
     """
     path = Path(folder) / EVALUATION_RESULTS_NAME
-    _check(results, "what was found")
-    evaluations = list(map(_evaluation, results))
-    kept = [result for result in _read(path) if _evaluation(result) not in evaluations]
+    _check(results, "results")
+    evaluations = list(map(_without_value, results))
+    kept = [result for result in _read(path) if _without_value(result) not in evaluations]
     write_evaluation_results(path, [*kept, *results])
 
 
 def write_evaluation_results(file: str | os.PathLike, results: Sequence[dict]):
-    """
-    Writes results alone, to a file of any name.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Writes results to a file of any name; raises OSError if it cannot be written."""
     with whole_file(Path(file)) as partial:
         partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -68,12 +55,12 @@ def record_evaluation_results(
     details: Sequence[dict] = (),
 ) -> str:
     """
-    Records results beside the model, if it is in a folder here, and in the file, if one is named.
+    Records results beside the model, if it is in a folder here, and in the file, if there is one.
 
     Args:
-        model: folder or hub id of a model; None where features were extracted before.
-        file: where to write them, too.
-        details: further results, for the file alone: they would make the model's card too long.
+        model: folder or hub id of a model; None for features that were extracted before.
+        file: a file to write them to as well.
+        details: further results for the file, which would make the model card too long.
 
     Returns:
         a line that says where they are.
@@ -93,8 +80,8 @@ def record_evaluation_results(
     return f"recorded in {' and '.join(places)}"
 
 
-def _evaluation(result: dict) -> dict:
-    """What was evaluated, and how: all but the value."""
+def _without_value(result: dict) -> dict:
+    """Returns what identifies an evaluation: its result without the value."""
     return {key: value for key, value in result.items() if key != "value"}
 
 
@@ -110,10 +97,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def _check(results: object, name: str | os.PathLike):
-    """
-    Raises:
-        ValueError: if they are not a list of results; says whose they are.
-    """
+    """Raises ValueError if they are not a list of results."""
     try:
         if not isinstance(results, (list, tuple)):
             raise ValueError(f"it is a {type(results).__name__}")
@@ -142,11 +126,3 @@ def _eval_result(task: str, dataset: str, metric: str, value: float | str, **mor
         metric_value=value,
         **{"dataset_name": dataset, **more},
     )
-
-
-__all__ = [
-    "add_evaluation_results",
-    "read_evaluation_results",
-    "record_evaluation_results",
-    "write_evaluation_results",
-]

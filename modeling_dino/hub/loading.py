@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands load: configuration, model and image processor behind a preset's name, a folder or a hub id."""
+"""Loads the configuration, model and image processor of a preset, a folder or a hub id, for the commands."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ MODEL_HELP = "Folder or hub id of a saved model."
 
 
 def load_config(name: str) -> DinoConfig:
-    """The configuration of a preset, or of a model saved in a folder or on the hub, also by timm or transformers."""
+    """Loads the configuration of a preset, or of a model that is saved in a folder or on the hub, in any library."""
     if not _is_saved_model(name):
         return DinoConfig.from_preset(name)
     if is_foreign(DinoConfig.get_config_dict(name)[0]):
@@ -33,41 +33,35 @@ def load_model(
     name: str, dtype: torch.dtype | str = torch.float32, model_class: type[DinoPreTrainedModel] | None = DinoModel
 ) -> DinoPreTrainedModel:
     """
-    A saved model, ready for inference.
+    Loads a saved model, ready for inference.
 
     Args:
         name: a folder, or an id on the hub.
         dtype: `"auto"` for that of the weights.
-        model_class: None for the class that was saved.
+        model_class: None for the class that `config.json` names, or `DinoModel` if it names none.
 
     Raises:
-        ValueError: if it is the name of a preset, which has no weights, or not all weights are there.
+        ValueError: if it is the name of a preset, which has no weights, or weights are missing.
         OSError: if there is no such model.
     """
     if not _is_saved_model(name):
-        DinoConfig.from_preset(name)  # refuses an unknown name
+        DinoConfig.from_preset(name)  # raises for an unknown name
         raise ValueError(f"{name} is a configuration without weights: pass the folder or hub id of a saved model")
     if model_class is None:
-        model_class = _saved_class(DinoConfig.get_config_dict(name)[0])
+        named = DinoConfig.get_config_dict(name)[0].get("architectures") or []
+        model_class = next((c for c in (DinoBackbone, DinoForImageClassification) if c.__name__ in named), DinoModel)
     model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
     return model.eval()
 
 
-def _saved_class(config_dict: dict) -> type[DinoPreTrainedModel]:
-    """The class that a `config.json` names; `DinoModel` for those of other libraries."""
-    named = config_dict.get("architectures") or []
-    return next((cls for cls in (DinoBackbone, DinoForImageClassification) if cls.__name__ in named), DinoModel)
-
-
 def load_image_processor(
     name: str, config: DinoConfig, resize: str = "crop", image_size: int | None = None
 ) -> ImageProcessingMixin:
     """
-    The transform saved with the model, with Pillow; where there is none, the original's evaluation transform.
-
-    timm's and transformers' own are left aside: they crop less, or squash the aspect ratio.
+    Loads the transform that was saved with the model, with Pillow; without one it is the evaluation transform of the
+    original, and also for models of timm and transformers, whose own crop less, or squash the aspect ratio.
 
     Args:
         resize, image_size: see [`resized_to`].
@@ -76,26 +70,23 @@ def load_image_processor(
         ValueError: if the images cannot be resized so.
     """
     require("PIL")
-    from ..data.evaluation_transform import resized_to
-
-    return resized_to(_saved_image_processor(name, config), resize, image_size)
-
-
-def _saved_image_processor(name: str, config: DinoConfig) -> ImageProcessingMixin:
-    from ..data.evaluation_transform import DinoImageProcessor
+    from ..data.evaluation_transform import DinoImageProcessor, resized_to
 
     ours = image_processor_config(config)
     file = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
     if file is None or is_foreign(DinoConfig.get_config_dict(name)[0]):
-        return DinoImageProcessor(**ours)
-    saved = json.loads(Path(file).read_text(encoding="utf-8"))
-    if saved.get("image_processor_type") == ours["image_processor_type"]:
-        return DinoImageProcessor.from_pretrained(name)
-    return AutoImageProcessor.from_pretrained(name, backend="pil")
+        processor = DinoImageProcessor(**ours)
+    elif (
+        json.loads(Path(file).read_text(encoding="utf-8")).get("image_processor_type") == ours["image_processor_type"]
+    ):
+        processor = DinoImageProcessor.from_pretrained(name)
+    else:
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    return resized_to(processor, resize, image_size)
 
 
 def model_fingerprint(model: DinoModel) -> str:
-    """A hash of the weights, their names and their dtype."""
+    """Computes a hash of the weights, their names and their dtypes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -105,10 +96,10 @@ def model_fingerprint(model: DinoModel) -> str:
 
 def _is_saved_model(name: str) -> bool:
     """
-    Whether a name stands for a saved model, and not for a preset: a folder, or an id on the hub, which has one slash.
+    Returns whether a name is a folder or an id on the hub, which has one slash, and not a preset.
 
     Raises:
-        OSError: if it looks like a path, but there is no such folder; the hub's answer to it would not say so.
+        OSError: if it looks like a path, but there is no such folder; the answer of the hub would not say so.
     """
     if Path(name).is_dir():
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: what is known of a model, as metadata for the hub and as a page to read.
+"""Makes model cards: metadata for the hub in YAML, and a page in Markdown.
 
 The metadata follow https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
 """
@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 CARD_NAME = "README.md"
 MARK = "<!-- modeling-dino wrote this card, and renews it unless it is edited ({digest}) -->"
 
-# how each class is loaded and used: the Auto class, the hub's task, a line of code
+# for each class the Auto class that loads it, its task on the hub, and a line of code that uses it
 USES = {
     "DinoModel": (
         "AutoModel",
@@ -71,11 +71,8 @@ def renew_card(
     earlier: Sequence[str | None], model: PreTrainedModel, repo_id: str, license: str | None = None, **kwargs
 ) -> str:
     """
-    The first of the earlier cards that somebody wrote or edited; without such a one a new card, under the license of
-    the earlier ones if no other is given.
-
-    Args:
-        kwargs: of [`make_card`].
+    Returns the first of the earlier cards that somebody wrote or edited; if there is none, a new card, under the
+    license of the earlier ones by default. `kwargs` are those of [`make_card`].
     """
     earlier = [card for card in earlier if card is not None]
     for card in earlier:
@@ -96,15 +93,15 @@ def make_card(
     tags: Sequence[str] = (),
 ) -> str:
     """
-    A model's card: metadata in YAML, then Markdown.
+    Makes the card of a model.
 
     Args:
         model: of one of the classes of this package, or derived from one.
-        repo_id: under which others load it.
-        with_code: whether the code lies beside the weights.
+        repo_id: the id under which others load it.
+        with_code: whether its code is in the repository too.
         license: an identifier that the hub knows, e.g. `"apache-2.0"`; not stated if None.
-        results: what evaluations gave.
-        tags: in addition to those that follow from the model.
+        results: results of evaluations.
+        tags: further tags.
     """
     name = repo_id.rpartition("/")[2]
     backbone = _loaded(model).backbone
@@ -127,19 +124,19 @@ def make_card(
 
 
 def is_ours(card: str) -> bool:
-    """Whether a card is as [`make_card`] made it; one that somebody wrote or edited is not."""
+    """Returns whether a card is exactly as [`make_card`] made it, and nobody wrote or edited it."""
     content, _, mark = card.removesuffix("\n").rpartition("\n")
     return mark == MARK.format(digest=_digest(content))
 
 
 def read_card(folder: str | os.PathLike) -> str | None:
-    """The card in a folder, if there is one."""
+    """Reads the card in a folder, if there is one."""
     path = Path(folder) / CARD_NAME
-    return path.read_bytes().decode() if path.is_file() else None  # with its line ends as they are
+    return path.read_bytes().decode() if path.is_file() else None  # without changing its line ends
 
 
 def _loaded(model: PreTrainedModel) -> PreTrainedModel:
-    """The network that others load: the teacher of a model in pretraining."""
+    """Returns the network that others load: the teacher of a model in pretraining."""
     return getattr(model, "teacher", model)
 
 
@@ -172,6 +169,3 @@ def _results_table(results: Sequence[EvalResult]) -> str:
 
 def _digest(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-__all__ = ["CARD_NAME", "is_ours", "make_card", "read_card", "renew_card"]

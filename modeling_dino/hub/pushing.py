@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pushing a model to the hub, with its image transform and a model card."""
+"""Pushes models to the hub, with their image transforms and model cards."""
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.utils import enable_progress_bars
 from transformers import PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .evaluation_results import read_evaluation_results
+from .loading import load_model
 from .model_card import CARD_NAME, read_card, renew_card
+from .options import PushOptions
 from .repository import HubRepository
+
+
+def push_saved_model(options: PushOptions) -> str:
+    """Pushes a saved model as it is, in its class and dtype, and returns its address on the hub."""
+    model = load_model(options.model, dtype="auto", model_class=None)
+    if sys.stderr.isatty():
+        enable_progress_bars()  # of uploads
+    commit = model.push_to_hub(
+        options.repo_id, private=options.private or None, with_code=options.with_code, license=options.license
+    )
+    return commit.repo_url
 
 
 def push_model(
@@ -42,26 +57,26 @@ def push_model(
 
     Args:
         repo_id: `name` or `namespace/name`; the repository is made if it is not there.
-        save: writes the model into a folder.
-        with_code: push the code too, so that it loads with `trust_remote_code=True` without this package.
+        save: a function that writes the model into a folder.
+        with_code: also push the code, so that the model loads with `trust_remote_code=True` without this package.
         license: an identifier that the hub knows, e.g. `"apache-2.0"`, for the card.
-        folder: where a `README.md` and an `evaluation_results.json` may lie; by default where the model was loaded
+        folder: where a `README.md` and an `evaluation_results.json` may be; by default where the model was loaded
             from.
-        tags: for the card.
+        tags: further tags of the card.
         private, token, revision, commit_message, commit_description, create_pr: as everywhere in transformers.
-        kwargs: of [`~transformers.PreTrainedModel.save_pretrained`].
+        kwargs: arguments of [`~transformers.PreTrainedModel.save_pretrained`].
 
     Returns:
         the commit, which has a `repo_url`; None in processes other than the main one.
 
     Raises:
-        ValueError: if the name, the evaluation results or the card's metadata cannot be.
+        ValueError: if the name, the evaluation results or the card's metadata are not valid.
         OSError: if the hub cannot be reached, or refuses; in one line.
     """
     folder = folder or model.name_or_path or None
     results = [] if folder is None else read_evaluation_results(folder)
     repository = HubRepository(repo_id, token, private, revision) if is_main_process else None
-    kwargs.pop("distributed_checkpoint", None)  # others want it whole
+    kwargs.pop("distributed_checkpoint", None)  # the weights are pushed as one checkpoint
     with tempfile.TemporaryDirectory() as files:
         if (processor := _find_image_processor(model, folder)) is not None:
             shutil.copy(processor, files)
@@ -78,13 +93,10 @@ def push_model(
 
 
 def _find_image_processor(model: PreTrainedModel, source: str | os.PathLike | None) -> str | None:
-    """The `preprocessor_config.json` in a folder, or on the hub where the model was loaded from there."""
-    with suppress(OSError):  # such as that there is no such folder any more
+    """Finds the `preprocessor_config.json` in a folder, or on the hub if the model was loaded from there."""
+    with suppress(OSError):  # such as a folder that is gone
         revision = getattr(model.config, "_commit_hash", None)
         return source and cached_file(
             source, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     return None
-
-
-__all__ = ["push_model"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's repository on the hub, as pushing sees it: made, read, written to in one commit; errors in one line."""
+"""A model's repository on the hub: makes it, reads files and uploads in one commit, with errors of one line."""
 
 import os
 import re
@@ -11,23 +11,23 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError  # the first is the HTTP client's own
 
 
-# one file, or shards and their index; a variant's weights are called otherwise
+# one file, or shards and their index; the weights of a variant have other names
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 class HubRepository:
     """
-    A repository to push to; made if it is not there.
+    A repository to push to; it is made if it is not there.
 
     Args:
-        repo_id: `name` or `namespace/name`; afterwards the attribute of this name has both.
-        token: instead of the one that is logged in.
-        private: of a repository that is made.
-        revision: a branch other than `main`; made if it is not there.
+        repo_id: `name` or `namespace/name`; the attribute of this name has both.
+        token: replaces the one that is logged in.
+        private: whether a repository that is made is private.
+        revision: a branch other than `main`; it is made if it is not there.
 
     Raises:
-        ValueError: if it cannot be the name of a repository.
-        PermissionError: if there is no valid token, or it may not do this.
+        ValueError: if the name is not valid.
+        PermissionError: if there is no valid token, or it does not have the right.
         ConnectionError: if the hub cannot be reached.
         OSError: if the hub refuses for another reason.
     """
@@ -48,7 +48,7 @@ class HubRepository:
                 self.api.create_branch(self.repo_id, branch=revision, exist_ok=True)
 
     def read(self, name: str) -> str | None:
-        """The text of a file, if there is such a file; raises as the constructor does."""
+        """Reads the text of a file, if there is one; raises as the constructor does."""
         with self._clear_errors():
             try:
                 path = self.api.hf_hub_download(self.repo_id, name, revision=self.revision)
@@ -58,15 +58,15 @@ class HubRepository:
 
     def upload(self, folder: str | os.PathLike, **commit_arguments) -> CommitInfo:
         """
-        Uploads the files of a folder in one commit: interrupted it cannot be seen, and is completed when done again.
+        Uploads the files of a folder in one commit, which is not visible before it is complete.
 
-        Weights that an earlier push left under names that this one has not are removed: they would be loaded instead.
+        Weights of an earlier push under other names are removed, since they would be loaded instead.
 
         Args:
-            commit_arguments: of `HfApi.create_commit`.
+            commit_arguments: arguments of `HfApi.create_commit`.
 
         Raises:
-            ValueError: if the hub finds fault with the model card.
+            ValueError: if the hub rejects the model card.
             OSError: as the constructor does.
         """
         paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
@@ -101,10 +101,7 @@ class HubRepository:
 
 
 def stale_weights(there: list[str], pushed: list[str]) -> list[str]:
-    """The weights among the files there that those pushed, if they are whole weights, replace under other names."""
+    """Returns the weights in a repository that pushed weights replace under other names; none if none are pushed."""
     if not any(WEIGHTS.fullmatch(name) for name in pushed):
         return []
     return [name for name in there if WEIGHTS.fullmatch(name) and name not in pushed]
-
-
-__all__ = ["HubRepository"]

@@ -2,6 +2,7 @@
 """The files that go to the hub with a model that is saved with code: all that is the model's."""
 
 CODE_FILES = {
+    "backbone.py",
     "checkpoint_files.py",
     "configuration_dino.py",
     "image_processing_dino.py",
@@ -9,6 +10,5 @@ CODE_FILES = {
     "modeling_dino.py",
     "projection_head.py",
     "resnet.py",
-    "stage.py",
     "vision_transformer.py",
 }

@@ -4,11 +4,12 @@ from tiny_models import tiny_config
 from transformers import ViTConfig, ViTModel
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.hub.info import info_table, model_sizes
+from modeling_dino.hub.info import model_sizes, show_sizes
+from modeling_dino.hub.options import InfoOptions
 
 
 def test_table_has_a_line_for_every_preset():
-    lines = info_table(DinoConfig.presets()).splitlines()
+    lines = show_sizes(InfoOptions()).splitlines()
     assert [line.split()[0] for line in lines[1:]] == DinoConfig.presets()
     assert len({len(line) for line in lines}) == 1
     (vits16,) = (line.split() for line in lines if line.startswith("dino_vits16"))
@@ -20,12 +21,12 @@ def test_table_has_a_line_for_every_preset():
 )
 def test_flops_are_those_of_the_literature(name, multiply_adds):
     """Twice the multiply-adds that the DeiT paper and torchvision's model zoo give."""
-    assert abs(model_sizes(name).flops / (2 * multiply_adds) - 1) < 0.01
+    assert abs(model_sizes(name)["gigaflops"] * 1e9 / (2 * multiply_adds) - 1) < 0.01
 
 
 def test_a_model_of_another_library(tmp_path):
     ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
-    assert info_table([str(tmp_path)]).splitlines()[1].split()[1:5] == ["vit_tiny", "224", "32", "-"]
+    assert show_sizes(InfoOptions(model=str(tmp_path))).splitlines()[1].split()[1:5] == ["vit_tiny", "224", "32", "-"]
 
 
 @pytest.mark.parametrize("head_type", ["dino", None])
@@ -33,7 +34,7 @@ def test_a_saved_model(tmp_path, family, head_type):
     model = DinoModel(tiny_config(family, head_type=head_type)).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     sizes = model_sizes(str(tmp_path))
-    assert sizes.total_params == model.num_parameters()
-    assert sizes.memory_bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
-    line = info_table([str(tmp_path)]).splitlines()[1]
+    assert sizes["total_params"] == model.num_parameters()
+    assert sizes["mebibytes"] == sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20
+    line = show_sizes(InfoOptions(model=str(tmp_path))).splitlines()[1]
     assert line.split()[4] == ("24" if head_type else "-")
