@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m conversion_scripts`, which is `dino convert`."""
+"""Runs `python -m conversion_scripts`, which is `dino convert`."""
 
 import sys
 

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes checkpoints. They are not to be trusted: nothing in them is run. What is written appears whole."""
+"""Reads checkpoints, which are not to be trusted, so nothing in them is run; renames their tensors; writes them."""
 
 import argparse
 import json
 import pickle
 import re
-import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from modeling_dino.runtime.whole_files import whole_output
 
 
 # What the original pickles beside tensors: the arguments of the run, and numbers of numpy (under the names of numpy 1
@@ -29,43 +29,21 @@ ALLOWED_GLOBALS = [
     np.dtype,
     *{type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")},
 ]
+StateDict = dict[str, torch.Tensor]
 
 
 @dataclass
 class Checkpoint:
-    """
-    What was read.
+    """A checkpoint that was read or is to be written: a folder if it has a `config`, else a file."""
 
-    Args:
-        source: path or hub id.
-        contents: the file's mapping: a state dict, or one that holds state dicts.
-        config: `config.json`, of a folder.
-        notes: what a conversion leaves out, or finds contradictory, a line each.
-    """
-
-    source: str
-    contents: dict
-    config: dict | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Export:
-    """
-    What is to be written: a folder if there is a `config`, else a file.
-
-    Args:
-        contents: tensors of a folder, or what a file holds.
-        notes: what the format cannot hold, a line each.
-    """
-
-    contents: dict
-    config: dict | None = None
-    notes: list[str] = field(default_factory=list)
+    contents: dict  # the state dict of a folder; or the mapping in a file, which may hold state dicts
+    config: dict | None = None  # the contents of a folder's `config.json`
+    notes: list[str] = field(default_factory=list)  # what a conversion leaves out or finds contradictory, a line each
+    source: str = ""  # the path or hub id that it was read from
 
 
 def is_state_dict(contents: object) -> bool:
-    """Whether it maps names to tensors, and has any."""
+    """Returns whether an object maps names to tensors, and has any."""
     return (
         isinstance(contents, Mapping)
         and len(contents) > 0
@@ -84,16 +62,16 @@ def read_checkpoint(source: str, **location) -> Checkpoint:
         ValueError: if it is no checkpoint, is damaged, or holds objects that are not allowed; in one line.
         OSError: if there is no such thing.
     """
-    path = Path(source)
+    path, source = Path(source), str(source)
     if path.is_file():
         reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
-        return Checkpoint(str(source), reader(path))
-    if not path.is_dir() and (str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
+        return Checkpoint(reader(path), source=source)
+    if not path.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise OSError(f"{source} is neither a file nor a folder, nor an id on the hub")
     config = _find(source, CONFIG_NAME, location)
     if config is None:
         raise OSError(f"no {CONFIG_NAME} in {source}: pass the file with the weights itself")
-    return Checkpoint(str(source), _read_folder(source, location), _read_json(config))
+    return Checkpoint(_read_folder(source, location), _read_json(config), source=source)
 
 
 def _find(source: str, name: str, location: dict) -> Path | None:
@@ -125,7 +103,7 @@ def _read_json(path: Path) -> dict:
     return contents
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path) -> StateDict:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -153,71 +131,39 @@ def _read_pickle(path: Path) -> dict:
     return dict(contents)
 
 
-def translate(names: Iterable[str], table: list[tuple[str, str]]) -> dict[str, str]:
-    """
-    Each name with its translation, by the first row of a table whose left side fits; others stay as they are.
-
-    In a table `{i}` stands for a number, `{p}` for the rest.
-    """
-    patterns = []
-    for left, right in table:
-        pattern = re.escape(left).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>.+)")
-        patterns.append((re.compile(pattern), right))
-    translated = {}
-    for name in names:
-        fitting = ((right, match) for pattern, right in patterns if (match := pattern.fullmatch(name)))
-        right, match = next(fitting, (name, None))
-        translated[name] = right if match is None else right.format(**match.groupdict())
-    return translated
-
-
-def rename(state_dict: dict[str, torch.Tensor], table: list[tuple[str, str]], inverse: bool = False) -> dict:
-    """The tensors under the names on the right of a table (with `inverse`, on the left)."""
-    rows = [(right, left) for left, right in table] if inverse else table
-    names = translate(state_dict, rows)
-    return {names[name]: tensor for name, tensor in state_dict.items()}
-
-
-def refuse_existing(output: Path):
-    """
-    Raises:
-        ValueError: if something is there already.
-    """
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ValueError(f"{output} exists already: choose another place, or remove it")
-
-
-@contextmanager
-def appearing_whole(output: Path) -> Iterator[Path]:
-    """A place beside the output to write to; it takes the output's place at the end, and is gone if anything fails."""
-    refuse_existing(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    remove(partial)
-    try:
-        yield partial
-        if output.is_dir():  # an empty one
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        remove(partial)
-
-
-def remove(path: Path):
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_export(export: Export, output: Path):
-    """Writes a folder or a file."""
-    with appearing_whole(output) as partial:
-        if export.config is None:
-            torch.save(export.contents, partial)
+def write_checkpoint(checkpoint: Checkpoint, output: Path):
+    """Writes a folder or a file, which must not be there yet."""
+    with whole_output(output) as partial:
+        if checkpoint.config is None:
+            with open(partial, "wb") as file:  # given a path, torch.save would write the temporary name into the file
+                torch.save(checkpoint.contents, file)
             return
         partial.mkdir()
-        (partial / CONFIG_NAME).write_text(json.dumps(export.config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.contiguous() for name, tensor in export.contents.items()}
+        (partial / CONFIG_NAME).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.contents.items()}
         save_file(tensors, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = False) -> StateDict:
+    """
+    Renames tensors by the first row of a table whose left side fits the name; others keep theirs.
+
+    Args:
+        table: pairs of names, in which `{i}` stands for a number and `{p}` for the rest.
+        inverse: from right to left.
+    """
+    patterns = []
+    for left, right in [row[::-1] for row in table] if inverse else table:
+        pattern = re.escape(left).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>.+)")
+        patterns.append((re.compile(pattern), right))
+    renamed = {}
+    for name, tensor in tensors.items():
+        fitting = (right.format(**match.groupdict()) for left, right in patterns if (match := left.fullmatch(name)))
+        renamed[next(fitting, name)] = tensor
+    return renamed
+
+
+def first_names(names: Iterable[str], number: int = 3) -> str:
+    """Lists the first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")

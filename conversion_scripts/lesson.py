@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a lesson's own DINO: `{"model_state_dict": …}` or bare; LayerNorm eps 1e-5."""
+"""Checkpoints of the lesson: a course's own small implementation of DINO, from which this project started.
 
-import torch
+A file holds its state dict under `"model_state_dict"`, or is the state dict. LayerNorm eps is 1e-5.
+"""
 
-from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
-from conversion_scripts.sizes import check_state_dict, infer_config
+from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
+from conversion_scripts.checkpoint_format import CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -14,48 +15,29 @@ KEYS = [  # ours, theirs
     ("backbone.blocks.{i}.mlp.fc2.{p}", "backbone.blocks.{i}.mlp.3.{p}"),
     ("head.{p}", "projection_head.{p}"),
 ]
-LAYER_NORM_EPS = 1e-5
+# names that only the lesson has
+ITS_NAMES = ("projection_head.", "backbone.patch_embed.projection.")
 
 
-def state_dict_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The state dict in a file, under its own names; empty if there is none."""
-    state_dict = checkpoint.contents.get("model_state_dict", checkpoint.contents)
-    if not is_state_dict(state_dict):
-        return {}
-    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+class Lesson(CheckpointFormat):
+    library = "the lesson"
+    origin = "the lesson's"
+    keys = KEYS
+    prefix = "module."
+    carried = ("model_state_dict",)
+    head_types = ("dino", "simple")
+    fixed = {"layer_norm_eps": 1e-5}
 
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Returns whether the file has the lesson's entry, or names that only the lesson has."""
+        beginnings = ("backbone.",) if "model_state_dict" in checkpoint.contents else ITS_NAMES
+        state_dict = self.network_of(checkpoint, "")
+        return is_state_dict(state_dict) and any(
+            name.removeprefix(self.prefix).startswith(beginnings) for name in state_dict
+        )
 
-def matches(checkpoint: Checkpoint) -> bool:
-    """By the names that only the lesson has."""
-    names = state_dict_of(checkpoint)
-    if "model_state_dict" in checkpoint.contents:
-        return any(name.startswith("backbone.") for name in names)
-    return any(name.startswith(("projection_head.", "backbone.patch_embed.projection.")) for name in names)
+    def network_of(self, checkpoint: Checkpoint, which: str) -> StateDict:
+        return checkpoint.contents.get("model_state_dict", checkpoint.contents)
 
-
-def to_dino(
-    checkpoint: Checkpoint, which: str = "teacher", num_heads: int | None = None
-) -> tuple[DinoConfig, dict[str, torch.Tensor]]:
-    """
-    Args:
-        which: unused; there is one network.
-        num_heads: where the width does not tell.
-
-    Raises:
-        ValueError: if it is not a whole DINO, or its heads cannot be told.
-    """
-    state_dict = rename(state_dict_of(checkpoint), KEYS, inverse=True)
-    config = infer_config(state_dict, num_heads, layer_norm_eps=LAYER_NORM_EPS)
-    check_state_dict(config, state_dict)
-    left_out = [name for name in checkpoint.contents if name != "model_state_dict"]
-    if "model_state_dict" in checkpoint.contents and left_out:
-        checkpoint.notes.append(f"left out: {', '.join(left_out)}")
-    return config, state_dict
-
-
-def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
-    """`{"model_state_dict": …}`; the lesson's code has its own eps built in, which is said where it differs."""
-    notes = []
-    if "backbone.norm.weight" in state_dict and config.layer_norm_eps != LAYER_NORM_EPS:
-        notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but the lesson's model has {LAYER_NORM_EPS}")
-    return Export({"model_state_dict": rename(state_dict, KEYS)}, notes=notes)
+    def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
+        return Checkpoint({"model_state_dict": tensors})

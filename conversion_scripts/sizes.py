@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration from the tensors of a state dict under our names, and the check that the two belong together."""
+"""Infers a configuration from the tensors of a state dict under our names, and checks that the two belong together."""
 
 import re
+from collections.abc import Iterable
 
 import torch
 
+from conversion_scripts.checkpoint import StateDict, first_names
 from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from modeling_dino.modeling_dino import DinoModel
 from modeling_dino.vision_transformer import native_grid_side
@@ -13,9 +15,9 @@ from modeling_dino.vision_transformer import native_grid_side
 PUBLISHED_HEAD_WIDTH = 64  # of all published ViTs
 
 
-def infer_config(state_dict: dict[str, torch.Tensor], num_heads: int | None = None, **known) -> DinoConfig:
+def infer_config(state_dict: StateDict, num_heads: int | None = None, **known) -> DinoConfig:
     """
-    The configuration of `backbone.*` and `head.*` tensors.
+    Infers the configuration of `backbone.*` and `head.*` tensors.
 
     Args:
         num_heads: attention heads, which no tensor tells; by default one for every 64 of the width.
@@ -24,31 +26,31 @@ def infer_config(state_dict: dict[str, torch.Tensor], num_heads: int | None = No
     Raises:
         ValueError: if they are not a DINO's, or the number of heads cannot be told.
     """
-    values = {**infer_head(state_dict), **known}
     if "backbone.patch_embed.proj.weight" in state_dict:
-        return DinoConfig(**infer_vit(state_dict, num_heads), **values)
-    if "backbone.conv1.weight" in state_dict:
-        return DinoConfig(**infer_resnet(state_dict, values.pop("image_size", None)), **values)
-    raise ValueError(f"neither a ViT nor a ResNet; the first keys are {first(state_dict)}")
+        values = infer_vit(state_dict, num_heads)
+    elif "backbone.conv1.weight" in state_dict:
+        values = infer_resnet(state_dict)
+    else:
+        raise ValueError(f"neither a ViT nor a ResNet; the first keys are {first_names(state_dict)}")
+    return DinoConfig(**{**values, **infer_head(state_dict), **known})
 
 
-def infer_vit(state_dict: dict[str, torch.Tensor], num_heads: int | None) -> dict:
-    """The arguments of `DinoConfig` that a ViT's tensors tell."""
-    missing = [
-        name
-        for name in ("cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
-        if f"backbone.{name}" not in state_dict
-    ]
-    if missing:
+def infer_vit(state_dict: StateDict, num_heads: int | None) -> dict:
+    """Returns the arguments of `DinoConfig` that a ViT's tensors tell."""
+    needed = ("cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
+    if missing := [name for name in needed if f"backbone.{name}" not in state_dict]:
         raise ValueError(f"a ViT without {', '.join(missing)}")
     hidden_size, num_channels, patch_size, _ = state_dict["backbone.patch_embed.proj.weight"].shape
     depth = count(state_dict, r"backbone\.blocks\.(\d+)\.")
     mlp_ratio = state_dict["backbone.blocks.0.mlp.fc1.weight"].shape[0] / hidden_size
+    if num_heads is None and hidden_size % PUBLISHED_HEAD_WIDTH != 0:
+        raise ValueError(f"the number of heads of a ViT {hidden_size} wide cannot be told: pass --num-heads")
     return {
-        "backbone": nearest_vit(hidden_size, depth),
+        # sizes that have no name get the nearest in width
+        "backbone": min(VIT_SIZES, key=lambda n: (abs(VIT_SIZES[n][0] - hidden_size), abs(VIT_SIZES[n][1] - depth))),
         "hidden_size": hidden_size,
         "num_hidden_layers": depth,
-        "num_attention_heads": infer_num_heads(hidden_size, num_heads),
+        "num_attention_heads": num_heads or hidden_size // PUBLISHED_HEAD_WIDTH,
         "num_channels": num_channels,
         "patch_size": patch_size,
         "image_size": native_grid_side(state_dict["backbone.pos_embed"]) * patch_size,
@@ -57,22 +59,8 @@ def infer_vit(state_dict: dict[str, torch.Tensor], num_heads: int | None) -> dic
     }
 
 
-def infer_num_heads(hidden_size: int, num_heads: int | None) -> int:
-    """One head for every 64 of the width, unless told otherwise."""
-    if num_heads is not None:
-        return num_heads
-    if hidden_size % PUBLISHED_HEAD_WIDTH != 0:
-        raise ValueError(f"the number of heads of a ViT {hidden_size} wide cannot be told: pass --num-heads")
-    return hidden_size // PUBLISHED_HEAD_WIDTH
-
-
-def nearest_vit(hidden_size: int, depth: int) -> str:
-    """The name of these sizes; of sizes that have none, the nearest in width."""
-    return min(VIT_SIZES, key=lambda name: (abs(VIT_SIZES[name][0] - hidden_size), abs(VIT_SIZES[name][1] - depth)))
-
-
-def infer_resnet(state_dict: dict[str, torch.Tensor], image_size: int | None) -> dict:
-    """The arguments of `DinoConfig` that a ResNet's tensors tell."""
+def infer_resnet(state_dict: StateDict) -> dict:
+    """Returns the arguments of `DinoConfig` that a ResNet's tensors tell."""
     stem = state_dict["backbone.conv1.weight"]
     is_bottleneck = "backbone.layer1.0.conv3.weight" in state_dict
     depths = []
@@ -90,62 +78,52 @@ def infer_resnet(state_dict: dict[str, torch.Tensor], image_size: int | None) ->
         "depths": depths,
         "num_channels": stem.shape[1],
         "resnet_stem": "cifar" if is_cifar else "imagenet",
-        "image_size": image_size or (32 if is_cifar else 224),
+        "image_size": 32 if is_cifar else 224,
     }
 
 
-def infer_head(state_dict: dict[str, torch.Tensor]) -> dict:
-    """The arguments of `DinoConfig` that a head's tensors tell."""
+def infer_head(state_dict: StateDict) -> dict:
+    """Returns the arguments of `DinoConfig` that a head's tensors tell."""
     head = {name.removeprefix("head."): t for name, t in state_dict.items() if name.startswith("head.")}
     if not head:
         return {"head_type": None}
     linears = [name for name, t in head.items() if name.startswith("mlp.") and t.ndim == 2]
     linears.sort(key=lambda name: int(re.sub(r"\D", "", name) or 0))
     if not linears:
-        raise ValueError(f"a head without an MLP; its first keys are {first(head)}")
+        raise ValueError(f"a head without an MLP; its first keys are {first_names(head)}")
+    output_dim = head[linears[-1]].shape[0]
     values = {
         "head_num_layers": len(linears),
         "head_use_bn": any(name.startswith("mlp.") and name.endswith("running_mean") for name in head),
     }
     if len(linears) > 1:
         values["head_hidden_dim"] = head[linears[0]].shape[0]
-    output_dim = head[linears[-1]].shape[0]
     if not any(name.startswith("last_layer.") for name in head):
         return {**values, "head_type": "simple", "projection_dim": output_dim}
-    has_weight_norm = "last_layer.weight_v" in head
-    last = head.get("last_layer.weight_v" if has_weight_norm else "last_layer.weight")
+    last = head.get("last_layer.weight_v", head.get("last_layer.weight"))
     if last is None:
         raise ValueError("a head whose last layer has no weight")
     values |= {"head_type": "dino", "head_bottleneck_dim": output_dim, "projection_dim": last.shape[0]}
-    if not has_weight_norm:
+    if "last_layer.weight_v" not in head:
         return {**values, "head_weight_norm": False}
     gain = head.get("last_layer.weight_g")
     return {**values, "norm_last_layer": gain is None or bool((gain == 1).all())}
 
 
-def check_state_dict(config: DinoConfig, state_dict: dict[str, torch.Tensor]):
-    """
-    Raises:
-        ValueError: if names or shapes are not those of the configuration; the first of them are named.
-    """
+def check_state_dict(config: DinoConfig, state_dict: StateDict):
+    """Raises ValueError if names or shapes are not those of the configuration; names the first of them."""
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in DinoModel(config).state_dict().items()}
     missing = [name for name in expected if name not in state_dict]
     extra = [name for name in state_dict if name not in expected]
     if missing or extra:
-        parts = [f"lacks {first(missing)}"] * bool(missing) + [f"also has {first(extra)}"] * bool(extra)
+        parts = [f"lacks {first_names(missing)}"] * bool(missing) + [f"also has {first_names(extra)}"] * bool(extra)
         raise ValueError(f"not a whole {config.backbone}: it {' and '.join(parts)}")
     for name, shape in expected.items():
         if state_dict[name].shape != shape:
             raise ValueError(f"{name} is {tuple(state_dict[name].shape)}, but must be {tuple(shape)}")
 
 
-def count(names, pattern: str) -> int:
-    """How many different numbers stand in the names."""
+def count(names: Iterable[str], pattern: str) -> int:
+    """Counts the different numbers that stand in names."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
-
-
-def first(names, number: int = 3) -> str:
-    """The first few names."""
-    names = list(names)
-    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")

@@ -1,108 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm's ViTs and ResNets: hub folders, and files of `timm.create_model(…).state_dict()`; no head."""
+"""timm's ViTs and ResNets: hub folders, and files of `timm.create_model(…).state_dict()`; no head.
+
+The `model.safetensors` of a folder that is written is what `timm.create_model(…, checkpoint_path=…)` takes.
+"""
 
 import re
 
 import torch
 
-from conversion_scripts.checkpoint import Checkpoint, Export, is_state_dict, rename
-from conversion_scripts.sizes import check_state_dict, first, infer_config
+from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
+from conversion_scripts.checkpoint_format import CheckpointFormat
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from modeling_dino.image_processing_dino import channel_statistics
 from modeling_dino.modeling_dino import backbone_class
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
-CLASSIFIERS = ("head.weight", "head.bias", "fc.weight", "fc.bias")
 VIT_NAME = re.compile(r"(?:vit|deit)_(tiny|small|base|large)_patch(\d+)_(\d+)")
 # timm's names with the sizes they stand for; other sizes go by arguments
-VIT_NAMES = {
-    f"vit_{size}_patch{patch}_224"
-    for size, patch in [
-        ("tiny", 16),
-        ("small", 16),
-        ("small", 8),
-        ("base", 16),
-        ("base", 8),
-        ("large", 16),
-        ("large", 14),
-    ]
+VIT_NAMES = {f"vit_{name}_224" for name in ("tiny_patch16", "small_patch16", "small_patch8", "base_patch16")}
+VIT_NAMES |= {f"vit_{name}_224" for name in ("base_patch8", "large_patch16", "large_patch14")}
+VIT_ARGUMENTS = {  # of `timm.create_model` -> of DinoConfig
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
 }
-LAYER_NORM_EPS = 1e-6
 CROP_PCT = 0.9  # of timm's published DINO ViTs
 
 
-def matches(checkpoint: Checkpoint) -> bool:
-    """By the folder's configuration, or a ViT's classifier, which bare state dicts of the original have not."""
-    if checkpoint.config is not None:
-        return "architecture" in checkpoint.config
-    contents = checkpoint.contents
-    return is_state_dict(contents) and {"patch_embed.proj.weight", "head.weight"} <= set(contents)
+class TimmModels(CheckpointFormat):
+    library = "timm"
+    origin = "timm's"
+    keys = KEYS
+    not_dinos = ("head.weight", "head.bias", "fc.weight", "fc.bias")
+    fixed = {"position_interpolation": "antialias", "layer_norm_eps": 1e-6}
 
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Goes by a folder's configuration, or a ViT's classifier, which bare state dicts of the original lack."""
+        if checkpoint.config is not None:
+            return "architecture" in checkpoint.config
+        contents = checkpoint.contents
+        return is_state_dict(contents) and {"patch_embed.proj.weight", "head.weight"} <= set(contents)
 
-def to_dino(
-    checkpoint: Checkpoint, which: str = "teacher", num_heads: int | None = None
-) -> tuple[DinoConfig, dict[str, torch.Tensor]]:
-    """
-    Args:
-        which: unused; there is one network.
-        num_heads: instead of what the architecture's name says.
+    def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
+        settings = checkpoint.config or {}
+        name = VIT_NAME.match(str(settings.get("architecture", "")))
+        num_heads = (settings.get("model_args") or {}).get("num_heads")
+        return {"num_heads": num_heads or (VIT_SIZES[f"vit_{name[1]}"][2] if name else None)}
 
-    Raises:
-        ValueError: if it is not a whole ViT or ResNet, or one that DINO has not.
-    """
-    settings = checkpoint.config or {}
-    architecture = str(settings.get("architecture", ""))
-    overrides = settings.get("model_args") or {}
-    name = VIT_NAME.match(architecture)
-    heads = num_heads or overrides.get("num_heads") or (VIT_SIZES[f"vit_{name[1]}"][2] if name else None)
-    backbone = {key: tensor for key, tensor in checkpoint.contents.items() if key not in CLASSIFIERS}
-    if len(backbone) < len(checkpoint.contents):
-        checkpoint.notes.append(f"left out: {first(key for key in checkpoint.contents if key in CLASSIFIERS)}")
-    state_dict = rename(backbone, KEYS, inverse=True)
-    config = infer_config(state_dict, heads, position_interpolation="antialias")
-    check_state_dict(config, state_dict)
-    return config, state_dict
-
-
-def reference(checkpoint: Checkpoint):
-    """The checkpoint as timm's own model: images -> features; raises ImportError where timm is not installed."""
-    from importlib import import_module
-
-    settings = checkpoint.config or {}
-    if "architecture" not in settings:
-        raise ValueError("a bare state dict does not name its timm model: verify from a folder")
-    model_args = {**(settings.get("model_args") or {}), "num_classes": 0}
-    model = import_module("timm").create_model(settings["architecture"], **model_args).eval()
-    backbone = {name: tensor for name, tensor in checkpoint.contents.items() if name not in CLASSIFIERS}
-    model.load_state_dict(backbone)
-    return model.to(next(iter(backbone.values())).dtype)
-
-
-def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export:
-    """
-    A folder as on the hub; its `model.safetensors` is what `timm.create_model(…, checkpoint_path=…)` takes.
-
-    Raises:
-        ValueError: if timm has no model of these sizes.
-    """
-    notes = [] if config.head_type is None else ["left out: the projection head, which timm has not"]
-    has_patches = backbone_class(config).has_patch_tokens
-    if has_patches and config.position_interpolation != "antialias":
-        notes.append(
-            f"timm resizes positions in its own way (position_interpolation is {config.position_interpolation!r}): "
-            f"sizes other than {config.image_size} px differ a little"
-        )
-    if has_patches and config.layer_norm_eps != LAYER_NORM_EPS:
-        notes.append(f"layer_norm_eps is {config.layer_norm_eps}, but timm's ViTs have {LAYER_NORM_EPS}")
-    backbone = {name: tensor for name, tensor in state_dict.items() if name.startswith("backbone.")}
-    mean, std = channel_statistics(config.num_channels)
-    settings = {
-        "architecture": architecture_of(config),
-        "num_classes": 0,
-        "num_features": config.hidden_size,
-        "model_args": model_args_of(config),
-        "pretrained_cfg": {
+    def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
+        """Names the timm model that a backbone is, with the arguments of `timm.create_model` that it differs by."""
+        has_patches = backbone_class(config).has_patch_tokens
+        architecture, model_args = config.backbone, {"in_chans": config.num_channels, "num_classes": 0}
+        if has_patches:
+            name = f"{config.backbone}_patch{config.patch_size}_{config.image_size}"
+            architecture = name if name in VIT_NAMES else f"{config.backbone}_patch16_224"
+            model_args |= {theirs: getattr(config, ours) for theirs, ours in VIT_ARGUMENTS.items()}
+        elif config.depths != list(RESNET_DEPTHS[config.backbone]) or config.resnet_width != 64:
+            sizes = f"depths {config.depths} and width {config.resnet_width}"
+            raise ValueError(f"timm has no {config.backbone} of {sizes}")
+        elif config.uses_cifar_stem:
+            raise ValueError("timm's ResNets have no stem for small images")
+        mean, std = channel_statistics(config.num_channels)
+        pretrained_cfg = {
             "input_size": [config.num_channels, config.image_size, config.image_size],
             "interpolation": "bicubic",
             "crop_pct": CROP_PCT,
@@ -110,35 +74,18 @@ def from_dino(config: DinoConfig, state_dict: dict[str, torch.Tensor]) -> Export
             "std": std,
             "num_classes": 0,
             "first_conv": "patch_embed.proj" if has_patches else "conv1",
-        },
-    }
-    return Export(rename(backbone, KEYS), settings, notes)
+        }
+        settings = {"architecture": architecture, "num_classes": 0, "num_features": config.hidden_size}
+        return Checkpoint(tensors, {**settings, "model_args": model_args, "pretrained_cfg": pretrained_cfg})
 
+    def reference(self, checkpoint: Checkpoint, config: DinoConfig) -> torch.nn.Module:
+        from timm import create_model
 
-def architecture_of(config: DinoConfig) -> str:
-    """timm's name for the backbone; what differs from it goes into the arguments."""
-    if backbone_class(config).has_patch_tokens:
-        name = f"{config.backbone}_patch{config.patch_size}_{config.image_size}"
-        return name if name in VIT_NAMES else f"{config.backbone}_patch16_224"
-    if config.depths != list(RESNET_DEPTHS[config.backbone]) or config.resnet_width != 64:
-        raise ValueError(f"timm has no {config.backbone} of depths {config.depths} and width {config.resnet_width}")
-    return config.backbone
-
-
-def model_args_of(config: DinoConfig) -> dict:
-    """The arguments of `timm.create_model` that its name for the backbone does not fix."""
-    arguments = {"in_chans": config.num_channels, "num_classes": 0}
-    if not backbone_class(config).has_patch_tokens:
-        if config.uses_cifar_stem:
-            raise ValueError("timm's ResNets have no stem for small images")
-        return arguments
-    return {
-        **arguments,
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "embed_dim": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.mlp_ratio,
-        "qkv_bias": config.qkv_bias,
-    }
+        settings = checkpoint.config or {}
+        if "architecture" not in settings:
+            raise ValueError("a bare state dict does not name its timm model: verify from a folder")
+        model_args = {**(settings.get("model_args") or {}), "num_classes": 0}
+        model = create_model(settings["architecture"], **model_args).eval()
+        backbone = self.tensors_of(checkpoint)
+        model.load_state_dict(backbone)
+        return model.to(next(iter(backbone.values())).dtype)

@@ -321,7 +321,7 @@ class DinoModel(DinoPreTrainedModel):
     def _from_foreign(cls, name: str | os.PathLike, location: dict, *model_args, **kwargs):
         """Loads a model of another library, through the code behind `dino convert`."""
         try:
-            from conversion_scripts.convert import to_dino
+            from conversion_scripts.recognition import to_dino
         except ImportError as error:
             raise ImportError(f"{name} is a model of another library: install modeling-dino to convert it") from error
         conversion = to_dino(name, **location)

@@ -16,7 +16,7 @@ PACKAGES += ["conversion_scripts", "report", "demo", "benchmark", "cli"]
 MODEL = "the model"
 # These are imported within a function, and guarded: hub code runs without them.
 EXCEPTIONS = {
-    ("modeling_dino.modeling_dino", "conversion_scripts.convert"): "from_pretrained takes other libraries' folders",
+    ("modeling_dino.modeling_dino", "conversion_scripts.recognition"): "from_pretrained takes others' folders",
     ("modeling_dino.modeling_dino", "modeling_dino.hub.pushing"): "push_to_hub is a method of the model",
 }
 # These give what the packages have; nothing in the project imports them.

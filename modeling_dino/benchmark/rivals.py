@@ -55,10 +55,10 @@ class Pooled(nn.Module):
 def _of_timm(model: DinoModel) -> dict[str, nn.Module]:
     import timm
 
-    from conversion_scripts.timm_models import from_dino
+    from conversion_scripts.timm_models import TimmModels
 
     try:
-        export = from_dino(model.config, model.state_dict())
+        export = TimmModels().from_dino(model.config, model.state_dict())
     except ValueError:  # timm has no such backbone
         return {}
     theirs = timm.create_model(export.config["architecture"], **export.config["model_args"])
@@ -82,11 +82,11 @@ def _of_transformers(model: DinoModel) -> dict[str, nn.Module]:
         return _resnet_of_transformers(model)
     from transformers import ViTModel
 
-    from conversion_scripts.checkpoint import write_export
-    from conversion_scripts.transformers_vit import from_dino
+    from conversion_scripts.checkpoint import write_checkpoint
+    from conversion_scripts.transformers_vit import TransformersViT
 
     with tempfile.TemporaryDirectory() as folder:
-        write_export(from_dino(model.config, model.state_dict()), Path(folder) / "vit")
+        write_checkpoint(TransformersViT().from_dino(model.config, model.state_dict()), Path(folder) / "vit")
         return {
             f"transformers {kernel}": Pooled(
                 ViTModel.from_pretrained(Path(folder) / "vit", add_pooling_layer=False, attn_implementation=kernel)

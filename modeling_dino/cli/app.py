@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
 from .commands import add_command
+from .conversion import convert
 from .models import info, push
 from .options import (
     IMAGES_HELP,
@@ -35,20 +36,7 @@ app.add_typer(pictures.app)
 add_command(app, info)
 
 
-@app.command()
-def convert(
-    source: Annotated[str, typer.Argument(help="File, folder or hub id of any DINO; its format is recognised.")],
-    output: Annotated[str, typer.Argument(help="Folder, or file for original, lesson and torchvision.")],
-    to: Annotated[str, typer.Option(help="dino, original, timm, transformers, torchvision or lesson.")] = "dino",
-    which: Annotated[str, typer.Option(help="Network of a full checkpoint: teacher, student or both.")] = "teacher",
-    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, if not width / 64.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare outputs with the source's library.")] = False,
-):
-    """Converts any DINO checkpoint into any format; says what it recognised and what it left out."""
-    from conversion_scripts.convert import convert as convert_checkpoint
-
-    for line in convert_checkpoint(source, output, to, which, num_heads, verify):
-        typer.echo(line)
+add_command(app, convert)
 
 
 def extract(options: ExtractOptions):

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from transformers import ViTConfig, ViTModel
 
-from conversion_scripts import lesson, original, transformers_vit
-from conversion_scripts import timm_models as timm_format
-from conversion_scripts import torchvision_resnets as torchvision_format
-from conversion_scripts.checkpoint import Checkpoint, translate
-from conversion_scripts.convert import FORMATS, convert, recognise, to_dino
+from conversion_scripts import original, transformers_vit
+from conversion_scripts.checkpoint import rename
+from conversion_scripts.convert import convert as run_conversion
+from conversion_scripts.options import ConvertOptions
+from conversion_scripts.recognition import FORMATS, recognise, to_dino
 from conversion_scripts.sizes import infer_config
 from modeling_dino import DinoConfig, DinoModel, cli
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
@@ -46,6 +46,11 @@ def dino(monkeypatch, capsys):
         return stop.value.code, output.out, output.err
 
     return run
+
+
+def convert(source: str, output: str, **options) -> tuple[str, ...]:
+    """Converts a checkpoint; returns what is said about it, a line each."""
+    return run_conversion(ConvertOptions(source=source, output=output, **options)).lines
 
 
 # Golden data: what the original and the lesson computed
@@ -133,19 +138,18 @@ def assert_same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def round_trip(config: DinoConfig, state: dict[str, torch.Tensor], name: str) -> DinoConfig:
     """Ours to a format and back and there again, without files; returns the configuration that comes back."""
-    export = FORMATS[name].from_dino(config, state)
-    checkpoint = Checkpoint("memory", export.contents, export.config)
+    checkpoint = FORMATS[name].from_dino(config, state)
     assert recognise(checkpoint) == name
     back_config, back = FORMATS[name].to_dino(checkpoint, num_heads=config.num_attention_heads)
     kept = {key: t for key, t in state.items() if key.startswith("backbone.") or back_config.head_type is not None}
     assert_same(back, kept)
     again = FORMATS[name].from_dino(back_config, back).contents
     if name == "original" and "teacher" in again:
-        assert_same(again["teacher"], export.contents["teacher"])
+        assert_same(again["teacher"], checkpoint.contents["teacher"])
     elif name == "lesson":
-        assert_same(again["model_state_dict"], export.contents["model_state_dict"])
+        assert_same(again["model_state_dict"], checkpoint.contents["model_state_dict"])
     else:
-        assert_same(again, export.contents)
+        assert_same(again, checkpoint.contents)
     return back_config
 
 
@@ -201,7 +205,7 @@ def test_round_trip_of_heads(name, family, head):
     if config.norm_last_layer and "head.last_layer.weight_g" in state:
         state["head.last_layer.weight_g"] = torch.ones_like(state["head.last_layer.weight_g"])
     if name == "original" and config.head_type == "simple":
-        assert "left out: the simple head" in FORMATS[name].from_dino(config, state).notes[0]
+        assert "left out: the simple projection head" in FORMATS[name].from_dino(config, state).notes[0]
         return
     back = round_trip(config, state, name)
     names = [field for field in sizes_of(config) if "head_" in field or field in ("norm_last_layer", "projection_dim")]
@@ -313,7 +317,7 @@ def test_torchvision(tmp_path, name):
     theirs.train()(torch.randn(4, 3, 64, 64))  # statistics other than 0 and 1
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
     lines = convert(str(tmp_path / "theirs.pth"), str(tmp_path / "dino"), verify=True)
-    assert "left out: fc, the classifier" in lines
+    assert "left out: fc.weight, fc.bias" in lines
     assert float(lines[-1].split()[-4]) < 1e-5
     model = DinoModel.from_pretrained(tmp_path / "dino").eval()
     theirs.fc = torch.nn.Identity()
@@ -364,14 +368,16 @@ def test_swapped_query_and_key_are_noticed(tmp_path, monkeypatch):
             parameter += 0.2 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path / "vit")
     right = convert(str(tmp_path / "vit"), str(tmp_path / "right"), verify=True)
-    fuse = transformers_vit.fuse
+    to_our_names = transformers_vit.TransformersViT.to_our_names
 
-    def swapped(state: dict) -> dict:
+    def swapped(self, state: dict) -> dict:
         other = {".query.": ".key.", ".key.": ".query."}
         pattern = re.compile("|".join(map(re.escape, other)))
-        return fuse({pattern.sub(lambda match: other[match[0]], name): tensor for name, tensor in state.items()})
+        names = {name: pattern.sub(lambda match: other[match[0]], name) for name in state}
+        assert list(names) != list(names.values())
+        return to_our_names(self, {names[name]: tensor for name, tensor in state.items()})
 
-    monkeypatch.setattr(transformers_vit, "fuse", swapped)
+    monkeypatch.setattr(transformers_vit.TransformersViT, "to_our_names", swapped)
     wrong = convert(str(tmp_path / "vit"), str(tmp_path / "wrong"), verify=True)
     assert float(right[-1].split()[-4]) < 1e-5
     assert float(wrong[-1].split()[-4]) > 1e-3
@@ -381,19 +387,20 @@ def test_swapped_query_and_key_are_noticed(tmp_path, monkeypatch):
 def test_a_row_missing_from_the_table_is_noticed(tmp_path, monkeypatch, row):
     ViTModel(ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path / "vit")
     keys = [pair for i, pair in enumerate(transformers_vit.KEYS) if i != row]
-    monkeypatch.setattr(transformers_vit, "KEYS", keys)
+    monkeypatch.setattr(transformers_vit.TransformersViT, "keys", keys)
     with pytest.raises(ValueError, match=r"neither a ViT|a ViT without|not a whole"):
         to_dino(str(tmp_path / "vit"))
 
 
-@pytest.mark.parametrize("module", [lesson, timm_format, torchvision_format, transformers_vit])
-def test_tables_are_one_to_one(module):
-    ours = [row[0] for row in module.KEYS]
+@pytest.mark.parametrize("name", ["lesson", "timm", "torchvision", "transformers"])
+def test_tables_are_one_to_one(name):
+    table = FORMATS[name].keys
+    ours = [row[0] for row in table]
     assert len(set(ours)) == len(ours)
     names = [left.format(i=3, p="weight") for left in ours]
-    there = translate(names, module.KEYS)
-    back = translate(there.values(), [(right, left) for left, right in module.KEYS])
-    assert list(back.values()) == names
+    there = rename(dict.fromkeys(names), table)
+    assert not set(there) & set(names)
+    assert list(rename(there, table, inverse=True)) == names
 
 
 # Files that are not to be trusted, or not whole
@@ -588,8 +595,8 @@ def test_what_cannot_be_verified_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("to", "family", "message"),
     [
-        ("torchvision", "vit", "torchvision's format is for ResNets"),
-        ("transformers", "resnet", "transformers' ViT format is not for resnet50"),
+        ("torchvision", "vit", "the format of torchvision cannot hold a vit_tiny"),
+        ("transformers", "resnet", "the format of transformers' ViT cannot hold a resnet50"),
         ("timm", "resnet", "timm has no resnet50 of depths [1, 2, 1, 1]"),
         ("onnx", "vit", "unknown format 'onnx': allowed are dino, lesson, original"),
     ],

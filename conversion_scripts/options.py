@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `dino convert`."""
+
+from dataclasses import dataclass
+
+from conversion_scripts.recognition import FORMATS
+from modeling_dino.runtime.options import option
+
+
+TARGETS = ("dino", *sorted(FORMATS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """
+    A conversion of a checkpoint.
+
+    Raises:
+        ValueError: if a value cannot work.
+    """
+
+    source: str = option("File, folder or hub id of any DINO; its format is recognised.", argument=True)
+    output: str = option("Folder, or file for original, lesson and torchvision; must not exist.", argument=True)
+    to: str = option("dino, original, timm, transformers, torchvision or lesson (a course's own small DINO).", "dino")
+    which: str = option("Network of a full checkpoint: teacher, student, or both for pretraining to go on.", "teacher")
+    num_heads: int | None = option("Attention heads, if not width / 64.", None)
+    verify: bool = option("Compare outputs with the source's library.", False)
+
+    def __post_init__(self):
+        if self.to not in TARGETS:
+            raise ValueError(f"unknown format {self.to!r}: allowed are {', '.join(TARGETS)}")
+        if self.which == "both" and self.to != "dino":
+            raise ValueError(f"only the format dino holds student and teacher: choose one of them for {self.to}")
+        if self.num_heads is not None and self.num_heads < 1:
+            raise ValueError(f"num_heads={self.num_heads} must be at least 1")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognises the format of a checkpoint, and reads it as a model of ours."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from conversion_scripts.checkpoint import Checkpoint, StateDict, first_names, read_checkpoint
+from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.lesson import Lesson
+from conversion_scripts.original import Original, networks_of_run
+from conversion_scripts.sizes import check_state_dict
+from conversion_scripts.timm_models import TimmModels
+from conversion_scripts.torchvision_resnets import TorchvisionResNets
+from conversion_scripts.transformers_vit import TransformersViT
+from modeling_dino.checkpoint_files import NETWORKS, network_prefix
+from modeling_dino.configuration_dino import DinoConfig
+from modeling_dino.modeling_dino import DinoModel, backbone_class
+
+
+# in the order in which they are tried: those known by a folder's configuration or by names of their own come first
+FORMATS: dict[str, CheckpointFormat] = {
+    "transformers": TransformersViT(),
+    "lesson": Lesson(),
+    "timm": TimmModels(),
+    "original": Original(),
+    "torchvision": TorchvisionResNets(),
+}
+
+
+@dataclass
+class Conversion:
+    """A checkpoint that was recognised: the name of its format, and its configuration and tensors as ours."""
+
+    checkpoint: Checkpoint
+    format: str
+    config: DinoConfig
+    state_dict: StateDict
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(tensor.dtype for tensor in self.state_dict.values() if tensor.is_floating_point())
+
+    def build_model(self) -> DinoModel:
+        """Builds a model around the tensors as they are, in their dtype."""
+        return DinoModel.from_pretrained(None, config=self.config, state_dict=self.state_dict, dtype=self.dtype).eval()
+
+    def __str__(self) -> str:
+        size = f"{self.config.backbone}, {self.config.hidden_size} wide"
+        has_patches = backbone_class(self.config).has_patch_tokens
+        patch = f", patch {self.config.patch_size}" if has_patches else ""
+        head = "no head" if self.config.head_type is None else f"{self.config.head_type} head"
+        return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}"
+
+
+def recognise(checkpoint: Checkpoint) -> str:
+    """Returns the name of a checkpoint's format; raises ValueError if it has none of them."""
+    model_type = (checkpoint.config or {}).get("model_type")
+    if model_type == DinoConfig.model_type:
+        return "dino"
+    for name, checkpoint_format in FORMATS.items():
+        if checkpoint_format.matches(checkpoint):
+            return name
+    if model_type is not None:
+        raise ValueError(f"{checkpoint.source} is a model of type {model_type!r}, not a DINO")
+    names = first_names(checkpoint.contents) or "none"
+    raise ValueError(f"{checkpoint.source} is not a DINO of any known format; its first keys are {names}")
+
+
+def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, **location) -> Conversion:
+    """
+    Reads a checkpoint of any format.
+
+    Args:
+        source: file, folder, or id on the hub.
+        which: `"teacher"` or `"student"` of a full checkpoint.
+        num_heads: attention heads, where neither the width (64 a head) nor a configuration tells.
+        location: `revision`, `token`, `cache_dir`, … for the hub.
+
+    Raises:
+        ValueError: if it is not a whole DINO of a known format, or unsafe to load; in one line.
+        OSError: if there is no such thing.
+    """
+    if which not in NETWORKS:
+        raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
+    checkpoint = read_checkpoint(source, **location)
+    name = recognise(checkpoint)
+    if name != "dino":
+        config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
+        config.weights_source = weights_source(checkpoint, name, which)
+        return Conversion(checkpoint, name, config, state_dict)
+    config = DinoConfig.from_dict(checkpoint.config)
+    contents = checkpoint.contents
+    prefix = network_prefix(list(contents), None) and f"{which}."  # there are two networks after pretraining
+    state_dict = {name.removeprefix(prefix): tensor for name, tensor in contents.items() if name.startswith(prefix)}
+    check_state_dict(config, state_dict)
+    return Conversion(checkpoint, "dino", config, state_dict)
+
+
+def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:
+    """Says where weights came from, for others: the id on the hub, or a name without the folders it lay in."""
+    source = checkpoint.source
+    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
+    network = f", its {which}" if networks_of_run(checkpoint) else ""
+    return f"{name} ({FORMATS[format].origin}{network})"
