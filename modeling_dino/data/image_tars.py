@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in tars, as WebDataset (https://github.com/webdataset/webdataset) writes them, or as they come."""
+"""Sources of images in tars, those of WebDataset (https://github.com/webdataset/webdataset) and any others."""
 
 import io
 import os
@@ -20,7 +20,7 @@ SAMPLES_WITH_LABEL = 100  # among so many a label must be seen
 
 class ImageTars(ImageSource):
     """
-    The images in tars, in the order they lie there.
+    A source of the images in tars, in the order in which they lie there.
 
     Members that follow each other and share their name up to its first dot belong together; `.cls` is their label.
     """
@@ -34,7 +34,7 @@ class ImageTars(ImageSource):
         return self.tars
 
     def read(self, part: str) -> Iterator[ImageRecord]:
-        """A damaged tar gives what lies before the damage, and then a record that says so."""
+        """Reads a tar; a damaged one gives the images before the damage, and then a record that says so."""
         try:
             with tarfile.open(part) as tar:
                 for _, files in groupby(contents(tar), key=lambda file: sample_key(file[0])):
@@ -52,7 +52,7 @@ class ImageTars(ImageSource):
 
 class IndexedTars(IndexedSource):
     """
-    The images in tars, without labels, where each lies: seen by reading the tars' headers once.
+    A source of the images in tars, in any order, without labels; it reads the tars' headers once.
 
     Raises:
         ValueError: if a tar is compressed.
@@ -62,7 +62,7 @@ class IndexedTars(IndexedSource):
         self.columns, self.notes = {"path": "string"}, {}
         self.tars, self.fingerprint = source.tars, source.fingerprint
         self._tar, self._offset, self._size = array("L"), array("Q"), array("Q")
-        self.paths = PathTable(self._look())
+        self.paths = PathTable(self._locate_images())
         self.num_images = len(self.paths)
 
     def parts(self, rows: int) -> list[range]:
@@ -76,8 +76,8 @@ class IndexedTars(IndexedSource):
         place = FileRange(self.tars[self._tar[index]], self._offset[index], self._size[index])
         return ImageRecord(path, {"path": path}, place)
 
-    def _look(self) -> Iterator[str]:
-        """Notes where each image lies, and gives its path."""
+    def _locate_images(self) -> Iterator[str]:
+        """Stores where each image lies, and returns the paths."""
         for number, tar in enumerate(self.tars):
             for path, content in ranges_of_images(tar):
                 if isinstance(content, Unreadable):
@@ -91,7 +91,7 @@ class IndexedTars(IndexedSource):
 
 def ranges_of_images(tar: str) -> Iterator[tuple[str, FileRange | Unreadable]]:
     """
-    Where the images of a tar lie; of a damaged one, of those before the damage, and then what is wrong.
+    Returns where the images of a tar lie; for a damaged one, the images before the damage and then the reason.
 
     Raises:
         ValueError: if the tar is compressed.
@@ -108,10 +108,10 @@ def ranges_of_images(tar: str) -> Iterator[tuple[str, FileRange | Unreadable]]:
 
 
 def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
-    """Names of the images and labels in a tar, and what is in them, or where, if it is not compressed."""
+    """Returns names and contents of the images and labels in a tar; of an uncompressed one, where images lie."""
     is_plain = isinstance(tar.fileobj, io.BufferedReader)
     while (member := tar.next()) is not None:
-        tar.members = []  # it would keep all there were
+        tar.members = []  # tarfile would keep all of them
         suffix = os.path.splitext(member.name)[1].lower()
         if not member.isreg() or (suffix not in IMAGE_SUFFIXES and suffix != LABEL_SUFFIX):
             continue
@@ -125,13 +125,13 @@ def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
 
 
 def sample_key(name: str) -> str:
-    """The name of a member up to the first dot of its last part."""
+    """Returns the name of a member up to the first dot of its last part."""
     folder, file = os.path.split(name)
     return os.path.join(folder, file.partition(".")[0])
 
 
 def records_of_sample(tar: str, files: dict[str, bytes | FileRange]) -> Iterator[ImageRecord]:
-    """The images among the files of a sample."""
+    """Returns records of the images among the files of a sample."""
     label = {}
     for name in [name for name in files if name.lower().endswith(LABEL_SUFFIX)]:
         label["label"] = files.pop(name).decode("utf-8", "replace").strip()
