@@ -10,9 +10,9 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
-from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
 from .commands import add_command
+from .extraction import extract
 from .options import (
     IMAGES_HELP,
     ImageColumn,
@@ -57,13 +57,6 @@ def convert(
 
     for line in convert_checkpoint(source, output, to, which, num_heads, verify):
         typer.echo(line)
-
-
-def extract(options: ExtractOptions):
-    """Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
-    from ..extraction.extract import extract_features
-
-    return extract_features(options)
 
 
 add_command(app, extract)

@@ -98,9 +98,7 @@ class ImageTransform:
             pixels = self.processor.crop(image)
         height, width = pixels.shape[1:]
         if min(height, width) < self.min_side:
-            raise ValueError(
-                f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way"
-            )
+            raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
         return pixels
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
