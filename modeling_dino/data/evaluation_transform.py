@@ -102,8 +102,13 @@ class ImageTransform:
         return pixels
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns the pixel values of a batch of transformed images: (B, C, H, W)."""
-        return pixels if self.levels is None else look_up(self.levels.to(pixels.device), pixels)
+        """Returns the pixel values of a batch of transformed images, (B, C, H, W), bit for bit the processor's."""
+        if self.levels is None:
+            return pixels
+        channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
+        levels = self.levels.to(pixels.device)
+        looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
+        return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
 
 
 def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -> ImageProcessingMixin:
@@ -129,19 +134,3 @@ def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -
     sizes = {"crop": {"shortest_edge": side * 8 // 7}, "square": square, "whole": {"longest_edge": side}}
     options = {**processor.to_dict(), "size": sizes[resize], "crop_size": square, "do_center_crop": resize == "crop"}
     return DinoImageProcessor(**options)
-
-
-def look_up(levels: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """
-    Scales and normalises grey levels, to the last bit as the processor does.
-
-    Args:
-        levels: (C, 256), see [`DinoImageProcessor.grey_levels`].
-        pixels: (B, C, H, W) in uint8.
-
-    Returns:
-        (B, C, H, W) in the dtype of the levels.
-    """
-    channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
-    looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
-    return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .decoding import IMAGE_SUFFIXES, as_text
-from .image_source import ImageRecord, IndexedSource, files_fingerprint, ranges
+from .image_source import ImageRecord, IndexedSource, files_fingerprint
 
 
 class PathTable(Sequence[str]):
@@ -45,12 +45,6 @@ class ImageFiles(IndexedSource):
         self.columns = {"path": "string", "label": "string"} if self.has_classes else {"path": "string"}
         if not self.num_images:
             self.notes = {name: f"no images there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"}
-
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
-
-    def read(self, part: range) -> Iterator[ImageRecord]:
-        return map(self.record, part)
 
     def record(self, index: int) -> ImageRecord:
         path = self.paths[index]

@@ -90,13 +90,16 @@ class IndexedSource(ImageSource):
         """Returns the record at a place in the order, counted from 0."""
         raise NotImplementedError
 
+    def parts(self, rows: int) -> list[range]:
+        """Returns ranges of so many images; one empty range if there are none."""
+        starts = range(0, max(self.num_images, 1), rows)
+        return [range(start, min(start + rows, self.num_images)) for start in starts]
+
+    def read(self, part: range) -> Iterator[ImageRecord]:
+        return map(self.record, part)
+
     def indexed(self) -> "IndexedSource":
         return self
-
-
-def ranges(length: int, rows: int) -> list[range]:
-    """Divides the numbers below `length` into ranges of so many; returns one empty range if there are none."""
-    return [range(start, min(start + rows, length)) for start in range(0, max(length, 1), rows)]
 
 
 def files_fingerprint(paths: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.extras import require
-from .image_source import ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
+from .image_source import ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
 from .options import TableOptions
 
 
@@ -43,7 +43,6 @@ class TableColumns:
         self.class_names = getattr(features.get(self.label), "names", None)
         is_integer = getattr(features.get(self.label), "dtype", "").startswith(("int", "uint"))
         self.label_type = "int64" if is_integer and self.class_names is None else "string"
-
         self.names = [self.image] if self.label is None else [self.image, self.label]
         self.label_types = {} if self.label is None else {"label": self.label_type}
 
@@ -157,9 +156,6 @@ class DatasetImages(IndexedSource):
         self.columns = {"index": "int64", **self.table.label_types}
         self.num_images = len(dataset)
         self._fingerprint = dataset._fingerprint
-
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
 
     def read(self, part: range) -> Iterator[ImageRecord]:
         for index, row in zip(part, self.dataset.select(part)):

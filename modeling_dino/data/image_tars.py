@@ -10,7 +10,7 @@ from itertools import groupby, islice
 
 from .decoding import IMAGE_SUFFIXES, as_text
 from .image_files import PathTable
-from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
+from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
 
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -62,49 +62,27 @@ class IndexedTars(IndexedSource):
         self.columns, self.notes = {"path": "string"}, {}
         self.tars, self.fingerprint = source.tars, source.fingerprint
         self._tar, self._offset, self._size = array("L"), array("Q"), array("Q")
-        self.paths = PathTable(self._locate_images())
+        self.paths = PathTable(self._locate_images(source))
         self.num_images = len(self.paths)
 
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
-
-    def read(self, part: range) -> Iterator[ImageRecord]:
-        return map(self.record, part)
-
     def record(self, index: int) -> ImageRecord:
-        path = as_text(self.paths[index])
+        path = self.paths[index]
         place = FileRange(self.tars[self._tar[index]], self._offset[index], self._size[index])
         return ImageRecord(path, {"path": path}, place)
 
-    def _locate_images(self) -> Iterator[str]:
+    def _locate_images(self, source: ImageTars) -> Iterator[str]:
         """Stores where each image lies, and returns the paths."""
         for number, tar in enumerate(self.tars):
-            for path, content in ranges_of_images(tar):
-                if isinstance(content, Unreadable):
-                    self.notes[path] = content.reason
+            for record in source.read(tar):
+                if isinstance(record.content, Unreadable):
+                    self.notes[record.name] = record.content.reason
                     continue
-                self._tar.append(number)
-                self._offset.append(content.offset)
-                self._size.append(content.size)
-                yield path
-
-
-def ranges_of_images(tar: str) -> Iterator[tuple[str, FileRange | Unreadable]]:
-    """
-    Returns where the images of a tar lie; for a damaged one, the images before the damage and then the reason.
-
-    Raises:
-        ValueError: if the tar is compressed.
-    """
-    try:
-        with tarfile.open(tar) as file:
-            for name, content in contents(file):
-                if isinstance(content, FileRange):
-                    yield os.path.join(tar, name), content
-                elif not isinstance(file.fileobj, io.BufferedReader):
+                if isinstance(record.content, bytes):
                     raise ValueError(f"{tar} is compressed, so its images cannot be read in any order: decompress it")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield as_text(tar), Unreadable(f"the tar is damaged: {error}")
+                self._tar.append(number)
+                self._offset.append(record.content.offset)
+                self._size.append(record.content.size)
+                yield record.name
 
 
 def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
