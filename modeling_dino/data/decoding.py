@@ -146,13 +146,12 @@ def _load(image: "Image.Image", content: bytes):
 def _check_jpeg(image: "Image.Image", content: bytes):
     """Raises ValueError if the end of the image is missing, or its scans are so many that they would take hours."""
     scan = 2  # where the first scan begins, behind the other segments; thumbnails in these have ends of their own
-    while content[scan : scan + 2] != START_OF_SCAN:
-        if content[scan + 1] in (0, 0xFF):  # padding
-            scan = content.index(b"\xff", scan + 1)
-        else:
-            scan = content.index(b"\xff", scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big"))
+    while scan >= 0 and content[scan : scan + 2] != START_OF_SCAN:
+        is_padding = content[scan + 1 : scan + 2] in b"\0\xff"
+        length = 1 if is_padding else 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")
+        scan = content.find(b"\xff", scan + length)
     end = content.rfind(END_OF_IMAGE, scan)
-    if end < 0:
+    if min(scan, end) < 0:
         raise ValueError("the end of the image is missing")
     is_one_scan = content[scan + 4] == len(image.getbands()) and not image.info.get("progressive")
     if not is_one_scan and content.count(START_OF_SCAN, scan, end) > MAX_SCANS:

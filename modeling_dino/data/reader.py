@@ -124,13 +124,13 @@ def batched(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRec
         yield batch
 
 
-def read_batches(reader: ImageReader, batches: Iterable[Batch], num_workers: int, pin_memory: bool = False):
+def read_batches(
+    reader: ImageReader, batches: Iterable[Batch], num_workers: int, pin_memory: bool = False
+) -> DataLoader:
     """
-    Reads batches ahead in worker processes; returns a loader of `Images`, in order.
+    Returns a loader of `Images`, which reads batches ahead in worker processes, or with 0 of them in this one.
 
-    Args:
-        num_workers: 0 reads in this process.
-        pin_memory: prepares the pixels for copies to a GPU.
+    `pin_memory` prepares the pixels for copies to a GPU.
     """
     return DataLoader(
         reader,
