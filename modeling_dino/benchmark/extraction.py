@@ -16,19 +16,14 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from ..data.evaluation_transform import ImageTransform
+from ..data.reader import ImageReader, read_batches
 from ..demo.images import copy_photographs
-from ..extraction.extract import (
-    FeatureComputer,
-    ImageReader,
-    Plan,
-    computing_threads,
-    extract_features,
-    feature_shapes,
-    in_order,
-    read_batches,
-)
-from ..extraction.feature_files import FeatureFolder, load_features, rows_per_shard
+from ..extraction.compute import FeatureComputer, computing_threads, feature_shapes
+from ..extraction.extract import extract_features
+from ..extraction.feature_files import FeatureFolder, load_features
 from ..extraction.options import ExtractionSettings, ExtractOptions
+from ..extraction.plan import Plan
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoModel
 from ..runtime.processes import processes
@@ -99,21 +94,19 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     processor = load_image_processor(settings.model, model.config)
     shapes = feature_shapes(model.config, processor, settings)
     nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
-    nothing.shards = {}
-    plan = Plan(
-        source, nothing, rows_per_shard(source.num_images, shapes), settings.batch_size_on(state.device), state
-    )
-    reader = ImageReader(processor, model.config.num_channels, levels=True)
-    compute = FeatureComputer(model, settings, shapes, reader.grey_levels(), compile=False)
+    plan = Plan(source, nothing, settings.batch_size_on(state.device), state)
+    transform = ImageTransform(processor, model.config.num_channels)
+    reader = ImageReader(transform, model.config.num_channels)
+    compute = FeatureComputer(model, settings, transform.normalize, shapes)
 
     def read() -> list:
-        return list(read_batches(plan, reader, WORKERS, state))
+        return list(read_batches(reader, plan, WORKERS))
 
     batches = read()
 
     def computed():
-        with computing_threads(model.device) as pool:
-            list(in_order(pool, compute, batches))
+        with computing_threads(model.device) as map_in_order:
+            list(map_in_order(compute, batches))
 
     return {"reading alone": read, "model alone": computed}
 

@@ -9,10 +9,10 @@ import typer
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from transformers.utils import logging
 
-from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
 from .commands import add_command
 from .conversion import convert
+from .extraction import extract
 from .models import info, push
 from .options import (
     IMAGES_HELP,
@@ -37,13 +37,6 @@ add_command(app, info)
 
 
 add_command(app, convert)
-
-
-def extract(options: ExtractOptions):
-    """Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
-    from ..extraction.extract import extract_features
-
-    return extract_features(options)
 
 
 add_command(app, extract)

@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image file is read."""
+"""Decodes image files, and raises ValueError for those that are not whole.
+
+Pillow refuses files that end too soon. But where zeros stand in the place of the rest, as after a download that was
+broken off, libjpeg fills what is missing with grey, and Pillow drops its warning; and Pillow does not compare the
+checksums of a PNG's pixels. Both are checked here.
+
+Other damage goes unnoticed: wrong bytes in the middle of a JPEG; zeros in the place of pixels in formats without
+checksums (AVIF, BMP, JPEG 2000, PPM, TGA, TIFF and WebP); a PNG that was written with too few rows.
+"""
 
 import io
 import logging
@@ -7,77 +15,48 @@ import os
 import stat
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..runtime.extras import require
-from .damage import load_whole
-from .image_source import FileRange, ImageRecord, Unreadable
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
-# Those of the suffixes. Pillow knows others, some of which it hands to other programs, as EPS to Ghostscript. TGA has
-# no signature, and is tried last.
+_SUFFIXES = ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+# The formats of these suffixes. Pillow knows others, some of which it hands to other programs, as EPS to Ghostscript.
+# TGA has no signature, and is tried last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 MAX_FILE_BYTES = 2**30  # 6 a pixel of the largest image that Pillow reads
 MODES = {1: "L", 3: "RGB"}  # channels -> mode
 MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "F")
-_PILLOW, _SILENCE = threading.Lock(), logging.NullHandler()
-
+# JPEG markers: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+MAX_SCANS = 100  # encoders make about 10; each is a pass over the whole image, however few bytes it takes
 ON_ERROR = ("skip", "fail")
+_PILLOW, _SILENCE = threading.Lock(), logging.NullHandler()
 
 
 def as_text(path: str) -> str:
-    """A path that can be stored: bytes of a name that are no UTF-8 appear as escapes."""
+    """Returns a path as text that can be stored: bytes of a name that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def encoded_image(record: ImageRecord) -> str | bytes:
-    """
-    What [`read_image`] takes.
-
-    Raises:
-        ValueError, OSError: if there is nothing to read.
-    """
-    content = record.content
-    if isinstance(content, Unreadable):
-        raise ValueError(content.reason)
-    if isinstance(content, FileRange):
-        return content.read()
-    if isinstance(content, str) and "://" in content:  # as streamed data sets give
-        with require("fsspec").open(content, "rb") as file:
-            return file.read()
-    return content
+def check_on_error(on_error: str):
+    """Raises ValueError for an unknown `on_error`."""
+    if on_error not in ON_ERROR:
+        raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
 
 
 def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image, str | None]":
     """
-    An image file in RGB, or in grey for a model of one channel, as the original's loader reads it: rotations noted in
-    EXIF are not applied. Of several frames or pages it is the first.
+    Reads an image file in RGB, or in grey for a model of one channel, as the original's loader does.
+
+    Rotations noted in EXIF are not applied. Of several frames or pages the first is read.
 
     Args:
         source: path or content of the file.
@@ -86,8 +65,8 @@ def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image
         the image, and a note on what was lost in reading it, if anything.
 
     Raises:
-        ValueError: if it cannot be read whole, or has more pixels than Pillow allows (twice `Image.MAX_IMAGE_PIXELS`);
-            the message says why, without the path.
+        ValueError: if the image cannot be read whole, or has more pixels than Pillow allows (twice
+            `Image.MAX_IMAGE_PIXELS`); the message gives the reason, without the path.
     """
     if num_channels not in MODES:
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}: pass it tensors")
@@ -99,7 +78,7 @@ def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with strict_pillow(), Image.open(io.BytesIO(content), formats=formats) as image:
-            load_whole(image, content)
+            _load(image, content)
             return image.convert(MODES[num_channels]), _note(image)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
@@ -108,10 +87,7 @@ def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image
 
 
 def check_resized(image: "Image.Image", shorter_side: int):
-    """
-    Raises:
-        ValueError: if an image is so thin that it would take gigabytes when its shorter side is resized to this.
-    """
+    """Raises ValueError if an image is so thin that resizing its shorter side to this would take gigabytes."""
     limit = require("PIL.Image").MAX_IMAGE_PIXELS
     longer_side = shorter_side * max(image.size) // min(image.size)
     if limit is not None and shorter_side * longer_side > limit:
@@ -124,7 +100,7 @@ def check_resized(image: "Image.Image", shorter_side: int):
 @contextmanager
 def strict_pillow() -> Iterator[None]:
     """
-    Pillow, silent, and refusing images that are cut off, whatever the program has set.
+    Makes Pillow silent, and lets it refuse images that are cut off, whatever the program has set.
 
     These are settings of the whole process, so only one thread reads at a time.
     """
@@ -141,10 +117,7 @@ def strict_pillow() -> Iterator[None]:
 
 
 def _read_file(path: str) -> bytes:
-    """
-    Raises:
-        ValueError: if it cannot be read, or is too large for an image.
-    """
+    """Raises ValueError if the file cannot be read, or is too large for an image."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe, say, which would never end
@@ -157,18 +130,69 @@ def _read_file(path: str) -> bytes:
         raise ValueError("no such file" if isinstance(error, FileNotFoundError) else error.strerror) from error
 
 
+def _load(image: "Image.Image", content: bytes):
+    """Loads the pixels of an image that Pillow has opened; raises nearly any exception if they are not whole."""
+    if image.format in ("JPEG", "MPO"):
+        _check_jpeg(image, content)
+    if image.format == "TIFF":
+        with _quiet_stderr():  # libtiff writes there what Pillow raises
+            image.load()
+    else:
+        image.load()
+    if image.format == "PNG":
+        _check_png(content)
+
+
+def _check_jpeg(image: "Image.Image", content: bytes):
+    """Raises ValueError if the end of the image is missing, or its scans are so many that they would take hours."""
+    scan = 2  # where the first scan begins, behind the other segments; thumbnails in these have ends of their own
+    while scan >= 0 and content[scan : scan + 2] != START_OF_SCAN:
+        is_padding = content[scan + 1 : scan + 2] in b"\0\xff"
+        length = 1 if is_padding else 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")
+        scan = content.find(b"\xff", scan + length)
+    end = content.rfind(END_OF_IMAGE, scan)
+    if min(scan, end) < 0:
+        raise ValueError("the end of the image is missing")
+    is_one_scan = content[scan + 4] == len(image.getbands()) and not image.info.get("progressive")
+    if not is_one_scan and content.count(START_OF_SCAN, scan, end) > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+
+
+def _check_png(content: bytes):
+    """
+    Raises ValueError if a checksum of the pixels is wrong.
+
+    Each chunk is its length, its name, its data and a checksum: https://www.w3.org/TR/png-3/#5Chunk-layout.
+    """
+    view, name, has_pixels = memoryview(content), 12, False  # the first chunk follows a signature of 8 bytes
+    while not has_pixels or view[name : name + 4] == b"IDAT":
+        has_pixels = view[name : name + 4] == b"IDAT"
+        end = name + 4 + int.from_bytes(view[name - 4 : name], "big")
+        if zlib.crc32(view[name:end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError("the checksum of the pixels is wrong")
+        name = end + 8
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drops what libraries write to the stderr of the process."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def _note(image: "Image.Image") -> str | None:
-    """What is lost of an image."""
+    """Returns a note on what is lost of an image, if anything."""
     if image.mode in MODES_OF_16_BITS:
         return f"mode {image.mode}: values above 255 are clipped, as in the original; convert it to 8 bits"
-    # nearly every camera's MPO has a preview behind its photograph
-    if image.format != "MPO" and _has_more_frames(image):
-        return "the first of several frames or pages"
-    return None
-
-
-def _has_more_frames(image: "Image.Image") -> bool:
     try:
-        return getattr(image, "is_animated", False)
+        has_more_frames = getattr(image, "is_animated", False)
     except Exception:  # there are more, but damaged
-        return True
+        has_more_frames = True
+    # nearly every camera's MPO has a preview behind its photograph
+    return "the first of several frames or pages" if has_more_frames and image.format != "MPO" else None

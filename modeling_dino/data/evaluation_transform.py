@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation transform of the original, exact to the pixel for images of every size and mode.
+"""Resizes, crops and normalises images exactly as the evaluation of the original does, whatever their size and mode.
 
 transformers' own processors read the same `preprocessor_config.json`, but differ from torchvision, and so from the
 original, in two things. They round the offset of the centre crop down instead of half to even: where the resized image
@@ -18,6 +18,8 @@ from transformers import BitImageProcessorPil, ImageProcessingMixin
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ChannelDimension, ImageInput, SizeDict
 
+from .decoding import check_resized
+
 
 RESIZE = ("crop", "square", "whole")
 
@@ -26,18 +28,18 @@ class DinoImageProcessor(BitImageProcessorPil):
     """
     Resizes and crops as https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61, with Pillow.
 
-    What it saves is transformers' `BitImageProcessor`, which loads everywhere.
+    It is saved as transformers' `BitImageProcessor`, which loads everywhere.
     """
 
     def convert_to_rgb(self, image: ImageInput, *args, **kwargs) -> ImageInput:
-        """RGB, without transparency."""
+        """Converts an image to RGB, and drops transparency."""
         if isinstance(image, Image.Image):
             image = image.convert("RGB")
             image.info.pop("transparency", None)  # a transparent colour of a palette outlives its conversion
         return super().convert_to_rgb(image, *args, **kwargs)
 
     def resize(self, image: np.ndarray, size: SizeDict, *args, **kwargs) -> np.ndarray:
-        """(C, H, W) in 8 bits; to a longer side alone images are made smaller, but not larger."""
+        """Resizes (C, H, W) in 8 bits; a longer side that is given alone makes images smaller, but not larger."""
         if size.shortest_edge or not size.longest_edge:
             return super().resize(image, size, *args, **kwargs)
         picture = to_pil_image(image, do_rescale=False, input_data_format=ChannelDimension.FIRST)
@@ -45,18 +47,18 @@ class DinoImageProcessor(BitImageProcessorPil):
         return np.atleast_3d(picture).transpose(2, 0, 1)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
-        """(C, H, W) -> (C, size.height, size.width)."""
+        """Crops (C, H, W) to (C, size.height, size.width)."""
         top, left = (round((side - crop) / 2) for side, crop in zip(image.shape[1:], (size.height, size.width)))
         if top < 0 or left < 0:
             return super().center_crop(image, size, **kwargs)
         return image[:, top : top + size.height, left : left + size.width]
 
     def crop(self, image: Image.Image) -> torch.Tensor:
-        """The image before it is scaled and normalised, in grey levels: (C, H, W) in uint8."""
+        """Resizes and crops an image, without scaling or normalising it: (C, H, W) in uint8."""
         return torch.tensor(self(image, do_rescale=False, do_normalize=False)["pixel_values"][0])
 
     def grey_levels(self, num_channels: int) -> torch.Tensor:
-        """What scaling and normalising makes of the 256 grey levels of each channel, (C, 256) in float32."""
+        """Returns the 256 grey levels of each channel, scaled and normalised: (C, 256) in float32."""
         levels = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, num_channels))
         ramp = self(levels, do_resize=False, do_center_crop=False, input_data_format="channels_last")
         return torch.tensor(ramp["pixel_values"][0]).squeeze(2)
@@ -65,17 +67,61 @@ class DinoImageProcessor(BitImageProcessorPil):
         return {**super().to_dict(), "image_processor_type": "BitImageProcessor"}
 
 
+class ImageTransform:
+    """
+    Applies an image processor to one image at a time, in two steps.
+
+    The first, a call, gives grey levels where the processor can, a quarter of what worker processes would otherwise
+    have to hand over; the second, `normalize`, scales and normalises batches of them.
+
+    Args:
+        min_side: of an image after the transform, in pixels, as the model needs it.
+    """
+
+    def __init__(self, processor: ImageProcessingMixin, num_channels: int = 3, min_side: int = 1):
+        self.processor, self.min_side = processor, min_side
+        self.shorter_side = min(dict(processor.size).values())
+        has_levels = hasattr(processor, "grey_levels") and processor.do_rescale and processor.do_normalize
+        self.levels = processor.grey_levels(num_channels) if has_levels else None
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """
+        Resizes and crops an image, to (C, H, W).
+
+        Raises:
+            ValueError: if the image is too thin to be resized, or afterwards too small for the model.
+        """
+        check_resized(image, self.shorter_side)
+        if self.levels is None:
+            pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+        else:
+            pixels = self.processor.crop(image)
+        height, width = pixels.shape[1:]
+        if min(height, width) < self.min_side:
+            raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
+        return pixels
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns the pixel values of a batch of transformed images, (B, C, H, W), bit for bit the processor's."""
+        if self.levels is None:
+            return pixels
+        channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
+        levels = self.levels.to(pixels.device)
+        looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
+        return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
+
+
 def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -> ImageProcessingMixin:
     """
-    A transform that differs from another in size.
+    Returns a transform that differs from another in size.
 
     Args:
         resize: `"crop"`: a square from the middle of the image, 7/8 of its shorter side, as saved models have it;
-            `"square"`: all of it, squashed; `"whole"`: all of it, the longer side at most as long as asked for.
-        side: of these, in pixels; by default that of the other transform.
+            `"square"`: all of it, squashed; `"whole"`: all of it, the longer side at most as long as `side`.
+        side: of the result, in pixels; by default that of the other transform.
 
     Raises:
-        ValueError: if it cannot be so.
+        ValueError: if `resize` is unknown, or the side less than a pixel.
     """
     if resize not in RESIZE:
         raise ValueError(f"unknown resize {resize!r}: allowed are {', '.join(RESIZE)}")
@@ -88,22 +134,3 @@ def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -
     sizes = {"crop": {"shortest_edge": side * 8 // 7}, "square": square, "whole": {"longest_edge": side}}
     options = {**processor.to_dict(), "size": sizes[resize], "crop_size": square, "do_center_crop": resize == "crop"}
     return DinoImageProcessor(**options)
-
-
-def look_up(levels: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """
-    Scales and normalises crops, to the last bit as the processor does, in a quarter of the memory until then.
-
-    Args:
-        levels: (C, 256), of [`DinoImageProcessor.grey_levels`].
-        pixels: (B, C, H, W) in uint8.
-
-    Returns:
-        (B, C, H, W) in the dtype of the levels.
-    """
-    channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
-    looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
-    return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
-
-
-__all__ = ["DinoImageProcessor", "look_up", "resized_to"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to look at, one after another: the images of any source, or the frames of a video."""
+"""Gives pictures to look at, one after another: the images of any source, or the frames of a video."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from .decoding import MODES, ON_ERROR, check_resized, encoded_image, read_image
+from .decoding import MODES, check_on_error
 from .image_source import ImageRecord, ImageSource
+from .reader import all_records, decode_record
 from .sources import open_source
 from .video import Video, is_video
 
@@ -16,15 +17,15 @@ from .video import Video, is_video
 if TYPE_CHECKING:
     from PIL import Image
 
-ROWS = 1024  # of a source that are read at a time
-
 
 @dataclass(frozen=True)
 class Frame:
     """
+    One picture.
+
     Args:
-        name: what to call the files that are made of it: unique, without a suffix, perhaps with folders.
-        source: what it is called in messages.
+        name: names the files that are made of it: unique, without a suffix, perhaps with folders.
+        source: names it in messages.
     """
 
     name: str
@@ -34,10 +35,10 @@ class Frame:
 
 class ImageFrames:
     """
-    The images of a source, as often as they are iterated over.
+    Gives the images of a source, as often as it is iterated over.
 
     Args:
-        name: what was asked for.
+        name: what the user has called the source.
         num_channels: 3 for RGB, 1 for grey.
         size: to which their shorter sides will be resized, in pixels.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
@@ -55,15 +56,11 @@ class ImageFrames:
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Frame]:
-        """
-        Raises:
-            ValueError: if an image cannot be read, with `on_error="fail"`; or if none can.
-        """
+        """Raises ValueError if an image cannot be read, with `on_error="fail"`; or if none can."""
         used: set[str] = set()
-        for record in self._records():
+        for record in all_records(self._source):
             try:
-                image, _ = read_image(encoded_image(record), self._num_channels)
-                check_resized(image, self._size)
+                image, _ = decode_record(record, self._num_channels, self._size)
             except (ValueError, OSError) as error:
                 if self._on_error == "fail":
                     raise ValueError(f"cannot read {record.name}: {error}") from error
@@ -73,12 +70,8 @@ class ImageFrames:
         if not used:
             raise ValueError(self.why_nothing())
 
-    def _records(self) -> Iterator[ImageRecord]:
-        for part in self._source.parts(ROWS):
-            yield from self._source.read(part)
-
     def _unique_name(self, record: ImageRecord, used: set[str]) -> str:
-        """As the file, below the folder that was asked for; with its suffix, or a number, where that is taken."""
+        """Returns the file's name below the folder; with its suffix, or a number, where that is taken."""
         path = PurePath(record.name)
         root = getattr(self._source, "root", None)
         folder = path.relative_to(root).parent if root and path.is_relative_to(root) else PurePath()
@@ -88,7 +81,7 @@ class ImageFrames:
         return name
 
     def why_nothing(self) -> str:
-        """What to say where no image can be had."""
+        """Returns the reason why there is no image."""
         if not self.skipped:
             return "; ".join(f"{name}: {note}" for name, note in self._source.notes.items()) or f"{self.name} is empty"
         name, reason = next(iter(self.skipped.items()))
@@ -98,7 +91,7 @@ class ImageFrames:
 
 
 class VideoFrames:
-    """The frames of a video, as often as they are iterated over."""
+    """Gives the frames of a video, as often as it is iterated over."""
 
     skipped: dict[str, str] = {}
 
@@ -116,18 +109,15 @@ Frames = ImageFrames | VideoFrames
 
 def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip") -> Frames:
     """
-    Pictures by the name of a video, or of anything that [`open_source`] takes.
+    Opens a video, or anything that [`open_source`] takes.
 
     Args:
-        num_channels: 3 for RGB, 1 for grey.
-        size: to which their shorter sides will be resized, in pixels.
-        on_error: what to do about an unreadable image: `"skip"` or `"fail"`.
+        num_channels, size, on_error: see [`ImageFrames`].
 
     Raises:
         ValueError: if there is no such source, it has no images, or the model takes none.
     """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
+    check_on_error(on_error)
     if num_channels not in MODES:
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
     if is_video(name):
@@ -136,6 +126,3 @@ def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip")
     if frames.num_frames == 0:
         raise ValueError(frames.why_nothing())
     return frames
-
-
-__all__ = ["Frame", "Frames", "ImageFrames", "VideoFrames", "open_frames"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in files of their own: folders, lists of paths, single files."""
+"""Sources of images in files of their own: folders, lists of paths, single files."""
 
 import os
 from array import array
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .decoding import IMAGE_SUFFIXES, as_text
-from .image_source import ImageRecord, IndexedSource, files_fingerprint, ranges
+from .image_source import ImageRecord, IndexedSource, files_fingerprint
 
 
 class PathTable(Sequence[str]):
-    """Paths, packed: as strings a hundred million of them would take several times the memory."""
+    """A packed list of paths; as strings, a hundred million of them would take several times the memory."""
 
     def __init__(self, paths: Iterable[str]):
         self._bytes, self._ends = bytearray(), array("Q", [0])
@@ -30,12 +30,11 @@ class PathTable(Sequence[str]):
 
 class ImageFiles(IndexedSource):
     """
-    Image files.
+    A source of image files.
 
     Args:
-        name: what was asked for.
-        paths: as they can be opened.
-        root: the folder they were found in; where each lies in a sub-folder, these are the classes, as in ImageNet.
+        name: what the user has called the source.
+        root: the folder the files were found in; if each lies in a sub-folder, these are the classes, as in ImageNet.
     """
 
     def __init__(self, name: str, paths: Iterable[str], root: str | None = None):
@@ -46,12 +45,6 @@ class ImageFiles(IndexedSource):
         self.columns = {"path": "string", "label": "string"} if self.has_classes else {"path": "string"}
         if not self.num_images:
             self.notes = {name: f"no images there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"}
-
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
-
-    def read(self, part: range) -> Iterator[ImageRecord]:
-        return map(self.record, part)
 
     def record(self, index: int) -> ImageRecord:
         path = self.paths[index]
@@ -64,22 +57,22 @@ class ImageFiles(IndexedSource):
         return files_fingerprint(self.paths)
 
     def _class_of(self, path: str) -> str:
-        """The sub-folder of the root it lies in; empty if in none."""
+        """Returns the sub-folder of the root that a file lies in; empty if it lies in none."""
         return os.path.relpath(path, self.root).rpartition(os.sep)[0].partition(os.sep)[0]
 
 
 def images_of_folder(folder: str) -> ImageFiles:
-    """The images of a folder, searched to any depth, in the order of their paths."""
+    """Searches a folder for images, to any depth, in the order of their paths."""
     paths = (path for path in walk(folder) if Path(path).suffix.lower() in IMAGE_SUFFIXES)
     return ImageFiles(folder, paths, root=folder)
 
 
 def images_of_list(file: str) -> ImageFiles:
     """
-    The images of a text file with a path a line, relative ones to the file's folder.
+    Reads a text file with a path a line; relative paths start at the file's folder.
 
     Raises:
-        ValueError: if it is no text.
+        ValueError: if the file is not text.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8").split("\n")
@@ -89,7 +82,7 @@ def images_of_list(file: str) -> ImageFiles:
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files below a folder, in the order of their paths; links are followed, but not in circles."""
+    """Lists the files below a folder, in the order of their paths; follows links, but not in circles."""
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         entries = sorted(entries, key=lambda entry: entry.name)

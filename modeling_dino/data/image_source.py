@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every source of images has in common: a fixed order, and parts that are read on their own.
+"""Defines a source of images: it has a fixed order, and parts that are read on their own.
 
-What is read are records, whose images are still encoded: decoding is left to worker processes.
+A source gives records, whose images are still encoded; worker processes decode them.
 """
 
 import hashlib
@@ -13,17 +13,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FileRange:
-    """Where in a larger file an image file lies."""
+    """An image file that lies within a larger file."""
 
     path: str
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """
-        Raises:
-            ValueError: if the file ends before the range does.
-        """
+        """Reads the image file; raises ValueError if the larger file ends before it does."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)
@@ -34,7 +31,7 @@ class FileRange:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands in the place of an image that cannot be had."""
+    """Stands in the place of an image that is missing from its source."""
 
     reason: str
 
@@ -45,8 +42,8 @@ class ImageRecord:
     One image, not yet decoded.
 
     Args:
-        name: what it is called in messages and in the manifest.
-        columns: its row of the table, but for the features.
+        name: names the image in messages and in the manifest.
+        columns: its row of the table, without the features.
         content: path or URL of the image file, its bytes, or where they lie.
     """
 
@@ -61,8 +58,8 @@ class ImageSource:
 
     Attributes:
         columns: names of the columns of a row, and their types in Arrow.
-        num_images: None where only reading them tells.
-        notes: what there is to know about the source as a whole: name -> text.
+        num_images: None where only reading the images tells.
+        notes: remarks on the source as a whole: name -> text.
     """
 
     columns: dict[str, str]
@@ -70,45 +67,43 @@ class ImageSource:
     notes: dict[str, str] = {}
 
     def parts(self, rows: int) -> Sequence[Any]:
-        """The parts the source is divided into: ranges of so many images, or the files they lie in."""
+        """Returns the parts of the source: ranges of so many images, or the files that the images lie in."""
         raise NotImplementedError
 
     def read(self, part: Any) -> Iterator[ImageRecord]:
-        """The images of a part, in order."""
+        """Reads the records of a part, in order."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """A hash that changes when the images do."""
+        """Returns a hash that changes when the images do."""
         raise NotImplementedError
 
     def indexed(self) -> "IndexedSource":
-        """
-        The same images, each of which can be read on its own.
-
-        Raises:
-            ValueError: if that cannot be.
-        """
+        """Returns a source of the same images in any order; raises ValueError if they can only be read in turn."""
         raise ValueError("these images can only be read one after the other")
 
 
 class IndexedSource(ImageSource):
-    """Images of which each can be read on its own, as training does; `num_images` is known."""
+    """A source whose images can be read in any order, as training does; `num_images` is known."""
 
     def record(self, index: int) -> ImageRecord:
-        """One image, by its place in the order, counted from 0."""
+        """Returns the record at a place in the order, counted from 0."""
         raise NotImplementedError
+
+    def parts(self, rows: int) -> list[range]:
+        """Returns ranges of so many images; one empty range if there are none."""
+        starts = range(0, max(self.num_images, 1), rows)
+        return [range(start, min(start + rows, self.num_images)) for start in starts]
+
+    def read(self, part: range) -> Iterator[ImageRecord]:
+        return map(self.record, part)
 
     def indexed(self) -> "IndexedSource":
         return self
 
 
-def ranges(length: int, rows: int) -> list[range]:
-    """The numbers below `length`, in ranges of so many; one empty range if there are none."""
-    return [range(start, min(start + rows, length)) for start in range(0, max(length, 1), rows)]
-
-
 def files_fingerprint(paths: Iterable[str]) -> str:
-    """A hash of the paths and sizes of files."""
+    """Returns a hash of the paths and sizes of files."""
     digest = hashlib.sha256()
     for path in paths:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in tables: Parquet, and data sets of `datasets`, in memory or streamed."""
+"""Sources of images in tables: Parquet files, and data sets of `datasets`, in memory or streamed."""
 
 import hashlib
 import itertools
@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.extras import require
-from .image_source import ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
+from .image_source import ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
+from .options import TableOptions
 
 
 if TYPE_CHECKING:
@@ -21,39 +22,32 @@ ROWS_AT_ONCE = 64
 
 class TableColumns:
     """
-    Which column of a table has the images, and which the labels.
+    Finds the columns of a table that have the images and the labels.
 
     Args:
-        name: of the source, for messages.
+        name: names the source in messages.
         features: columns and their types.
-        image, label: names of the columns; found by their types and names if None.
+        options: names of the columns, which are found by their types and names where these are None.
 
     Raises:
-        ValueError: if there is no such column, or not one alone that has images.
+        ValueError: if there is no such column, or several that may have the images.
     """
 
-    def __init__(self, name: str, features: "datasets.Features", image: str | None, label: str | None):
-        for wanted in (image, label):
+    def __init__(self, name: str, features: "datasets.Features", options: TableOptions):
+        for wanted in (options.image_column, options.label_column):
             if wanted is not None and wanted not in features:
                 raise ValueError(f"{name} has no column {wanted!r}; its columns are {', '.join(features)}")
-        self.image = image or _image_column(name, features)
-        self.label = label or _label_column(features)
+        self.options = options
+        self.image = options.image_column or _image_column(name, features)
+        self.label = options.label_column or _label_column(features)
         self.class_names = getattr(features.get(self.label), "names", None)
         is_integer = getattr(features.get(self.label), "dtype", "").startswith(("int", "uint"))
         self.label_type = "int64" if is_integer and self.class_names is None else "string"
-
-    @property
-    def names(self) -> list[str]:
-        """The columns that are read."""
-        return [self.image] if self.label is None else [self.image, self.label]
-
-    @property
-    def types(self) -> dict[str, str]:
-        """The columns of the rows that are written, but for the place in the table."""
-        return {} if self.label is None else {"label": self.label_type}
+        self.names = [self.image] if self.label is None else [self.image, self.label]
+        self.label_types = {} if self.label is None else {"label": self.label_type}
 
     def record(self, row: dict[str, Any], **place: int) -> ImageRecord:
-        """The image in a row."""
+        """Returns the record of a row; `place` says where in the table it lies."""
         name = "/".join(map(str, place.values()))
         label = {} if self.label is None else {"label": self._label(row[self.label])}
         return ImageRecord(name, {**place, **label}, _content(row[self.image]))
@@ -96,18 +90,13 @@ def _content(value: Any) -> str | bytes | Unreadable:
 
 class ParquetImages(ImageSource):
     """
-    Images in Parquet files: columns of bytes, or as `datasets` stores images.
-
-    Args:
-        name: of the source, for messages.
-        files: in order.
-        image, label: see [`TableColumns`].
+    A source of images in Parquet files, in columns of bytes or as `datasets` stores images.
 
     Raises:
-        ValueError: if a file is no Parquet, or see [`TableColumns`].
+        ValueError: if a file is not Parquet, or the columns cannot be found (see [`TableColumns`]).
     """
 
-    def __init__(self, name: str, files: Sequence[str], image: str | None = None, label: str | None = None):
+    def __init__(self, name: str, files: Sequence[str], columns: TableOptions):
         self.name = name
         datasets, pq = require("datasets"), require("pyarrow.parquet")
         self.files, rows = list(files), []
@@ -117,8 +106,8 @@ class ParquetImages(ImageSource):
             except (ValueError, OSError) as error:
                 raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
         features = datasets.Features.from_arrow_schema(pq.read_schema(self.files[0]))
-        self.table = TableColumns(name, features, image, label)
-        self.columns = {"index": "int64", **self.table.types}
+        self.table = TableColumns(name, features, columns)
+        self.columns = {"index": "int64", **self.table.label_types}
         self.starts = [0, *itertools.accumulate(rows)]
         self.num_images = self.starts[-1]
 
@@ -126,10 +115,7 @@ class ParquetImages(ImageSource):
         return range(len(self.files))
 
     def read(self, part: int) -> Iterator[ImageRecord]:
-        """
-        Raises:
-            ValueError: if the file lacks a column that the first one has, or is damaged.
-        """
+        """Reads a file; raises ValueError if it lacks a column that the first one has, or is damaged."""
         pq = require("pyarrow.parquet")
         index = itertools.count(self.starts[part])
         try:
@@ -147,32 +133,29 @@ class ParquetImages(ImageSource):
 
     def indexed(self) -> "DatasetImages":
         """
-        As a data set that `datasets` keeps in its cache, since Parquet gives no less than hundreds of rows at once.
+        Returns a data set that `datasets` keeps in its cache, since Parquet gives hundreds of rows at once.
 
         Raises:
             ValueError: if the files cannot be read.
-            OSError: if there is no room for it.
+            OSError: if there is no room for the data set.
         """
         datasets = require("datasets")
         try:
             dataset = datasets.Dataset.from_parquet(self.files, columns=self.table.names)
         except datasets.exceptions.DatasetsError as error:
             raise ValueError(f"{self.name} cannot be read as Parquet: {error}") from error
-        return DatasetImages(self.name, dataset, self.table.image, self.table.label)
+        return DatasetImages(self.name, dataset, self.table.options)
 
 
 class DatasetImages(IndexedSource):
-    """Images in a column of a `datasets.Dataset`; arguments and errors as of [`TableColumns`]."""
+    """A source of images in a column of a `datasets.Dataset`; raises the errors of [`TableColumns`]."""
 
-    def __init__(self, name: str, dataset: "datasets.Dataset", image: str | None = None, label: str | None = None):
-        self.table = TableColumns(name, dataset.features, image, label)
+    def __init__(self, name: str, dataset: "datasets.Dataset", columns: TableOptions):
+        self.table = TableColumns(name, dataset.features, columns)
         self.dataset = _encoded(dataset, self.table)
-        self.columns = {"index": "int64", **self.table.types}
+        self.columns = {"index": "int64", **self.table.label_types}
         self.num_images = len(dataset)
         self._fingerprint = dataset._fingerprint
-
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
 
     def read(self, part: range) -> Iterator[ImageRecord]:
         for index, row in zip(part, self.dataset.select(part)):
@@ -187,19 +170,17 @@ class DatasetImages(IndexedSource):
 
 class StreamedImages(ImageSource):
     """
-    Images in a column of a `datasets.IterableDataset`, whose parts are its shards (files, mostly).
+    A source of images in a column of a `datasets.IterableDataset`, whose parts are its shards (files, mostly).
 
-    Arguments and errors as of [`TableColumns`].
+    It raises the errors of [`TableColumns`].
     """
 
-    def __init__(
-        self, name: str, dataset: "datasets.IterableDataset", image: str | None = None, label: str | None = None
-    ):
+    def __init__(self, name: str, dataset: "datasets.IterableDataset", columns: TableOptions):
         if dataset.features is None:  # they are seen in the first rows alone
             dataset = dataset._resolve_features()
-        self.table = TableColumns(name, dataset.features, image, label)
+        self.table = TableColumns(name, dataset.features, columns)
         self.dataset = _encoded(dataset, self.table)
-        self.columns = {"shard": "int64", "index": "int64", **self.table.types}
+        self.columns = {"shard": "int64", "index": "int64", **self.table.label_types}
 
     def parts(self, rows: int) -> range:
         return range(self.dataset.num_shards)
@@ -216,19 +197,19 @@ class StreamedImages(ImageSource):
 def _encoded(
     dataset: "datasets.Dataset | datasets.IterableDataset", table: TableColumns
 ) -> "datasets.Dataset | datasets.IterableDataset":
-    """The columns that are read, with images as the bytes of their files."""
+    """Selects the columns that are read, with images as the bytes of their files."""
     return dataset.select_columns(table.names).cast_column(table.image, require("datasets").Image(decode=False))
 
 
 def open_dataset(
-    name: str, split: str | None, streaming: bool, image: str | None, label: str | None
+    name: str, split: str | None, streaming: bool, columns: TableOptions
 ) -> DatasetImages | StreamedImages:
     """
-    A data set on the hub.
+    Opens a data set on the hub.
 
     Args:
         name: `user/name`, or `user/name/subset`.
-        split: may be left out if there is one alone.
+        split: may be left out if there is only one.
 
     Raises:
         ValueError: if there is no such data set or split, or several to choose from.
@@ -241,26 +222,19 @@ def open_dataset(
         dataset = datasets.load_dataset(repository, subset, split=split, streaming=streaming)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{name} is no file or folder here, and cannot be had as a data set: {error}") from error
-    return from_dataset(name, dataset, split, image, label)
+    return from_dataset(name, dataset, split, columns)
 
 
-def from_dataset(
-    name: str, dataset: Any, split: str | None, image: str | None, label: str | None
-) -> DatasetImages | StreamedImages:
-    """The images of what `datasets` has loaded; errors as of [`TableColumns`] and [`choose_split`]."""
+def from_dataset(name: str, dataset: Any, split: str | None, columns: TableOptions) -> DatasetImages | StreamedImages:
+    """Returns the source of what `datasets` has loaded; raises the errors of [`TableColumns`] and [`choose_split`]."""
     if isinstance(dataset, dict):
         dataset = dataset[choose_split(name, split, dataset)]
     is_streamed = isinstance(dataset, require("datasets").IterableDataset)
-    return (StreamedImages if is_streamed else DatasetImages)(name, dataset, image, label)
+    return (StreamedImages if is_streamed else DatasetImages)(name, dataset, columns)
 
 
 def choose_split(name: str, split: str | None, splits: Sequence[str]) -> str:
-    """
-    The split that is asked for, or the only one there is.
-
-    Raises:
-        ValueError: if there is no such split, or there are several.
-    """
+    """Returns the split that is asked for, or the only one; raises ValueError if it is missing or not unique."""
     if split is None and len(splits) == 1:
         return next(iter(splits))
     if split not in splits:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in tars, as WebDataset (https://github.com/webdataset/webdataset) writes them, or as they come."""
+"""Sources of images in tars, those of WebDataset (https://github.com/webdataset/webdataset) and any others."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from itertools import groupby, islice
 
 from .decoding import IMAGE_SUFFIXES, as_text
 from .image_files import PathTable
-from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, ranges
+from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
 
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -20,7 +20,7 @@ SAMPLES_WITH_LABEL = 100  # among so many a label must be seen
 
 class ImageTars(ImageSource):
     """
-    The images in tars, in the order they lie there.
+    A source of the images in tars, in the order in which they lie there.
 
     Members that follow each other and share their name up to its first dot belong together; `.cls` is their label.
     """
@@ -34,7 +34,7 @@ class ImageTars(ImageSource):
         return self.tars
 
     def read(self, part: str) -> Iterator[ImageRecord]:
-        """A damaged tar gives what lies before the damage, and then a record that says so."""
+        """Reads a tar; a damaged one gives the images before the damage, and then a record that says so."""
         try:
             with tarfile.open(part) as tar:
                 for _, files in groupby(contents(tar), key=lambda file: sample_key(file[0])):
@@ -52,7 +52,7 @@ class ImageTars(ImageSource):
 
 class IndexedTars(IndexedSource):
     """
-    The images in tars, without labels, where each lies: seen by reading the tars' headers once.
+    A source of the images in tars, in any order, without labels; it reads the tars' headers once.
 
     Raises:
         ValueError: if a tar is compressed.
@@ -62,56 +62,34 @@ class IndexedTars(IndexedSource):
         self.columns, self.notes = {"path": "string"}, {}
         self.tars, self.fingerprint = source.tars, source.fingerprint
         self._tar, self._offset, self._size = array("L"), array("Q"), array("Q")
-        self.paths = PathTable(self._look())
+        self.paths = PathTable(self._locate_images(source))
         self.num_images = len(self.paths)
 
-    def parts(self, rows: int) -> list[range]:
-        return ranges(self.num_images, rows)
-
-    def read(self, part: range) -> Iterator[ImageRecord]:
-        return map(self.record, part)
-
     def record(self, index: int) -> ImageRecord:
-        path = as_text(self.paths[index])
+        path = self.paths[index]
         place = FileRange(self.tars[self._tar[index]], self._offset[index], self._size[index])
         return ImageRecord(path, {"path": path}, place)
 
-    def _look(self) -> Iterator[str]:
-        """Notes where each image lies, and gives its path."""
+    def _locate_images(self, source: ImageTars) -> Iterator[str]:
+        """Stores where each image lies, and returns the paths."""
         for number, tar in enumerate(self.tars):
-            for path, content in ranges_of_images(tar):
-                if isinstance(content, Unreadable):
-                    self.notes[path] = content.reason
+            for record in source.read(tar):
+                if isinstance(record.content, Unreadable):
+                    self.notes[record.name] = record.content.reason
                     continue
-                self._tar.append(number)
-                self._offset.append(content.offset)
-                self._size.append(content.size)
-                yield path
-
-
-def ranges_of_images(tar: str) -> Iterator[tuple[str, FileRange | Unreadable]]:
-    """
-    Where the images of a tar lie; of a damaged one, of those before the damage, and then what is wrong.
-
-    Raises:
-        ValueError: if the tar is compressed.
-    """
-    try:
-        with tarfile.open(tar) as file:
-            for name, content in contents(file):
-                if isinstance(content, FileRange):
-                    yield os.path.join(tar, name), content
-                elif not isinstance(file.fileobj, io.BufferedReader):
+                if isinstance(record.content, bytes):
                     raise ValueError(f"{tar} is compressed, so its images cannot be read in any order: decompress it")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield as_text(tar), Unreadable(f"the tar is damaged: {error}")
+                self._tar.append(number)
+                self._offset.append(record.content.offset)
+                self._size.append(record.content.size)
+                yield record.name
 
 
 def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
-    """Names of the images and labels in a tar, and what is in them, or where, if it is not compressed."""
+    """Returns names and contents of the images and labels in a tar; of an uncompressed one, where images lie."""
     is_plain = isinstance(tar.fileobj, io.BufferedReader)
     while (member := tar.next()) is not None:
-        tar.members = []  # it would keep all there were
+        tar.members = []  # tarfile would keep all of them
         suffix = os.path.splitext(member.name)[1].lower()
         if not member.isreg() or (suffix not in IMAGE_SUFFIXES and suffix != LABEL_SUFFIX):
             continue
@@ -125,13 +103,13 @@ def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
 
 
 def sample_key(name: str) -> str:
-    """The name of a member up to the first dot of its last part."""
+    """Returns the name of a member up to the first dot of its last part."""
     folder, file = os.path.split(name)
     return os.path.join(folder, file.partition(".")[0])
 
 
 def records_of_sample(tar: str, files: dict[str, bytes | FileRange]) -> Iterator[ImageRecord]:
-    """The images among the files of a sample."""
+    """Returns records of the images among the files of a sample."""
     label = {}
     for name in [name for name in files if name.lower().endswith(LABEL_SUFFIX)]:
         label["label"] = files.pop(name).decode("utf-8", "replace").strip()

@@ -23,12 +23,9 @@ class TableOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderOptions:
-    """How images are read."""
+    """How images are read, which results do not depend on."""
 
     num_workers: int | None = option(
         "Processes that read images; by default one a spare core, none for few images.", None
     )
     progress: bool = True
-
-
-__all__ = ["IMAGES_HELP", "ON_ERROR_HELP", "ReaderOptions", "TableOptions"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user names as the source of images, and which kind of source it is."""
+"""Opens what a user names as the source of images, of whatever kind it is."""
 
 import glob
 import os
@@ -12,6 +12,7 @@ from .image_files import ImageFiles, images_of_folder, images_of_list
 from .image_source import ImageSource
 from .image_tables import ParquetImages, choose_split, from_dataset, open_dataset
 from .image_tars import TAR_SUFFIXES, ImageTars
+from .options import TableOptions
 
 
 SAVED_DATASETS = ("dataset_dict.json", "state.json")  # what `save_to_disk` of `datasets` leaves
@@ -22,22 +23,22 @@ def open_source(
     name: str, *, streaming: bool = False, image_column: str | None = None, label_column: str | None = None
 ) -> ImageSource:
     """
-    The images that a name stands for.
+    Opens the source of images that a name stands for.
 
     Args:
         name: a folder of images, searched to any depth, or of tars, Parquet files or a saved data set; a tar, Parquet
             or image file; a text file with a path a line; a pattern such as `"shards/*.tar"`; the id of a data set on
-            the hub, `user/name` or `user/name/subset`. After a colon the split, where there are several.
+            the hub, `user/name` or `user/name/subset`. The split follows after a colon, where there are several.
         streaming: read a data set of the hub without storing it.
-        image_column, label_column: of a table, where they cannot be told from types and names.
+        image_column, label_column: columns of a table, where they cannot be told from types and names.
 
     Raises:
-        ValueError: if there is no such source, or what to read of it is not clear.
+        ValueError: if there is no such source, or it is not clear what to read of it.
     """
     path, split = name, None
     if not os.path.exists(name) and re.search(r":[\w.-]+$", name):
         path, _, split = name.rpartition(":")
-    columns = (image_column, label_column)
+    columns = TableOptions(image_column=image_column, label_column=label_column)
     if os.path.isdir(path):
         return _open_folder(path, split, columns)
     if split is None and os.path.isfile(path):
@@ -45,43 +46,39 @@ def open_source(
     if split is None and (files := sorted(glob.glob(path, recursive=True))):
         return _open_files(path, files, columns)
     if DATASET_ID.fullmatch(path) and not os.path.exists(path):
-        return open_dataset(path, split, streaming, *columns)
+        return open_dataset(path, split, streaming, columns)
     raise ValueError(
         f"{name} is neither a folder, nor an image, nor a tar, nor a Parquet file, nor a text file of paths, nor the "
         "id of a data set (user/name)"
     )
 
 
-def _open_folder(folder: str, split: str | None, columns: tuple[str | None, str | None]) -> ImageSource:
+def _open_folder(folder: str, split: str | None, columns: TableOptions) -> ImageSource:
     if any(Path(folder, file).is_file() for file in SAVED_DATASETS):
-        return from_dataset(folder, require("datasets").load_from_disk(folder), split, *columns)
+        return from_dataset(folder, require("datasets").load_from_disk(folder), split, columns)
     images = images_of_folder(folder)
     if images.num_images and split is None:
         return images
     splits = _splits_of_folder(folder)
     if not splits and split is None:
         return images
-    files = splits[choose_split(folder, split, splits)]
-    return _open_files(folder, files, columns)
+    return _open_files(folder, splits[choose_split(folder, split, splits)], columns)
 
 
 def _splits_of_folder(folder: str) -> dict[str, list[str]]:
-    """The tars or Parquet files of a folder, by the splits that `datasets` reads in their names."""
+    """Returns the tars or Parquet files of a folder, by the splits that `datasets` reads in their names."""
     if not any(str(file).endswith((*TAR_SUFFIXES, ".parquet")) for file in Path(folder).rglob("*")):
         return {}
     builder = require("datasets").load_dataset_builder(folder)
     return {str(split): list(map(str, files)) for split, files in builder.config.data_files.items()}
 
 
-def _open_files(name: str, files: list[str], columns: tuple[str | None, str | None]) -> ImageSource:
-    """
-    Raises:
-        ValueError: if they are of several kinds.
-    """
+def _open_files(name: str, files: list[str], columns: TableOptions) -> ImageSource:
+    """Opens files; raises ValueError if they are of several kinds."""
     if all(file.lower().endswith(TAR_SUFFIXES) for file in files):
         return ImageTars(files)
     if all(file.lower().endswith(".parquet") for file in files):
-        return ParquetImages(name, files, *columns)
+        return ParquetImages(name, files, columns)
     if all(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files):
         return ImageFiles(name, files)
     if len(files) == 1:

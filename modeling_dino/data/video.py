@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos in and out, through PyAV (https://pyav.basswood-io.com), which brings FFmpeg with it."""
+"""Reads and writes videos, through PyAV (https://pyav.basswood-io.com), which brings FFmpeg with it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 VIDEO_SUFFIXES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"])
-CODEC, OPTIONS = "libx264", {"crf": "18"}  # of no visible loss
+CODEC, OPTIONS = "libx264", {"crf": "18"}  # without visible loss
 PIXEL_FORMAT = "yuv420p"  # the only one that every browser plays; it needs even sides
 BT601 = 5  # how FFmpeg converts RGB unless told otherwise; players that are not told assume another for large frames
 
 
 class Video:
     """
-    The frames of a video file, in RGB and upright, as often as they are iterated over.
+    Gives the frames of a video file, in RGB and upright, as often as it is iterated over.
 
-    Of a video that is cut off it is those there are, with a warning. Damage within a frame FFmpeg fills in, untold.
+    A video that is cut off gives the frames before the cut, and a warning. FFmpeg fills in damage within a frame
+    without saying so.
 
     Attributes:
         num_frames: None where the file does not say.
         fps: frames a second, on average; None where the file does not say.
 
     Raises:
-        ValueError: if it cannot be read; when iterating, if it cannot be decoded.
+        ValueError: if the file cannot be read; when iterating, if it cannot be decoded.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -59,7 +60,7 @@ class Video:
 
     @contextmanager
     def _open(self) -> Iterator:
-        """Its first stream of pictures."""
+        """Opens the first stream of pictures."""
         av = require("av", "video")
         try:
             with av.open(self.path) as container:
@@ -73,20 +74,20 @@ class Video:
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether it is a file with the name of a video."""
+    """Returns whether this is a file with the name of a video."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)
 
 
 @contextmanager
 def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[["Image.Image"], None]]:
     """
-    A function that appends a frame to an MP4 file, which appears at the end, whole.
+    Gives a function that appends a frame to an MP4 file; the file appears at the end, whole.
 
-    Of an odd height or width the last row or column is left out.
+    The last row of an odd height and the last column of an odd width are left out.
 
     Raises:
         ValueError: if a frame has another size than the first, or there is none.
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     av = require("av", "video")
     with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
@@ -108,6 +109,3 @@ def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[["Image.
         if size is None:
             raise ValueError(f"no frames for {path}")
         container.mux(stream.encode())  # what waits in the encoder
-
-
-__all__ = ["VIDEO_SUFFIXES", "Video", "is_video", "write_video"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.decoding import encoded_image, read_image
+from ..data.image_source import ImageRecord
+from ..data.reader import all_records, decode_record
 from ..data.sources import open_source
 from ..runtime.extras import require
 from ..runtime.whole_files import whole_file
@@ -87,23 +88,22 @@ def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> "dict[
     Raises:
         ValueError: if one cannot be found or read.
     """
-    contents = {name: name for name in names if isinstance(name, str) and Path(name).is_file()}
-    if len(contents) < len(names):
-        contents |= find_in_source(part, set(names) - set(contents))
+    records = {name: ImageRecord(name, {}, name) for name in names if isinstance(name, str) and Path(name).is_file()}
+    if len(records) < len(names):
+        records |= find_in_source(part, set(names) - set(records))
     thumbnails = {}
-    for name, content in contents.items():
+    for name, record in records.items():
         try:
-            image, _ = read_image(content)
-        except ValueError as error:
+            thumbnails[name], _ = decode_record(record)
+        except (ValueError, OSError) as error:
             raise ValueError(f"cannot read {name}: {error}") from error
-        image.thumbnail((TILE, TILE))
-        thumbnails[name] = image
+        thumbnails[name].thumbnail((TILE, TILE))
     return thumbnails
 
 
-def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, str | bytes]:
+def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, ImageRecord]:
     """
-    The files of images that lie in tars or tables, which are read through up to the last of them.
+    Finds images that lie in tars or tables, which are read through up to the last of them.
 
     Raises:
         ValueError: if one is not there.
@@ -114,13 +114,12 @@ def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, str
     source = open_source(
         settings["images"], image_column=settings["image_column"], label_column=settings["label_column"]
     )
-    for group in source.parts(1024):
-        for record in source.read(group):
-            name = record.columns.get("path", record.columns.get("index"))
-            if name in names:
-                found[name] = encoded_image(record)
-                if len(found) == len(names):
-                    return found
+    for record in all_records(source):
+        name = record.columns.get("path", record.columns.get("index"))
+        if name in names:
+            found[name] = record
+            if len(found) == len(names):
+                return found
     raise ValueError(f"{min(names - set(found), key=str)} is no longer in {settings['images']}: no sheet without it")
 
 

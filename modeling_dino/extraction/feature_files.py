@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of features: Parquet shards in the order of the images, and what they are in a manifest.
+"""Writes and loads a folder of features: Parquet shards in the order of the images, and a manifest.
 
     manifest.json                     what the features depend on; whether all are there; which images were skipped
     features-000000-000000.parquet    rows: path or index, [label,] feature (fixed-size list of float32)
 
 The images come in parts, and a part in chunks of so many rows: a shard is one chunk. Its metadata says which images it
-skipped, and whether it is the last of its part, so which shards are missing can be seen from those that are there.
-Every file appears whole, by a rename.
+skipped, and whether it is the last of its part, so that the shards that are there tell which are missing. Every file
+appears whole, by a rename.
 """
 
+import itertools
 import json
 import math
 import os
@@ -35,7 +36,7 @@ SHARDS_TO_SHARE = 256  # enough for many processes to have the same number
 
 
 def rows_per_shard(num_images: int | None, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many images a shard covers: a matter of what is extracted alone, so that every run cuts the same."""
+    """Returns how many images a shard covers; it depends on the extraction alone, so that every run cuts the same."""
     shared = UNCOUNTED_SHARD_ROWS if num_images is None else -(-num_images // SHARDS_TO_SHARE)
     shared = min(max(MIN_SHARD_ROWS, shared), MAX_SHARD_ROWS)
     return max(1, min(shared, SHARD_BYTES // (4 * sum(map(math.prod, shapes.values())))))
@@ -53,18 +54,10 @@ class FeatureFolder(RunFolder):
 
     file_name, format, contents, command = MANIFEST, FORMAT, "features", "dino extract"
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        settings: dict,
-        columns: dict[str, str],
-        shapes: dict[str, tuple[int, ...]],
-    ):
+    def __init__(self, path: str | os.PathLike, settings: dict, columns: dict[str, str], shapes: dict[str, tuple]):
         super().__init__(path, settings)
-        self.columns = columns
-        self.shapes = shapes
-        self.shards: set[tuple[int, int]] = set()
-        self.lengths: dict[int, int] = {}
+        self.columns, self.shapes = columns, shapes
+        self.shards: dict[tuple[int, int], dict] = {}  # (part, chunk) -> rows and remarks of those that were found
 
     def has_results(self) -> bool:
         """Returns True: even a folder without shards has the settings that the next run must have."""
@@ -80,30 +73,32 @@ class FeatureFolder(RunFolder):
         super().write(features=self.shapes, **facts)
 
     def find_shards(self):
-        """Sees which shards are there, and how many each part has of which the last one is there."""
+        """Reads which shards are there, and their metadata."""
         pq = require("pyarrow.parquet")
-        self.shards, self.lengths = set(), {}
+        self.shards = {}
         for file in shard_files(self.path):
+            metadata = pq.read_metadata(file)
             part, chunk = map(int, SHARD_NAME.fullmatch(file.name).groups())
-            self.shards.add((part, chunk))
-            if json.loads(pq.read_metadata(file).metadata[b"dino"])["ends_part"]:
-                self.lengths[part] = chunk + 1
+            self.shards[part, chunk] = {"rows": metadata.num_rows, **json.loads(metadata.metadata[b"dino"])}
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows in the shards that were found."""
+        return sum(shard["rows"] for shard in self.shards.values())
 
     def is_whole(self, part: int) -> bool:
-        """Whether all shards of a part were there when last looked."""
-        return part in self.lengths and all((part, chunk) in self.shards for chunk in range(self.lengths[part]))
+        """Returns whether all shards of a part were found."""
+        found = (self.shards.get((part, chunk)) for chunk in itertools.count())
+        return next(shard is not None for shard in found if shard is None or shard["ends_part"])
 
     def write_shard(self, part: int, chunk: int, rows: list[dict], features: "dict[str, np.ndarray]", remarks: dict):
         """
-        Writes a shard.
+        Writes a shard; raises OSError if it cannot be written, and leaves the other shards as they are.
 
         Args:
-            rows: what is in the columns beside the features.
-            features: (rows, *shape) of each of `shapes`, float32.
+            rows: the columns beside the features.
+            features: (rows, *shape) for each of `shapes`, float32.
             remarks: `skipped` and `notes`, each name of an image -> text, and `ends_part`.
-
-        Raises:
-            OSError: if it cannot be written; the other shards stay as they are.
         """
         pa, pq = require("pyarrow"), require("pyarrow.parquet")
         columns = {
@@ -117,46 +112,31 @@ class FeatureFolder(RunFolder):
         with whole_file(self.path / f"features-{part:06d}-{chunk:06d}.parquet") as partial:
             pq.write_table(table, partial, compression="none", use_dictionary=["label"])
 
-    def count_rows(self) -> int:
-        """Rows in the shards that are there."""
-        pq = require("pyarrow.parquet")
-        return sum(pq.read_metadata(file).num_rows for file in shard_files(self.path))
-
     def complete(self, num_parts: int) -> dict:
-        """
-        Completes the manifest from the shards, and returns it.
-
-        Raises:
-            OSError: if a shard is missing.
-        """
-        pq = require("pyarrow.parquet")
+        """Completes the manifest from the shards, and returns it; raises OSError if a shard is missing."""
         self.find_shards()
         if not all(map(self.is_whole, range(num_parts))):
             raise OSError(f"{self.path} lacks shards that were written: run it again, and it goes on")
-        rows, skipped, notes = 0, {}, {}
-        for file in shard_files(self.path):
-            metadata = pq.read_metadata(file)
-            remarks = json.loads(metadata.metadata[b"dino"])
-            rows += metadata.num_rows
-            skipped.update(remarks["skipped"])
-            notes.update(remarks["notes"])
-        self.close(rows=rows, skipped=skipped, notes=notes)
+        remarks = {kind: {} for kind in ("skipped", "notes")}
+        for kind, shard in itertools.product(remarks, self.shards.values()):
+            remarks[kind].update(shard[kind])
+        self.close(rows=self.num_rows, **remarks)
         return self.facts
 
 
 def shard_files(folder: str | os.PathLike) -> list[Path]:
-    """The shards of a folder, in order."""
+    """Lists the shards of a folder, in order."""
     return sorted(file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name))
 
 
 def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
     """
-    The features that `dino extract` wrote, in the order of the images.
+    Loads the features that `dino extract` wrote, in the order of the images.
 
     Returns:
-        `feature`: (rows, *shape), float32, of several kinds `feature_cls` and so on; `path` or `index`: (rows,);
-        `label`: (rows,), where the images have classes. Features of a single shard are not copied, and not to be
-        written to; those of several are copied once.
+        `feature`: (rows, *shape), float32, or `feature_cls` and so on for several kinds; `path` or `index`: (rows,);
+        `label`: (rows,), where the images have classes. The features of a single shard are not copied, and must not
+        be written to; those of several are copied once.
 
     Raises:
         ValueError: if it is not a folder of features, or a run has not finished.
@@ -185,13 +165,10 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
 
 
 def _values(column: "pa.ChunkedArray", shape: list[int]) -> "np.ndarray":
-    """A column of lists as (rows, *shape), without a copy."""
+    """Returns a column of lists as (rows, *shape), without a copy."""
     pa = require("pyarrow")
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     values = (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)) if chunks else None
     if values is None:
         return require("numpy").empty((0, *shape), "float32")
     return values.flatten().to_numpy().reshape(len(values), *shape)
-
-
-__all__ = ["FeatureFolder", "load_features", "rows_per_shard", "shard_files"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of features that users of DINO evaluate, from one forward pass, or one a scale.
+"""Computes the kinds of features that users of DINO evaluate, by one forward pass for each scale of the images.
 
-As the original's evaluation: https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L120; generalised
-means as in its eval_copy_detection.py, several scales as in `multi_scale` of its utils.py.
+They follow the original's evaluation: https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L120;
+generalised means follow its eval_copy_detection.py, several scales `multi_scale` of its utils.py.
 
 Where we deviate: generalised means are taken in float32 in every dtype (the fourth power of 1e-6 is 0 in half
 precision); the mean over scales is not normalised, since those who compare features normalise them.
@@ -25,10 +25,7 @@ GEM_P, GEM_MIN = 4.0, 1e-6  # https://github.com/facebookresearch/dino/blob/7c44
 def check_features(
     config: DinoConfig, kind: str, last_blocks: int = 1, gem_p: float = GEM_P, scales: Sequence[float] = (1.0,)
 ):
-    """
-    Raises:
-        ValueError: if a model of this configuration has no such features.
-    """
+    """Raises ValueError if a model of this configuration has no such features."""
     if kind not in FEATURE_KINDS:
         raise ValueError(f"unknown features {kind!r}: allowed are {', '.join(FEATURE_KINDS)}")
     if not 1 <= last_blocks <= config.num_hidden_layers:
@@ -58,7 +55,7 @@ def image_features(
     scales: Sequence[float] = (1.0,),
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """
-    Features of images, by one pass through the model for each scale.
+    Computes features of images, by one pass through the model for each scale.
 
     Args:
         pixel_values: (B, C, H, W).
@@ -66,13 +63,13 @@ def image_features(
             `"cls_patch_mean"`: CLS tokens, and the mean of the last block's patch tokens; `"gem"` and `"cls_gem"`:
             the same with generalised means; `"patches"`: patch tokens, or the cells of a ResNet's map;
             `"projection"`: the head's output.
-        last_blocks: of how many last blocks (each normed), side by side.
+        last_blocks: how many last blocks' features (each normed) are put side by side.
         gem_p: exponent of the generalised mean, (mean of max(x, 1e-6)^p)^(1/p).
-        scales: the features are the mean of those of the images resized so, bilinearly; the original's retrieval at
-            several scales has 1, 1/√2 and 1/2.
+        scales: sizes to which the images are resized bilinearly, over which the mean is taken; the original's
+            retrieval has 1, 1/√2 and 1/2.
 
     Returns:
-        (B, dim), for patches (B, h * w, dim); of several kinds one each, by their names.
+        (B, dim), for patches (B, h * w, dim); for several kinds a dictionary of them by their names.
 
     Raises:
         ValueError: if the model has no such features.
@@ -88,11 +85,7 @@ def image_features(
 
 
 def gem(tokens: torch.Tensor, p: float = GEM_P) -> torch.Tensor:
-    """
-    Generalised means over tokens, (B, N, D) -> (B, D).
-
-    Paper: https://arxiv.org/abs/1711.02512.
-    """
+    """Returns generalised means over tokens, (B, N, D) -> (B, D); see https://arxiv.org/abs/1711.02512."""
     return tokens.float().clamp(min=GEM_MIN).pow(p).mean(dim=1).pow(1 / p).to(tokens.dtype)
 
 

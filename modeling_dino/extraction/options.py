@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What features are extracted, and how."""
+"""Options of an extraction: which features, of which model and images, and how they are computed."""
 
 from dataclasses import dataclass
 
 import torch
 
-from ..data.decoding import ON_ERROR
+from ..data.decoding import check_on_error
 from ..data.image_source import ImageSource
 from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
 from ..data.sources import open_source
@@ -54,17 +54,17 @@ class ExtractionSettings(TableOptions):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Columns of features, and the kind in each."""
+        """The columns of features, and the kind in each."""
         kinds = [kind.strip() for kind in self.features.split(",")]
         return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
 
     @property
     def pooling(self) -> tuple[int, float, tuple[float, ...]]:
-        """What `image_features` takes beside the kinds of features."""
+        """The arguments of `image_features` after the kinds of features."""
         return self.last_blocks, self.gem_p, self.scales
 
     def batch_size_on(self, device: torch.device) -> int:
-        """Images that go through the model at once on a device."""
+        """Returns how many images go through the model at once on a device."""
         return min(self.batch_size, CPU_BATCH) if device.type == "cpu" else self.batch_size
 
     def open_source(self) -> ImageSource:
@@ -93,8 +93,4 @@ class ExtractOptions(ReaderOptions, ExtractionSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"unknown on_error {self.on_error!r}: allowed are {', '.join(ON_ERROR)}")
-
-
-__all__ = ["ExtractOptions", "ExtractionSettings"]
+        check_on_error(self.on_error)

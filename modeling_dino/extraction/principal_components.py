@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components of more vectors than memory holds: from sums over batches, in float64.
+"""Finds the principal components of more vectors than memory holds, from sums over batches, in float64.
 
 Batches are merged as in https://doi.org/10.1080/00031305.1983.10483115 (Chan, Golub, LeVeque), where no large sums are
 subtracted from each other.
@@ -13,11 +13,13 @@ import torch
 @dataclass(frozen=True)
 class PrincipalComponents:
     """
+    The directions in which vectors vary most.
+
     Args:
         mean: (D,).
-        components: (K, D), orthonormal rows, by falling variance; of each the entry of greatest magnitude is positive.
-        variances: (K,), along them, as scikit-learn's `explained_variance_`.
-        total_variance: along all D.
+        components: (K, D), orthonormal rows, by falling variance; the entry of greatest magnitude of each is positive.
+        variances: (K,), along the components, as scikit-learn's `explained_variance_`.
+        total_variance: the sum along all D dimensions.
     """
 
     mean: torch.Tensor
@@ -26,7 +28,7 @@ class PrincipalComponents:
     total_variance: float
 
     def project(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The coordinates of vectors along the components: (N, D) -> (N, K), in float64."""
+        """Returns the coordinates of vectors along the components: (N, D) -> (N, K), in float64."""
         return (vectors.double() - self.mean) @ self.components.T
 
 
@@ -39,13 +41,7 @@ class Moments:
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
 
     def add(self, vectors: torch.Tensor):
-        """
-        Args:
-            vectors: (N, D).
-
-        Raises:
-            ValueError: if one is not finite.
-        """
+        """Adds vectors, (N, D); raises ValueError if one is not finite."""
         if not len(vectors):
             return
         vectors = vectors.double()
@@ -59,10 +55,7 @@ class Moments:
         self.count = count
 
     def principal_components(self, num_components: int) -> PrincipalComponents:
-        """
-        Raises:
-            ValueError: if the vectors do not vary in so many directions.
-        """
+        """Finds the components; raises ValueError if the vectors do not vary in so many directions."""
         variances, directions = torch.linalg.eigh(self.scatter / max(self.count - 1, 1))  # in ascending order
         variances, components = variances.flip(0).clamp_min(0), directions.flip(1).T
         smallest = torch.finfo(torch.float64).eps * len(variances) * variances[0]
@@ -75,6 +68,3 @@ class Moments:
         return PrincipalComponents(
             self.mean.clone(), components * largest.sign(), variances[:num_components], float(variances.sum())
         )
-
-
-__all__ = ["Moments", "PrincipalComponents"]

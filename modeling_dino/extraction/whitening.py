@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCA whitening: the directions in which features differ, each with the same weight.
+"""Whitens features by PCA, so that all directions in which they differ have the same weight.
 
 Paper: Jégou and Chum, Negative evidences and co-occurences in image retrieval, ECCV 2012. Source:
 https://github.com/facebookresearch/dino/blob/7c446df/eval_copy_detection.py (`PCA` in its utils.py).
@@ -19,29 +19,23 @@ MIN_VARIANCE = 1e-5  # of the greatest
 
 @dataclass(frozen=True)
 class Whitening:
-    """
-    Args:
-        mean: (D,).
-        components: (D, dimension).
-    """
+    """A map from features to whitened features."""
 
-    mean: torch.Tensor
-    components: torch.Tensor
+    mean: torch.Tensor  # (D,)
+    components: torch.Tensor  # (D, dimension)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, D) -> (N, dimension), float32."""
+        """Whitens features: (N, D) -> (N, dimension), float32."""
         return ((features.double() - self.mean) @ self.components).float()
 
 
 @torch.inference_mode()
 def learn_whitening(features: torch.Tensor, dimension: int | None = None) -> Whitening:
     """
-    Args:
-        features: (N, D), finite.
-        dimension: how many principal components to keep; all where not given.
+    Learns a whitening from features (N, D), which keeps so many principal components, by default all.
 
     Raises:
-        ValueError: if so many cannot be learned from these features, or they do not differ.
+        ValueError: if so many components cannot be learned from these features, or the features do not differ.
     """
     num_images, width = features.shape
     dimension = width if dimension is None else dimension
@@ -58,6 +52,3 @@ def learn_whitening(features: torch.Tensor, dimension: int | None = None) -> Whi
         raise ValueError("whitening cannot be learned from features that are all the same")
     variances = variances.clamp(min=MIN_VARIANCE * float(variances[0]))
     return Whitening(mean, (directions / variances.sqrt())[:, :dimension])
-
-
-__all__ = ["Whitening", "learn_whitening"]

@@ -4,14 +4,15 @@
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.decoding import encoded_image, read_image
 from ..data.image_source import ImageRecord, ImageSource
+from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..runtime.extras import require
 from ..runtime.processes import spare_workers
 
@@ -36,29 +37,12 @@ def side_for(num_images: int) -> int:
     return next(side for side in SIDES if num_images * side**2 <= MAX_PIXELS or side == SIDES[-1])
 
 
-class ThumbnailReader(Dataset):
-    """Reads images and makes them small; runs in the loader's workers."""
-
-    def __init__(self, side: int):
-        self.side = side
-
-    def __getitem__(self, records: list[tuple[int, ImageRecord]]) -> list[tuple[int, torch.Tensor | str]]:
-        """Places and records -> places and pictures, (side, side, 3) in bytes, or why there is none."""
-        return [(place, self._picture(record)) for place, record in records]
-
-    def _picture(self, record: ImageRecord) -> torch.Tensor | str:
-        try:
-            image, _ = read_image(encoded_image(record))
-        except (ValueError, OSError) as error:
-            return str(error)
-        return torch.from_numpy(require("numpy").array(central_square(image, self.side)))
-
-
-def central_square(image: "Image.Image", side: int) -> "Image.Image":
-    """The square in the middle, which the model sees most of, at a size of (side, side)."""
+def central_square(image: "Image.Image", side: int) -> torch.Tensor:
+    """Returns the square in the middle, which the model sees most of, in bytes: (side, side, 3)."""
     left, top = ((length - min(image.size)) / 2 for length in image.size)
     box = (left, top, left + min(image.size), top + min(image.size))
-    return image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
+    square = image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
+    return torch.from_numpy(require("numpy").array(square))
 
 
 def image_key(name: str | int, source_name: str) -> str:
@@ -94,38 +78,26 @@ def read_thumbnails(
     missing = dict.fromkeys(range(num_images), "not among the images any more")
     if num_workers is None:
         num_workers = spare_workers(num_images)
-    batches = WantedRecords(source, source_name, places)
-    loader = DataLoader(ThumbnailReader(side), batch_size=None, sampler=batches, num_workers=num_workers)
+    reader = ImageReader(partial(central_square, side=side))
+    batches = map(Batch, batched(wanted_records(source, source_name, places), RECORDS_AT_ONCE))
     with tqdm(desc="thumbnails", total=num_images, disable=not progress) as bar:
-        for batch in loader:
-            for place, picture in batch:
-                if isinstance(picture, str):
-                    missing[place] = picture
-                else:
-                    pictures[place] = picture
-                    del missing[place]
-            bar.update(len(batch))
+        for images in read_batches(reader, batches, num_workers):
+            for name, reason in images.skipped.items():
+                missing |= dict.fromkeys(places[image_key(name, source_name)], reason)
+            for row, picture in zip(images.rows, () if images.pixels is None else images.pixels):
+                pictures[row["place"]] = picture
+                del missing[row["place"]]
+            bar.update(len(images.rows) + len(images.skipped))
     return pictures, missing
 
 
-class WantedRecords:
-    """Records that belong somewhere, with their place, a few at a time, as a sampler."""
-
-    def __init__(self, source: ImageSource, source_name: str, places: dict[str, list[int]]):
-        self.source, self.source_name, self.places = source, source_name, places
-
-    def __iter__(self) -> Iterator[list[tuple[int, ImageRecord]]]:
-        batch, left = [], {key: list(places) for key, places in self.places.items()}
-        for part in self.source.parts(RECORDS_AT_ONCE):
-            for record in self.source.read(part):
-                # once each: an image that a list names twice has two places, and comes twice
-                if wanted := left.get(image_key(record.name, self.source_name)):
-                    batch.append((wanted.pop(0), record))
-                if len(batch) == RECORDS_AT_ONCE:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+def wanted_records(source: ImageSource, source_name: str, places: dict[str, list[int]]) -> Iterator[ImageRecord]:
+    """Returns the records that belong in a place, with `place` as their only column."""
+    left = {key: list(of_key) for key, of_key in places.items()}
+    for record in all_records(source):
+        # once each: an image that a list names twice has two places, and comes twice
+        if wanted := left.get(image_key(record.name, source_name)):
+            yield replace(record, columns={"place": wanted.pop(0)})
 
 
 def atlases(pictures: "np.ndarray") -> Iterator[bytes]:

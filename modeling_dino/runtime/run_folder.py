@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a long run: a JSON file says what the run is, so that the same run goes on where it stopped."""
+"""Keeps the folder of a long run, with a JSON file about it, so that the same run goes on where it stopped."""
 
 import json
 import os
@@ -17,8 +17,8 @@ class RunFolder:
     writes it (`command`); `has_results` and `clear` say what there is to lose.
 
     Args:
-        path: the folder; it need not be there yet.
-        settings: everything that makes two runs the same; JSON must know its values.
+        path: the folder, which need not exist yet.
+        settings: everything that makes two runs the same, as values that JSON can store.
     """
 
     file_name: str
@@ -41,10 +41,10 @@ class RunFolder:
 
     def check(self, overwrite: bool):
         """
-        Reads what is known of the run that the folder has, if it has one.
+        Reads the facts about the run that the folder has, if it has one.
 
         Raises:
-            ValueError: if it has another run (and `overwrite` is not given), or anything else.
+            ValueError: if the folder has another run (and `overwrite` is not given), or anything else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another output folder")
@@ -65,12 +65,7 @@ class RunFolder:
         return self.facts.get("complete", False)
 
     def open(self, overwrite: bool):
-        """
-        Makes the folder, or opens it to go on; removes what another run left, as `check` allowed.
-
-        Raises:
-            OSError: if it cannot be written to.
-        """
+        """Makes the folder, or opens it to go on; removes what another run left, as `check` allowed."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self.facts and (overwrite or self.facts["settings"] != self.settings):
             self.write(complete=False, settings={})  # of no run, until all that it left is gone
@@ -81,23 +76,18 @@ class RunFolder:
         self.write(complete=False)
 
     def close(self, **facts):
-        """Notes that the run is complete, and what it came to."""
+        """Writes that the run is complete, with its results."""
         self.write(complete=True, **facts)
 
     def write(self, **facts):
-        """Writes what is known of the run."""
+        """Writes the JSON file."""
         self.facts = {"format": self.format, "settings": self.settings, **facts}
         with whole_file(self.path / self.file_name) as partial:
             partial.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> dict:
-        """
-        Reads what is known of the run in a folder.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Reads the JSON file of a folder; raises ValueError if there is none of this format."""
         try:
             facts = json.loads((Path(folder) / cls.file_name).read_text(encoding="utf-8"))
             if facts["format"] == cls.format:
@@ -117,6 +107,3 @@ def first_difference(old: dict, new: dict) -> str:
                 return f"{name}.{first_difference(old[name], new[name])}"
             return f"{name}: {old.get(name)} -> {new.get(name)}"
     return ""
-
-
-__all__ = ["RunFolder", "first_difference"]

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-NN accuracy of the teacher's features during pretraining: it needs no training, and tells early how it goes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl
 
 from ..data.image_source import ImageSource
+from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import number_labels
 from ..evaluation.knn import knn_accuracy, knn_predict
-from ..extraction.extract import Batch, ImageReader, Place
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
@@ -87,18 +86,22 @@ def labelled_features(
     Under several processes each computes some of the batches; all get the same.
     """
     state = require("accelerate").PartialState()
-    from ..data.evaluation_transform import DinoImageProcessor
+    from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
 
-    reader = ImageReader(DinoImageProcessor(**image_processor_config(model.config)), model.config.num_channels)
-    batches = EveryNth(source, state.process_index, state.num_processes)
-    # a generator of its own: the loader would draw a seed from the one of the training
-    loader = DataLoader(reader, batch_size=None, sampler=batches, num_workers=num_workers, generator=torch.Generator())
+    num_channels = model.config.num_channels
+    transform = ImageTransform(DinoImageProcessor(**image_processor_config(model.config)), num_channels)
+    batches = (
+        Batch(records, place=number)
+        for number, records in enumerate(batched(all_records(source), BATCH_SIZE))
+        if number % state.num_processes == state.process_index
+    )
     found = []
-    for images in loader:
-        if images.pixel_values is not None:
+    for images in read_batches(ImageReader(transform, num_channels), batches, num_workers):
+        if images.pixels is not None:
             with torch.inference_mode():
-                features = model(images.pixel_values.to(model.device)).pooler_output.float().cpu()
-            found.append((images.place.chunk, features, [row["label"] for row in images.rows]))
+                pixel_values = transform.normalize(images.pixels.to(model.device))
+                features = model(pixel_values).pooler_output.float().cpu()
+            found.append((images.place, features, [row["label"] for row in images.rows]))
     found = sorted(require("accelerate.utils").gather_object(found), key=lambda batch: batch[0])
     if not found:
         raise ValueError("none of the images for k-NN can be read")
@@ -106,25 +109,6 @@ def labelled_features(
     labels = [label for _, _, labels in found for label in labels]
     has_label = torch.tensor([label is not None for label in labels])
     return features[has_label].to(model.device), [label for label in labels if label is not None]
-
-
-class EveryNth:
-    """The batches of a source that are this process's, as a sampler."""
-
-    def __init__(self, source: ImageSource, process: int, num_processes: int):
-        self.source, self.process, self.num_processes = source, process, num_processes
-
-    def __iter__(self) -> Iterator[Batch]:
-        records, number = [], 0
-        for part in self.source.parts(BATCH_SIZE):
-            for record in self.source.read(part):
-                records.append(record)
-                if len(records) == BATCH_SIZE:
-                    if number % self.num_processes == self.process:
-                        yield Batch(Place(0, number, False, False), records)
-                    records, number = [], number + 1
-        if records and number % self.num_processes == self.process:
-            yield Batch(Place(0, number, True, True), records)
 
 
 Labelled = tuple[torch.Tensor, list[str | int]]

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ..data.decoding import ON_ERROR, encoded_image, read_image
+from ..data.decoding import check_on_error
 from ..data.image_source import IndexedSource
+from ..data.reader import decode_record
 from .multi_crop import MultiCrop
 
 
@@ -60,7 +61,7 @@ class SourceImages(Sequence):
         """
         record = self.source.record(index)
         try:
-            image, note = read_image(encoded_image(record), self.num_channels)
+            image, note = decode_record(record, self.num_channels)
         except (ValueError, OSError) as error:
             raise UnreadableImage(f"{record.name}: {error}") from error
         if note and note not in self._noted:
@@ -88,8 +89,7 @@ class MultiCropDataset(Dataset):
     def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int = 0, on_error: str = "skip"):
         if not len(images):
             raise ValueError("there are no images to train on")
-        if on_error not in ON_ERROR:
-            raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
+        check_on_error(on_error)
         self.images, self.multi_crop, self.seed, self.on_error = images, multi_crop, seed, on_error
         self.epoch = 0
         self._is_unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # workers write to it

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from modeling_dino.data.decoding import encoded_image, read_image
 from modeling_dino.data.image_files import PathTable
+from modeling_dino.data.reader import decode_record
 from modeling_dino.data.sources import open_source
 
 
@@ -44,7 +44,7 @@ def assert_pictures(source, numbers):
     assert source.num_images in (None, len(found))
     assert all(list(record.columns) == list(source.columns) for record in found)
     for record, number in zip(found, numbers, strict=True):
-        image, _ = read_image(encoded_image(record))
+        image, _ = decode_record(record)
         np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(number)))
 
 
@@ -160,9 +160,9 @@ def test_a_tar_cut_short_gives_what_is_whole_and_says_so(tmp_path, kept):
     tar.write_bytes(content[: int(kept * len(content.rstrip(b"\0")))])
     *good, last = records(open_source(str(tar)))
     assert 2 <= len(good) < 9
-    assert [read_image(encoded_image(record))[0].size for record in good[:-1]] == [(7, 9)] * (len(good) - 1)
+    assert [decode_record(record)[0].size for record in good[:-1]] == [(7, 9)] * (len(good) - 1)
     with pytest.raises(ValueError, match=r"the tar is damaged|ends within"):
-        encoded_image(last)
+        decode_record(last)
 
 
 @pytest.mark.parametrize("image_type", ["image", "bytes", "struct"])
@@ -259,10 +259,10 @@ def test_columns_are_chosen_or_asked_for(tmp_path):
 def test_rows_without_an_image(tmp_path):
     pq.write_table(pa.table({"image": [encoded(0), None, b""]}), tmp_path / "a.parquet")
     first, *others = records(open_source(str(tmp_path / "a.parquet")))
-    assert read_image(encoded_image(first))[0].size == (7, 9)
+    assert decode_record(first)[0].size == (7, 9)
     for record in others:
         with pytest.raises(ValueError, match="no image in this row"):
-            encoded_image(record)
+            decode_record(record)
 
 
 @pytest.mark.parametrize(

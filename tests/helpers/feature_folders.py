@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from modeling_dino.data.image_source import ImageRecord
+from modeling_dino.data.reader import all_records
 from modeling_dino.data.sources import open_source
 from modeling_dino.extraction.feature_files import FeatureFolder
 
 
 def records_of(source_name: str | Path) -> list[ImageRecord]:
-    """All images of a source, in order."""
-    source = open_source(str(source_name))
-    return [record for part in source.parts(1000) for record in source.read(part)]
+    """The records of a source, in order."""
+    return list(all_records(open_source(str(source_name))))
 
 
 def write_features(folder: Path, source_name: str | Path, features: np.ndarray, rows: list[dict] | None = None):

@@ -11,7 +11,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor
 
 from modeling_dino import DinoImageProcessor, DinoModel
-from modeling_dino.data.evaluation_transform import look_up
+from modeling_dino.data.evaluation_transform import ImageTransform
 from modeling_dino.hub.loading import load_image_processor
 
 
@@ -66,9 +66,10 @@ def test_grey_levels_looked_up_are_the_images_bit_for_bit(tmp_path):
         DinoModel(config).save_pretrained(tmp_path / mode)
         processor = load_image_processor(str(tmp_path / mode), config)
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 75, 3), np.uint8)).convert(mode)
-        crop = processor.crop(image)
+        transform = ImageTransform(processor, num_channels)
+        crop = transform(image)
         assert crop.dtype == torch.uint8
-        looked_up = look_up(processor.grey_levels(num_channels), crop[None])
+        looked_up = transform.normalize(crop[None])
         assert torch.equal(looked_up, processor(image, return_tensors="pt")["pixel_values"])
 
 

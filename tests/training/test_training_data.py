@@ -242,9 +242,10 @@ def test_a_damaged_tar_gives_what_lies_before_the_damage(tmp_path):
 def test_a_stream_cannot_be_read_in_any_order():
     rows = datasets.Dataset.from_dict({"image": [encoded(0)]}).to_iterable_dataset()
     from modeling_dino.data.image_tables import from_dataset
+    from modeling_dino.data.options import TableOptions
 
     with pytest.raises(ValueError, match="only be read one after the other"):
-        from_dataset("stream", rows, None, None, None).indexed()
+        from_dataset("stream", rows, None, TableOptions()).indexed()
 
 
 def test_grey_images_and_tensors(folder):

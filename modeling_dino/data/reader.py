@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the records of a source: decodes and transforms each image, or says why it cannot be read.
+
+A sampler gives batches of records, and worker processes of PyTorch's loader read them:
+
+    batches = (Batch(records) for records in batched(all_records(source), 32))
+    for images in read_batches(ImageReader(transform), batches, num_workers=2):
+        images.pixels  # (N, ...), of the images that can be read
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..runtime.extras import require
+from .decoding import check_resized, read_image
+from .image_source import FileRange, ImageRecord, ImageSource, Unreadable
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+RECORDS_AT_ONCE = 1024  # in a part of a source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that are read together."""
+
+    records: list[ImageRecord]
+    place: Any = None  # where the batch belongs; the reader hands it on
+
+
+@dataclass
+class Images:
+    """A batch that has been read."""
+
+    place: Any
+    rows: list[dict[str, Any]] = field(default_factory=list)  # columns of the images that can be read
+    pixels: torch.Tensor | None = None  # (rows, ...), as transformed; None where no image can be read
+    skipped: dict[str, str] = field(default_factory=dict)  # images that cannot be read: name -> reason
+    notes: dict[str, str] = field(default_factory=dict)  # what was lost in reading others: name -> text
+
+    def pin_memory(self) -> "Images":
+        """Pins the pixels, which the loader asks for before copies to a GPU."""
+        if self.pixels is not None:
+            self.pixels = self.pixels.pin_memory()
+        return self
+
+
+class ImageReader(Dataset):
+    """
+    Reads and transforms batches; runs in the loader's workers.
+
+    Args:
+        transform: makes a tensor of an image, of the same shape for all images of a batch; raises ValueError for an
+            image that the model cannot take.
+        num_channels: 3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, transform: "Callable[[Image.Image], torch.Tensor]", num_channels: int = 3):
+        self.transform, self.num_channels = transform, num_channels
+
+    def __getitem__(self, batch: Batch) -> Images:
+        images, pixels = Images(batch.place), []
+        for record in batch.records:
+            try:
+                image, note = decode_record(record, self.num_channels)
+                pixels.append(self.transform(image))
+            except (ValueError, OSError) as error:
+                images.skipped[record.name] = str(error)
+                continue
+            images.rows.append(record.columns)
+            if note:
+                images.notes[record.name] = note
+        if pixels:
+            images.pixels = torch.stack(pixels)
+        return images
+
+
+def decode_record(
+    record: ImageRecord, num_channels: int = 3, shorter_side: int | None = None
+) -> "tuple[Image.Image, str | None]":
+    """
+    Decodes the image of a record.
+
+    Args:
+        shorter_side: to which the image will be resized, in pixels, if that is known.
+
+    Returns:
+        the image, and a note on what was lost in reading it, if anything.
+
+    Raises:
+        ValueError, OSError: if it cannot be read, or resized; the message gives the reason, without the name.
+    """
+    content = record.content
+    if isinstance(content, Unreadable):
+        raise ValueError(content.reason)
+    if isinstance(content, FileRange):
+        content = content.read()
+    elif isinstance(content, str) and "://" in content:  # as streamed data sets give
+        with require("fsspec").open(content, "rb") as file:
+            content = file.read()
+    image, note = read_image(content, num_channels)
+    if shorter_side is not None:
+        check_resized(image, shorter_side)
+    return image, note
+
+
+def all_records(source: ImageSource) -> Iterator[ImageRecord]:
+    """Returns all records of a source, in order."""
+    for part in source.parts(RECORDS_AT_ONCE):
+        yield from source.read(part)
+
+
+def batched(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
+    """Returns lists of so many records each; the last one may have fewer."""
+    records = iter(records)
+    while batch := list(islice(records, size)):
+        yield batch
+
+
+def read_batches(
+    reader: ImageReader, batches: Iterable[Batch], num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """
+    Returns a loader of `Images`, which reads batches ahead in worker processes, or with 0 of them in this one.
+
+    `pin_memory` prepares the pixels for copies to a GPU.
+    """
+    return DataLoader(
+        reader,
+        batch_size=None,  # the batches are made
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # or the loader would draw a seed from the one of a training
+    )

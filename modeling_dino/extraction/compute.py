@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computes the features of batches of images, in threads, and in smaller batches where memory does not suffice."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import ImageProcessingMixin
+
+from ..configuration_dino import DinoConfig
+from ..data.reader import Images
+from ..modeling_dino import DinoModel
+from ..runtime.extras import require
+from .features import check_features, image_features
+from .options import ExtractionSettings
+
+
+THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the other's
+
+
+class FeatureComputer:
+    """
+    Computes features of batches of images, in float32 on the CPU; several threads may call it.
+
+    Once memory does not suffice for a batch, all are computed in smaller ones from then on.
+
+    Args:
+        normalize: makes pixel values of transformed images.
+        shapes: columns of features, and the shape of an image's.
+    """
+
+    def __init__(
+        self,
+        model: DinoModel,
+        settings: ExtractionSettings,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+        shapes: dict[str, tuple[int, ...]],
+        compile: bool = False,
+    ):
+        self.model = model if compile else model.prepare_for_inference()
+        self.settings, self.normalize, self.shapes = settings, normalize, shapes
+        self.max_batch_size = settings.batch_size
+        self.function = torch.compile(image_features) if compile else image_features
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> dict[str, torch.Tensor]:
+        """Computes the features of a batch; raises ValueError if memory does not suffice for a single image."""
+        if images.pixels is None:
+            return {column: torch.empty(0, *shape) for column, shape in self.shapes.items()}
+        size = self.max_batch_size
+        while True:
+            try:
+                parts = [self._compute(part) for part in images.pixels.split(size)]
+                return {column: torch.cat([part[column] for part in parts]) for column in self.shapes}
+            except RuntimeError as error:
+                memory = require("accelerate.utils.memory")
+                if not memory.should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise ValueError(f"one image is too large for the memory of {self.model.device}") from error
+            memory.clear_device_cache(garbage_collection=True)
+            size = self.max_batch_size = max(1, min(size, len(images.pixels)) // 2)
+
+    def _compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixel_values = self.normalize(pixels.to(self.model.device, non_blocking=True))
+        kinds = self.settings.columns
+        features = self.function(self.model, pixel_values, list(kinds.values()), *self.settings.pooling)
+        return {column: features[kind].float().cpu() for column, kind in kinds.items()}
+
+
+@contextmanager
+def computing_threads(device: torch.device) -> Iterator[Callable[[Callable, Iterable], Iterator[tuple[Any, Any]]]]:
+    """
+    Gives a function that computes batches in threads: (function, batches) -> batches and results, in order.
+
+    On a CPU there are as many threads as PyTorch would give to one batch, each with a batch of its own. That is
+    faster, and PyTorch's last digits depend on the number of threads that share a batch.
+    """
+    num_threads = torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    num_batches = num_threads if on_cpu else THREADS_OF_DEVICE
+    with ThreadPoolExecutor(num_batches) as pool:
+        try:
+            if on_cpu:
+                torch.set_num_threads(1)
+            yield partial(_map_in_order, pool, num_batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(num_threads)
+
+
+def _map_in_order(
+    pool: ThreadPoolExecutor, num_ahead: int, function: Callable, items: Iterable
+) -> Iterator[tuple[Any, Any]]:
+    waiting = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > num_ahead:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    for item, result in waiting:
+        yield item, result.result()
+
+
+def feature_shapes(
+    config: DinoConfig, processor: ImageProcessingMixin, settings: ExtractionSettings
+) -> dict[str, tuple[int, ...]]:
+    """
+    Returns the columns of features, and the shape of an image's, from a model without memory behind its weights.
+
+    Raises:
+        ValueError: if the model has no such features.
+    """
+    for kind in settings.columns.values():
+        check_features(config, kind, *settings.pooling)
+    size = processor.crop_size
+    with torch.device("meta"):
+        model = DinoModel(config).eval()
+        image = torch.empty(1, config.num_channels, size["height"], size["width"])
+        features = image_features(model, image, list(settings.columns.values()), *settings.pooling)
+    return {column: tuple(features[kind].shape[1:]) for column, kind in settings.columns.items()}
