@@ -112,7 +112,7 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> Choices:
 
 
 def features_to_classify(source: str, model: str, options: FeatureOptions = FeatureOptions()) -> FeatureOptions:
-    """Returns the options to extract all choices of features in one pass, unless the options or the source have any."""
+    """Returns options to extract all choices of features in one pass, unless the options or the source have some."""
     if options.features is not None or is_feature_folder(source):
         return options
     config = load_config(model)
@@ -212,7 +212,7 @@ def held_out(labels: torch.Tensor, share: float = HELD_OUT, seed: int = 0) -> to
         count = max(1, round(share * len(members))) if len(members) > 1 else 0
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not chosen.any():
-        raise ValueError("each class has a single training image: to choose a classifier, at least one class needs two")
+        raise ValueError("each class has a single training image: one needs two, to choose a classifier by")
     return chosen
 
 
