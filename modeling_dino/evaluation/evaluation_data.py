@@ -18,7 +18,7 @@ from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
 from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes
-from .options import FeatureOptions
+from .options import DEFAULT_FEATURES, FeatureOptions
 
 
 Label = str | int
@@ -101,7 +101,7 @@ class EvaluationSummary:
 
 
 def features_of(
-    source: str, model: str | None = None, options: FeatureOptions = FeatureOptions()
+    source: str, model: str | None = None, options: FeatureOptions = DEFAULT_FEATURES
 ) -> EvaluationFeatures:
     """
     Loads the features of a folder of `dino extract`, or extracts those of images into a temporary folder.
@@ -184,7 +184,7 @@ def _labels(table: dict) -> list[Label | None] | None:
 
 
 def check_pair(train: EvaluationFeatures, test: EvaluationFeatures):
-    """Raises ValueError if the features are of different kinds, models or transforms, or one side has no images."""
+    """Raises ValueError if the features differ in kind, model or transform, or one side has no images."""
     for part in (train, test):
         if not len(part.features):
             raise ValueError(f"{part.source} has no images")

@@ -180,8 +180,8 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth:
     path = Path(file)
     if path.suffix == ".pkl":
         raise ValueError(
-            f"{path}: pickles are not read, JSON is; the docstring of modeling_dino/evaluation/ground_truth.py shows "
-            "the form, and the lines that convert a pickle"
+            f"{path}: pickles are not read, JSON is: in Python help('{__name__}') shows its form, and how to convert "
+            "a pickle"
         )
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))

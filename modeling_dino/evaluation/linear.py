@@ -111,7 +111,7 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> Choices:
     return choices
 
 
-def features_to_classify(source: str, model: str, options: FeatureOptions = FeatureOptions()) -> FeatureOptions:
+def features_to_classify(source: str, model: str, options: FeatureOptions) -> FeatureOptions:
     """Returns options to extract all choices of features in one pass, unless the options or the source have some."""
     if options.features is not None or is_feature_folder(source):
         return options
@@ -298,14 +298,8 @@ def linear(options: LinearOptions) -> EvaluationSummary | None:
     )
     if not processes().is_main_process:
         return None
-    accuracy = evaluate_linear(
-        train,
-        test,
-        epochs=options.epochs,
-        batch_size=options.classifier_batch_size,
-        seed=options.seed,
-        progress=options.progress,
-    )
+    training = {"epochs": options.epochs, "batch_size": options.classifier_batch_size, "seed": options.seed}
+    accuracy = evaluate_linear(train, test, **training, progress=options.progress)
     results = accuracy.results(options.dataset or options.test)
     lines = [str(accuracy), record_evaluation_results(options.model, options.json_file, results)]
     if output is not None:

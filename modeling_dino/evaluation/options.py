@@ -2,6 +2,7 @@
 """The options of evaluations: which images are compared, how their features are computed, where results go."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ..data.options import ReaderOptions, TableOptions
 from ..extraction.options import ExtractOptions
@@ -10,7 +11,13 @@ from ..runtime.options import option
 from .knn import TEMPERATURE
 
 
+FEATURES_HELP = "Kind of features of `dino extract`, other than patches; by default cls, or the only kind in a folder."
 _HELP = {field.name: field.metadata.get("help") for field in fields(ExtractOptions)}
+
+
+def _option_of_extract(name: str) -> Any:
+    """Makes an option of `dino extract` one whose default is left to it, or to a folder of features."""
+    return option(f"{_HELP[name].removesuffix('.')}; by default as in `dino extract`.", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,9 @@ class FeatureOptions(ReaderOptions, TableOptions):
     scales: tuple[float, ...] | None = None
     resize: str | None = None
     image_size: int | None = None
+
+
+DEFAULT_FEATURES = FeatureOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +70,8 @@ class KnnOptions(ClassificationOptions):
     )
     temperature: float = option("Temperature of the votes: each weighs exp(cosine / temperature).", TEMPERATURE)
     per_class: bool = option("List the accuracy of each class, too.", False)
-    features: str | None = option(_HELP["features"], None)
-    last_blocks: int | None = option(_HELP["last_blocks"], None)
+    features: str | None = option(FEATURES_HELP, None)
+    last_blocks: int | None = _option_of_extract("last_blocks")
     dtype: str = option(_HELP["dtype"], "float32")
 
 
@@ -93,10 +103,10 @@ class RetrieveOptions(ResultOptions, FeatureOptions):
     search: str = option("faiss, exact, or auto: faiss where it is installed.", "auto")
     output: str | None = option("A .csv or .parquet file to write all neighbours to.", None)
     sheet: str | None = option("A .png file to draw a contact sheet into.", None)
-    features: str | None = option(_HELP["features"], None)
-    last_blocks: int | None = option(_HELP["last_blocks"], None)
+    features: str | None = option(FEATURES_HELP, None)
+    last_blocks: int | None = _option_of_extract("last_blocks")
     dtype: str = option(_HELP["dtype"], "float32")
-    gem_p: float | None = option(_HELP["gem_p"], None)
-    scales: tuple[float, ...] | None = option(_HELP["scales"], None)
-    resize: str | None = option(_HELP["resize"], None)
-    image_size: int | None = option(_HELP["image_size"], None)
+    gem_p: float | None = _option_of_extract("gem_p")
+    scales: tuple[float, ...] | None = _option_of_extract("scales")
+    resize: str | None = _option_of_extract("resize")
+    image_size: int | None = _option_of_extract("image_size")

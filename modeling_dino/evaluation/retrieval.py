@@ -53,7 +53,7 @@ class Retrieval:
     similarities: torch.Tensor
     places: torch.Tensor
     evaluations: dict[str, dict[str, float]]
-    note: str = ""
+    note: str
 
     @property
     def remarks(self) -> list[str]:
@@ -87,10 +87,8 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     Raises:
         ValueError, OSError, ImportError: if an option cannot work, or there is nothing to evaluate for the JSON file.
     """
-    for name, file, suffixes in (
-        ("output", options.output, (".csv", ".parquet")),
-        ("sheet", options.sheet, (".png",)),
-    ):
+    for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
+        file = getattr(options, name)
         if file is not None and Path(file).suffix not in suffixes:
             raise ValueError(f"{name} {file} must end with {' or '.join(suffixes)}")
     truth = None if options.ground_truth is None else read_ground_truth(options.ground_truth)
@@ -107,18 +105,19 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     top = options.top
     if top is None:
         top = min(DEFAULT_TOP, len(found.names) - bool((own >= 0).any()))
-    retrieval = Retrieval(found, asked, *search_index(*features, top, own, options.search), evaluations={})
+    similarities, places = search_index(*features, top, own, options.search)
+    evaluations, note = {}, ""
     try:
-        retrieval = replace(retrieval, evaluations=evaluate(asked, found, features, own, truth))
+        evaluations = evaluate(asked, found, features, own, truth)
     except NothingToEvaluate as reason:
         if truth is not None or options.json_file is not None:
             raise
-        retrieval = replace(retrieval, note=f"not evaluated: {reason}")
-    else:
+        note = f"not evaluated: {reason}"
+    retrieval = Retrieval(found, asked, similarities, places, evaluations, note)
+    if evaluations:
         whitened_to = features[0].shape[1] if is_whitened else None
         results = results_of(retrieval, options.dataset or options.index, whitened_to, by_labels=truth is None)
-        note = record_evaluation_results(options.model, options.json_file, results)
-        retrieval = replace(retrieval, note=note)
+        retrieval = replace(retrieval, note=record_evaluation_results(options.model, options.json_file, results))
     if options.output is not None:
         write_neighbours(retrieval, Path(options.output))
     if options.sheet is not None:
