@@ -19,6 +19,7 @@ from transformers import set_seed
 from ..data.decoding import read_image
 from ..evaluation.evaluation_data import EvaluationFeatures, features_of
 from ..evaluation.knn_classification import evaluate_knn
+from ..evaluation.options import FeatureOptions, RetrieveOptions
 from ..evaluation.retrieval import retrieve
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor
@@ -94,14 +95,15 @@ def run_demo(
     for name, images in (("views", views), ("distorted", distorted)):
         extract(model, images, output / "features" / name)
     trained = [features_of(str(output / "features" / name)) for name in ("views", "distorted")]
-    rivals = [features_of(str(images), untrained, progress=False) for images in (views, distorted)]
+    rivals = [features_of(str(images), untrained, FeatureOptions(progress=False)) for images in (views, distorted)]
     sides = {"trained": trained, "untrained": rivals, "pixels": [pixels_of(part, untrained) for part in trained]}
     found = {name: evaluate_knn(*parts, k=[K]) for name, parts in sides.items()}
     add_evaluation_results(model, found["trained"].results(DATA_SET))
 
     say("drawing what is similar to what, and what the network attends to")
-    features = [str(output / "features" / name) for name in ("views", "distorted")]
-    retrieve(*features, model, sheet=output / "neighbours.png", dataset=DATA_SET)
+    index, queries = (str(output / "features" / name) for name in ("views", "distorted"))
+    sheet = str(output / "neighbours.png")
+    retrieve(RetrieveOptions(index=index, queries=queries, model=model, sheet=sheet, dataset=DATA_SET))
     draw(model, output)
     return DemoSummary(
         output,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Average precision of a ranking: whether what is looked for comes first.
+"""Computes the average precision of a ranking, which is high where the images that are looked for come first.
 
 The trapezoidal kind and the precision at k are those of the original's retrieval and copy detection,
 https://github.com/facebookresearch/dino/blob/7c446df/utils.py (`compute_ap`, `compute_map`) and its
 eval_copy_detection.py, which have them from https://github.com/filipradenovic/revisitop; paper:
 https://arxiv.org/abs/1803.11285. The plain kind is the mean of the precision at each positive, as scikit-learn has it.
 
-Where we deviate: all images are ranked, where the original's copy detection looks at the first 20; and of images that
-are equally similar, those that are not looked for come first, so that a model that tells none apart gains nothing.
+Where we deviate: all images are ranked, where the original's copy detection looks at the first 20; of images that are
+equally similar, the negative ones come first, so that a model that tells no images apart gains nothing.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,15 @@ def average_precision(
     precision_at: Sequence[int] = PRECISION_AT,
 ) -> tuple[float, list[float]]:
     """
-    Average precision, and precision at each k, of one query.
+    Computes the average precision, and the precision at each k, of one query, in [0, 1].
 
     Args:
-        similarities: with the images of an index, (N,).
-        positive: whether an image is looked for, (N,), bool; at least one is.
-        ignored: whether an image is to be left out of the ranking, (N,), bool; it must not be positive.
-        trapezoidal: the area under the line through the precision before and at each positive, instead of the mean
-            precision at each.
+        similarities: similarities with the images of an index, (N,).
+        positive: the images that are looked for, (N,), bool, at least one.
+        ignored: the images that are left out of the ranking, (N,), bool; none is positive.
+        trapezoidal: take the area under the line through the precision before and at each positive image, instead of
+            the mean precision at each.
         precision_at: each k; where the last positive comes earlier, the precision there counts, as in the original.
-
-    Returns:
-        in [0, 1].
     """
     found = np.sort(similarities[positive])[::-1]
     others = np.sort(similarities[~positive if ignored is None else ~(positive | ignored)])
@@ -49,6 +46,3 @@ def average_precision(
         precision = (precision + np.where(rank == 0, 1, before / np.maximum(rank, 1))) / 2
     seen = [min(k, int(rank[-1]) + 1) for k in precision_at]
     return float(precision.mean()), [int((rank < k).sum()) / k for k in seen]
-
-
-__all__ = ["PRECISION_AT", "average_precision"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet: on each row a query, then its neighbours, the most similar first."""
+"""Draws contact sheets, on each row a query, then its neighbours, the most similar first."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class Tile:
     One picture of a row.
 
     Args:
-        name: of the image.
-        caption: below it.
-        color: of its border.
+        name: name of the image, as in [`EvaluationFeatures`].
+        caption: text below it.
+        color: color of its border.
     """
 
     name: Name
@@ -44,12 +44,11 @@ def draw_contact_sheet(
     file: Path, rows: Sequence[tuple[Tile, Sequence[Tile]]], queries: EvaluationFeatures, index: EvaluationFeatures
 ):
     """
-    Draws queries and their neighbours, which are read again from where they were.
+    Reads queries and their neighbours again, and draws them into a PNG file.
 
     Args:
-        file: a PNG to write.
         rows: queries, and the neighbours of each.
-        queries, index: where the images of these are from.
+        queries, index: the features of the images, which say where they are.
 
     Raises:
         ValueError: if an image is no longer there.
@@ -71,7 +70,7 @@ def draw_contact_sheet(
 
 
 def place_tile(sheet: "Image.Image", corner: tuple[int, int], tile: Tile, thumbnail: "Image.Image"):
-    """Draws a tile; the thumbnail is in the middle of a square of its border's colour."""
+    """Draws a tile; the thumbnail is in the middle of a square of the color of the border."""
     ImageDraw, ImageOps = require("PIL.ImageDraw"), require("PIL.ImageOps")
     left, top = corner
     inside = TILE - 2 * BORDER
@@ -83,10 +82,10 @@ def place_tile(sheet: "Image.Image", corner: tuple[int, int], tile: Tile, thumbn
 
 def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> "dict[Name, Image.Image]":
     """
-    Small images by their names.
+    Reads images by their names, and makes them small.
 
     Raises:
-        ValueError: if one cannot be found or read.
+        ValueError: if an image cannot be found or read.
     """
     records = {name: ImageRecord(name, {}, name) for name in names if isinstance(name, str) and Path(name).is_file()}
     if len(records) < len(names):
@@ -106,7 +105,7 @@ def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, Ima
     Finds images that lie in tars or tables, which are read through up to the last of them.
 
     Raises:
-        ValueError: if one is not there.
+        ValueError: if an image is not there.
     """
     settings, found = part.settings, {}
     if settings["streaming"]:
@@ -121,6 +120,3 @@ def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, Ima
             if len(found) == len(names):
                 return found
     raise ValueError(f"{min(names - set(found), key=str)} is no longer in {settings['images']}: no sheet without it")
-
-
-__all__ = ["Tile", "draw_contact_sheet"]

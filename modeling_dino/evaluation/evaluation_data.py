@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What evaluations start from: features of images with their labels, extracted before or on the spot."""
+"""What evaluations start from and end with: features of images with their labels, and a summary that prints itself."""
 
 import json
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -16,30 +16,34 @@ from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
 from ..extraction.options import ExtractOptions
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
+from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes
+from .options import DEFAULT_FEATURES, FeatureOptions
 
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Label = str | int
-# what two sets of features must agree on to be compared, as the manifest calls it
+# settings in which two sets of features must agree to be compared
 SHARED = ("last_blocks", "dtype", "model_fingerprint", "transform", "gem_p", "scales")
+# settings that a folder of features must have where they are asked for
+CHECKED = ("last_blocks", "gem_p", "scales", "resize", "image_size")
 
 
 @dataclass(frozen=True)
 class EvaluationFeatures:
     """
-    Features of images, and what they are.
+    Features of images, with their labels and names.
 
     Args:
-        source: what the user named.
+        source: the images or the folder of features that the user named.
         features: (N, D), float32, on the CPU.
-        labels: of each image, None where it has none; None if no image has one.
-        names: of each image, its path, or index, or `shard/index`.
-        kind: of [`image_features`].
-        settings: of the extraction, from its manifest: `last_blocks`, `dtype`, `model`, `model_fingerprint`, …
-        skipped: images that could not be read, and why.
+        labels: one for each image, None for an image without a label; None if no image has one.
+        names: one for each image, its path, its index, or `shard/index`.
+        kind: one of the kinds of [`image_features`].
+        settings: settings of the extraction, from its manifest: `last_blocks`, `dtype`, `model_fingerprint`, …
+        skipped: images that could not be read, with the reasons.
+
+    Raises:
+        ValueError: if there are several vectors an image, or one is not finite.
     """
 
     source: str
@@ -60,20 +64,15 @@ class EvaluationFeatures:
 
     @property
     def last_blocks(self) -> int:
-        """Of how many last blocks each feature is made."""
+        """The number of last blocks whose features are side by side."""
         return self.settings["last_blocks"]
-
-    @property
-    def model_fingerprint(self) -> str:
-        """A hash of the weights that the features are of."""
-        return self.settings["model_fingerprint"]
 
     def labelled(self) -> "EvaluationFeatures":
         """
-        The images that have a label.
+        Returns the images that have a label.
 
         Raises:
-            ValueError: if none has one.
+            ValueError: if no image has one.
         """
         if self.labels is None:
             raise ValueError(
@@ -83,77 +82,61 @@ class EvaluationFeatures:
         return self if len(rows) == len(self.labels) else self.subset(rows)
 
     def subset(self, rows: Sequence[int]) -> "EvaluationFeatures":
-        """Some of the images."""
+        """Returns the images of some rows."""
         labels = None if self.labels is None else [self.labels[i] for i in rows]
         names = [self.names[i] for i in rows]
         return replace(self, features=self.features[rows], labels=labels, names=names)
 
 
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """What an evaluation found: the object with the numbers, the text to print, and remarks on the images."""
+
+    found: Any
+    text: str
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def features_of(
-    source: str,
-    model: str | None = None,
-    *,
-    features: str | None = None,
-    last_blocks: int | None = None,
-    batch_size: int = 32,
-    dtype: str = "float32",
-    num_workers: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    progress: bool = True,
-    **further,
+    source: str, model: str | None = None, options: FeatureOptions = DEFAULT_FEATURES
 ) -> EvaluationFeatures:
     """
-    The features of a folder that `dino extract` wrote, or of images, extracted into a temporary folder.
+    Loads the features of a folder of `dino extract`, or extracts those of images into a temporary folder.
 
-    Under `accelerate launch` or torchrun all processes extract together, and get the same; the temporary folder
-    (`TMPDIR`) must be one that all of them see.
+    Under `accelerate launch` or torchrun all processes extract together, and get the same features; the temporary
+    folder (`TMPDIR`) must be one that all of them see.
 
     Args:
         source: a folder of features, or images: see [`open_source`].
-        model: folder or hub id; not needed with features, but if given, they must be of it.
-        features: a kind of [`image_features`]; by default the only one in the folder, or `"cls"`.
-        last_blocks: see [`image_features`]; by default that of the folder, or 1.
-        batch_size, dtype, num_workers, image_column, label_column: see [`ExtractionSettings`].
-        further: others of [`ExtractionSettings`], which those of a folder of features must have.
+        model: folder or hub id; where features are given with it, they must be features of this model.
 
     Raises:
-        ValueError: if an argument cannot work, the features are not such, or one is not finite.
+        ValueError: if an option cannot work, the features are others, or a feature is not finite.
         OSError: if the model is missing or damaged.
     """
     if is_feature_folder(source):
-        return _load(source, source, model, features, last_blocks, further)
+        return _load(source, source, model, options)
     if model is None:
         raise ValueError(f"{source} has images, not features of `dino extract`: name a model with --model")
+    values = {field.name: getattr(options, field.name) for field in fields(FeatureOptions)}
+    given = {name: value for name, value in values.items() if value is not None}
     with _shared_temporary_folder() as folder:
-        extract_features(
-            ExtractOptions(
-                model=model,
-                images=source,
-                output=folder,
-                features=features or "cls",
-                last_blocks=1 if last_blocks is None else last_blocks,
-                batch_size=batch_size,
-                dtype=dtype,
-                num_workers=num_workers,
-                image_column=image_column,
-                label_column=label_column,
-                progress=progress,
-                **further,
-            )
-        )
+        extract_features(ExtractOptions(model=model, images=source, output=folder, **given))
         processes().wait_for_everyone()  # for the manifest, which the main process writes last
-        return _load(source, folder, None, features or "cls", last_blocks, {})
+        return _load(source, folder, None, options)
 
 
 def is_feature_folder(source: str) -> bool:
-    """Whether it is a folder that `dino extract` wrote, and not a source of images."""
+    """Returns whether a source is a folder that `dino extract` wrote, and not one of images."""
     return (Path(source) / MANIFEST).is_file()
 
 
 @contextmanager
 def _shared_temporary_folder() -> Iterator[str]:
-    """One folder for all processes, removed when the last of them is done."""
+    """Makes one folder for all processes, and removes it when the last of them is done."""
     state = processes()
     with tempfile.TemporaryDirectory(prefix="dino-") as own:
         (shared,) = require("accelerate.utils").broadcast_object_list([own])
@@ -161,59 +144,47 @@ def _shared_temporary_folder() -> Iterator[str]:
         state.wait_for_everyone()
 
 
-def _load(
-    source: str, folder: str, model: str | None, features: str | None, last_blocks: int | None, further: dict
-) -> EvaluationFeatures:
+def _load(source: str, folder: str, model: str | None, options: FeatureOptions) -> EvaluationFeatures:
+    """Loads a folder of features, and checks that they are what the options ask for."""
     manifest = FeatureFolder.read(folder)
     settings = manifest["settings"]
     if model is not None:
         of_model = model_fingerprint(load_model(model, DTYPES[settings["dtype"]]))
         if of_model != settings["model_fingerprint"]:
             raise ValueError(f"the features in {source} are not of {model}, or of other weights: extract them again")
-    if last_blocks not in (None, settings["last_blocks"]):
-        raise ValueError(f"{source} has features of the last {settings['last_blocks']} blocks, not of {last_blocks}")
-    for name, wanted in json.loads(json.dumps(further)).items():
-        if settings.get(name) != wanted:
-            raise ValueError(f"{source} has features of {name} {settings.get(name)}, not {wanted}: extract them again")
+    for name in CHECKED:
+        wanted = json.loads(json.dumps(getattr(options, name)))  # with lists for tuples, as in the manifest
+        if wanted not in (None, settings.get(name)):
+            raise ValueError(
+                f"{source} has features of {name}={settings.get(name)}, not of {name}={wanted}: extract them again"
+            )
     kinds = [kind.strip() for kind in settings["features"].split(",")]
-    if features is None and len(kinds) > 1:
+    if options.features is None and len(kinds) > 1:
         raise ValueError(f"{source} has several kinds of features, {', '.join(kinds)}: name one with --features")
-    kind = features or kinds[0]
+    kind = options.features or kinds[0]
     if kind not in kinds:
         raise ValueError(f"{source} has {', '.join(kinds)} features, not {kind}: extract these, or name another kind")
     table = load_features(folder)
     array = table["feature" if len(kinds) == 1 else f"feature_{kind}"]
-    return EvaluationFeatures(
-        source,
-        torch.from_numpy(array.copy()),  # of a single shard it lies in a file that may be removed
-        _labels(table.get("label")),
-        _names(table),
-        kind,
-        settings,
-        manifest["skipped"],
-    )
+    if "shard" in table:  # streamed data sets count anew in each shard
+        names = [f"{shard}/{index}" for shard, index in zip(table["shard"].tolist(), table["index"].tolist())]
+    else:
+        names = table.get("path", table.get("index")).tolist()
+    features = torch.from_numpy(array.copy())  # the array of a single shard lies in a file that may be removed
+    return EvaluationFeatures(source, features, _labels(table), names, kind, settings, manifest["skipped"])
 
 
-def _names(table: "dict[str, np.ndarray]") -> list[str | int]:
-    if "shard" in table:  # of streamed data sets, which count anew in each
-        return [f"{shard}/{index}" for shard, index in zip(table["shard"].tolist(), table["index"].tolist())]
-    return table.get("path", table.get("index")).tolist()
-
-
-def _labels(column) -> list[Label | None] | None:
-    """Labels as they were before: numbers among which some are missing come back as floats, with NaN for these."""
-    if column is None:
+def _labels(table: dict) -> list[Label | None] | None:
+    """Returns the labels as they were in the source: Arrow gives numbers with missing ones as floats with NaN."""
+    if "label" not in table:
         return None
-    values = [None if value is None or value != value else value for value in column.tolist()]
+    values = [None if value is None or value != value else value for value in table["label"].tolist()]
     values = [int(value) if isinstance(value, float) else value for value in values]
     return values if any(value is not None for value in values) else None
 
 
 def check_pair(train: EvaluationFeatures, test: EvaluationFeatures):
-    """
-    Raises:
-        ValueError: if one or the other are features of another kind, model or transform, or there are none.
-    """
+    """Raises ValueError if the features differ in kind, model or transform, or one side has no images."""
     for part in (train, test):
         if not len(part.features):
             raise ValueError(f"{part.source} has no images")
@@ -232,11 +203,11 @@ def labelled_pair(
     train: EvaluationFeatures, test: EvaluationFeatures
 ) -> tuple[EvaluationFeatures, EvaluationFeatures]:
     """
-    The images of both that have a label.
+    Returns the images of both sides that have a label.
 
     Raises:
-        ValueError: if they cannot be compared, one side has no labels, the training images have a single class, or
-            no class of the test images is among theirs.
+        ValueError: if the sides cannot be compared, one has no labels, the training images have a single class, or
+            no class of the test images is among the training classes.
     """
     check_pair(train, test)
     train, test = train.labelled(), test.labelled()
@@ -252,9 +223,7 @@ def labelled_pair(
 
 
 def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]:
-    """
-    The classes of several lists of labels, sorted, and each list as the numbers of its labels, (N,).
-    """
+    """Returns the sorted classes of several lists of labels, and each list as the numbers of its labels, (N,)."""
     labels = set().union(*parts)
     same_type = len({type(label) for label in labels}) == 1
     classes = sorted(labels, key=None if same_type else str)
@@ -262,4 +231,17 @@ def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]
     return classes, [torch.tensor([numbers[label] for label in part], dtype=torch.long) for part in parts]
 
 
-__all__ = ["EvaluationFeatures", "check_pair", "features_of", "is_feature_folder", "labelled_pair", "number_labels"]
+def remarks_on(*parts: EvaluationFeatures) -> list[str]:
+    """Returns lines that name the images which could not be read, and count those which have no label."""
+    lines = []
+    for part in {part.source: part for part in parts}.values():
+        missing = (part.labels or []).count(None)
+        note = {part.source: f"{missing} images have no label, and are left out"} if missing else {}
+        lines += remarks_on_images(part.skipped, note)
+    return lines
+
+
+def accuracy_result(dataset: str, name: str, percent: float, **arguments: Any) -> dict[str, Any]:
+    """Returns an accuracy as [`record_evaluation_results`] takes it."""
+    result = {"task": "image-classification", "dataset": dataset, "metric": "accuracy", "metric_name": name}
+    return {**result, "value": round(percent, 4), **arguments}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a query should find, by name: ground truth in files.
+"""Reads files that say which images a query should find, by their names.
 
     {
       "queries": {
@@ -10,21 +10,31 @@
 
 A query has either `positive` images, or `easy` and `hard` ones, as in the revisited Oxford and Paris
 (https://arxiv.org/abs/1803.11285, where ignored ones are called junk). All other images are negative. A name is the
-end of a path, with or without the suffix of the file. The pickles published for these data sets are read as they are.
+end of a path, with or without the suffix of the file.
+
+Pickles are not read, since they can run anything. Those that are published for the revisited Oxford and Paris are
+converted by a few lines, if you trust them:
+
+    data = pickle.load(open("gnd_roxford5k.pkl", "rb"))
+    kinds = {"easy": "easy", "hard": "hard", "ignored": "junk"}
+    queries = {
+        query: {kind: [data["imlist"][i] for i in truth[theirs]] for kind, theirs in kinds.items()}
+        for query, truth in zip(data["qimlist"], data["gnd"])
+    }
+    json.dump({"queries": queries}, open("gnd_roxford5k.json", "w"))
 """
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import torch
 
-from .plain_pickle import load_plain_pickle
-
 
 KINDS = ("positive", "easy", "hard", "ignored")
-# of which kinds the positive images are, and the ignored ones beside `ignored`:
+# which kinds are positive in each setup, and which are ignored beside `ignored`:
 # https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py
 SETUPS = {
     "": (["positive"], []),
@@ -33,30 +43,30 @@ SETUPS = {
     "hard": (["hard"], ["easy"]),
 }
 
-Queries = dict[str, dict[str, list[str]]]
-
 
 class GroundTruth:
     """
+    Says which images each query should find, by name.
+
     Args:
         queries: names of queries -> kinds -> names of images.
         source: the file, for messages.
 
     Raises:
-        ValueError: if that is not what it is, or an image is of two kinds.
+        ValueError: if `queries` is of another form, an image is of two kinds, or no query has an image to find.
     """
 
-    def __init__(self, queries: Queries, source: str = "the ground truth"):
+    def __init__(self, queries: dict[str, dict[str, list[str]]], source: str = "the ground truth"):
         self.queries, self.source = queries, source
         if not isinstance(queries, dict) or not queries:
             raise ValueError(f'{source} names no queries: it needs {{"queries": {{name: {{"positive": [names]}}}}}}')
         for name, kinds in queries.items():
             self._check(name, kinds)
-        self.setups = {
-            setup: (wanted, ignored)
-            for setup, (wanted, ignored) in SETUPS.items()
+        self.setups = [
+            setup
+            for setup, (wanted, _) in SETUPS.items()
             if any(kinds.get(kind) for kinds in queries.values() for kind in wanted)
-        }
+        ]
         if not self.setups:
             raise ValueError(f"{source}: no query has an image to find")
         if "" in self.setups and len(self.setups) > 1:
@@ -76,11 +86,11 @@ class GroundTruth:
 
     def find(self, names: Sequence[str | int], index_names: Sequence[str | int]) -> "FoundGroundTruth":
         """
-        The same by place.
+        Finds the places of queries and images.
 
         Args:
-            names: of the images that are queries; each query of the ground truth must be one.
-            index_names: of the images that are searched.
+            names: names of the images that are queries; each query of the ground truth must be one.
+            index_names: names of the images that are searched.
 
         Raises:
             ValueError: if an image that is named is not there, or a name stands for several.
@@ -97,22 +107,26 @@ class GroundTruth:
         return FoundGroundTruth(places, images, len(index_names), self.setups)
 
 
+@dataclass(frozen=True)
 class FoundGroundTruth:
     """
-    Attributes:
-        places: of the queries, among the images that are queries.
-        setups: names of what can be evaluated: one without a name, or easy, medium and hard.
+    Says which images each query should find, by place.
+
+    Args:
+        places: places of the queries among the images that are queries.
+        images: kinds -> places of the images in the index, for each query.
+        num_images: number of images in the index.
+        setups: names of the setups that can be evaluated: one without a name, or easy, medium and hard.
     """
 
-    def __init__(self, places: list[int], images: list[dict[str, list[int]]], num_images: int, setups: dict):
-        self.places, self.images, self.num_images, self.setups = places, images, num_images, setups
+    places: list[int]
+    images: list[dict[str, list[int]]]
+    num_images: int
+    setups: list[str]
 
     def masks(self, setup: str, queries: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        For some of the queries, by their place among `places`, which images are positive and which ignored:
-        (B, images), bool.
-        """
-        wanted, ignored = self.setups[setup]
+        """Returns which images are positive and which ignored for some of the queries, (B, images) each, bool."""
+        wanted, ignored = SETUPS[setup]
         return self._mask(queries, wanted), self._mask(queries, [*ignored, "ignored"])
 
     def _mask(self, queries: range, kinds: list[str]) -> torch.Tensor:
@@ -140,10 +154,7 @@ class NameTable:
                 self.places.setdefault(last, []).append(place)
 
     def __call__(self, name: str) -> int:
-        """
-        Raises:
-            ValueError: if no image has this name, or several have.
-        """
+        """Returns the place of an image; raises ValueError if no image has this name, or several have."""
         end = f"/{PurePath(name).as_posix().lstrip('/')}"
         found = [place for place in self.places.get(PurePath(name).name, ()) if self._ends(place, end)]
         if not found:
@@ -160,7 +171,7 @@ class NameTable:
 
 def read_ground_truth(file: str | os.PathLike) -> GroundTruth:
     """
-    Reads JSON, or the pickles that were published for the revisited Oxford and Paris.
+    Reads a JSON file.
 
     Raises:
         ValueError: if the file holds something else.
@@ -168,28 +179,12 @@ def read_ground_truth(file: str | os.PathLike) -> GroundTruth:
     """
     path = Path(file)
     if path.suffix == ".pkl":
-        return GroundTruth(_queries_of_pickle(path), str(path))
+        raise ValueError(
+            f"{path}: pickles are not read, JSON is: in Python help('{__name__}') shows its form, and how to convert "
+            "a pickle"
+        )
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     return GroundTruth(contents.get("queries") if isinstance(contents, dict) else None, str(path))
-
-
-def _queries_of_pickle(path: Path) -> Queries:
-    """Of `imlist`, `qimlist` and `gnd`, which has for each query places in `imlist`."""
-    contents = load_plain_pickle(path)
-    try:
-        images = contents["imlist"]
-        return {
-            str(query): {
-                "ignored" if kind == "junk" else kind: [str(images[int(place)]) for place in truth[kind]]
-                for kind in ("easy", "hard", "junk")
-            }
-            for query, truth in zip(contents["qimlist"], contents["gnd"], strict=True)
-        }
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a ground truth of the revisited Oxford or Paris ({error!r})") from error
-
-
-__all__ = ["GroundTruth", "read_ground_truth"]

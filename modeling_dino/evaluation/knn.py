@@ -5,8 +5,8 @@ Paper: https://arxiv.org/abs/2104.14294, section 4.1; the weights are those of W
 https://arxiv.org/abs/1805.01978, section 3.4. Source:
 https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L148.
 
-Where we deviate: several k in one pass; any number of images, in chunks of bounded memory; a class without a vote is
-never predicted before one with votes, and equal votes go to the lesser label.
+Where we deviate: several k are computed in one pass, for any number of images, in chunks of bounded memory; a class
+without votes is never predicted before one with votes, and of classes with equal votes the lesser label comes first.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 DEFAULT_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-TOP = 5  # classes that are predicted
-GROUP = 8  # keys
-QUERIES, KEYS = 256, 65536  # in one chunk: 64 MiB of similarities; wide, since merging chunks of keys costs
+TOP = 5  # number of classes that are predicted
+GROUP = 8  # number of keys that are compared at once
+QUERIES, KEYS = 256, 65536  # in one chunk: 64 MiB of similarities; many keys, since merging chunks of keys costs
 
 
 @torch.inference_mode()
@@ -31,26 +31,28 @@ def knn_predict(
     temperature: float = TEMPERATURE,
 ) -> dict[int, torch.Tensor]:
     """
-    The classes of images by the votes of the nearest training images.
-
-    A neighbour's vote weighs exp(cosine / temperature).
+    Predicts the classes of images by the votes of the nearest training images, which weigh exp(cosine / temperature).
 
     Args:
         train_features: (N, D), of any norm; all on one device.
         train_labels: (N,), integers.
         test_features: (M, D).
         k: numbers of neighbours that vote, each at most N.
-        temperature: the lower, the more the nearest ones count.
+        temperature: the lower it is, the more the nearest neighbours count.
 
     Returns:
-        for each k the labels (M, c) with the most votes, those with more first; c is 5, or the number of classes if
-        that is less.
+        for each k the labels with the most votes, (M, c), in falling order of votes; c is 5, or the number of classes
+        if that is less.
 
     Raises:
-        ValueError: if shapes do not fit, a k cannot work, or a feature is not finite.
+        ValueError: if shapes do not fit, a k or the temperature is out of range, or a feature is not finite.
     """
     ks = sorted(set(k))
-    _check(train_features, train_labels, test_features, ks, temperature)
+    _check(train_features, train_labels, test_features)
+    if not ks or ks[0] < 1 or ks[-1] > len(train_features):
+        raise ValueError(f"k={ks}: each must be between 1 and the {len(train_features)} training images")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be greater than 0")
     keys, queries = (F.normalize(features.float(), dim=1) for features in (train_features, test_features))
     classes, labels = train_labels.unique(return_inverse=True)  # labels count from 0 and leave none out
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
@@ -65,15 +67,15 @@ def vote(
     similarities: torch.Tensor, labels: torch.Tensor, num_classes: int, ks: Sequence[int], temperature: float
 ) -> dict[int, torch.Tensor]:
     """
-    The classes with the most votes of neighbours.
+    Counts the weighted votes of neighbours.
 
     Args:
-        similarities: (B, K), the greatest first.
-        labels: of the neighbours, (B, K), each in [0, num_classes).
+        similarities: cosines with the neighbours, (B, K), the greatest first.
+        labels: labels of the neighbours, (B, K), each in [0, num_classes).
         ks: numbers of neighbours that vote, ascending, each at most K.
 
     Returns:
-        for each k the classes (B, c), those with more votes first.
+        for each k the classes with the most votes, (B, c), in falling order of votes.
     """
     weights = ((similarities - similarities[:, :1]) / temperature).exp()  # the first is the greatest
     votes, start, most = weights.new_zeros(len(weights), num_classes), 0, {}
@@ -86,10 +88,10 @@ def vote(
 
 def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The greatest inner products of each query, (B, D), with the keys, (N, D).
+    Finds the keys, (N, D), with the greatest inner products with each query, (B, D).
 
     Returns:
-        the products, the greatest first, and which keys they are with: (B, k) each.
+        the products, the greatest first, and the places of the keys: (B, k) each.
     """
     products, indices = queries.new_empty(len(queries), 0), torch.empty(0)
     for start in range(0, len(keys), KEYS):
@@ -106,10 +108,10 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[torch.Te
 
 def greatest(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    `topk` along the rows, (B, N) -> (B, k) twice; which of equal ones, is left open.
+    Does what `topk` does along the rows, (B, N) -> (B, k) twice, but faster.
 
-    Columns are taken together by the `GROUP`: none of the k greatest can lie in a group whose maximum is not among the
-    k greatest of the maxima, so that only the columns of these groups are compared one by one.
+    Columns are put into groups of `GROUP`. None of the k greatest products can lie in a group whose maximum is not
+    among the k greatest maxima, so that only the columns of these k groups are compared one by one.
     """
     num_groups = products.shape[1] // GROUP
     if num_groups < 2 * k:
@@ -127,38 +129,26 @@ def greatest(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
 def knn_accuracy(predictions: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[float, float]:
     """
-    Top-1 and top-5 accuracy in percent.
+    Returns top-1 and top-5 accuracy in percent.
 
     Args:
-        predictions: of [`knn_predict`], (M, c).
-        labels: (M,).
-        k: as many classes count as there were neighbours, if these are fewer than 5.
+        predictions: classes in falling order, (M, c), as [`knn_predict`] gives them.
+        labels: true classes, (M,).
+        k: number of neighbours that voted; where it is less than 5, no more than k classes count for top-5.
     """
     correct = predictions == labels.unsqueeze(1)
     top1, top5 = (correct[:, :top].any(dim=1).sum().item() * 100 / len(labels) for top in (1, min(TOP, k)))
     return top1, top5
 
 
-def _check(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    ks: list[int],
-    temperature: float,
-):
+def _check(train_features: torch.Tensor, train_labels: torch.Tensor, test_features: torch.Tensor):
+    """Raises ValueError if shapes do not fit, or a feature is not finite."""
     if train_features.ndim != 2 or test_features.ndim != 2 or train_features.shape[1] != test_features.shape[1]:
         shapes = f"{tuple(train_features.shape)} and {tuple(test_features.shape)}"
         raise ValueError(f"features of shapes {shapes}: both must be (images, width), of the same width")
     if train_labels.shape != train_features.shape[:1]:
         raise ValueError(f"{tuple(train_labels.shape)} labels for {len(train_features)} training images")
-    if not ks or ks[0] < 1 or ks[-1] > len(train_features):
-        raise ValueError(f"k={ks}: each must be between 1 and the {len(train_features)} training images")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be greater than 0")
     for name, features in (("training", train_features), ("test", test_features)):
         if not torch.isfinite(features).all():
             image = int((~torch.isfinite(features)).any(dim=1).nonzero()[0])
             raise ValueError(f"the feature of {name} image {image} is not finite")
-
-
-__all__ = ["knn_accuracy", "knn_predict", "nearest", "vote"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dino knn`: how many images their nearest neighbours classify rightly.
+"""`dino knn`: measures how many images their nearest neighbours classify rightly.
 
 The protocol: https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py. Where we deviate, see `knn.py`.
 """
@@ -10,24 +10,35 @@ from typing import Any
 
 import torch
 
+from ..hub.evaluation_results import record_evaluation_results
 from ..runtime.extras import require
 from ..runtime.processes import processes
-from .evaluation_data import EvaluationFeatures, Label, labelled_pair, number_labels
+from .evaluation_data import (
+    EvaluationFeatures,
+    EvaluationSummary,
+    Label,
+    accuracy_result,
+    features_of,
+    labelled_pair,
+    number_labels,
+    remarks_on,
+)
 from .knn import DEFAULT_K, TEMPERATURE, knn_accuracy, knn_predict
+from .options import KnnOptions
 
 
 @dataclass(frozen=True)
 class KnnAccuracy:
     """
-    What k-NN came to, in percent.
+    The accuracy of k-NN in percent.
 
     Args:
         train, test: the features that voted, and those that were classified.
-        temperature: of the votes.
-        top1, top5: by k; no more classes count for top-5 than neighbours vote.
+        temperature: the temperature of the votes.
+        top1, top5: accuracies by k; for top-5 no more classes count than neighbours vote.
         per_class: by k, the top-1 accuracy of each class of the test images.
-        class_sizes: test images of each class.
-        unknown: test images of classes that no training image has, which no vote can be right about.
+        class_sizes: number of test images of each class.
+        unknown: number of test images whose class no training image has; they count as wrong.
     """
 
     train: EvaluationFeatures
@@ -40,7 +51,7 @@ class KnnAccuracy:
     unknown: int
 
     def results(self, dataset: str) -> list[dict]:
-        """For [`record_evaluation_results`]: top-1 and top-5 for each k."""
+        """Returns top-1 and top-5 for each k, as [`record_evaluation_results`] takes them."""
         return [
             self._result(dataset, k, f"k-NN top-{top}, k={k}", accuracy, top=top)
             for k in self.top1
@@ -48,26 +59,17 @@ class KnnAccuracy:
         ]
 
     def class_results(self, dataset: str) -> list[dict]:
-        """The same of each class."""
+        """Returns top-1 of each class for each k, as [`record_evaluation_results`] takes them."""
         return [
             self._result(dataset, k, f"k-NN top-1 of class {label}, k={k}", accuracy, top=1, label=label)
             for k, classes in self.per_class.items()
             for label, accuracy in classes.items()
         ]
 
-    def _result(self, dataset: str, k: int, name: str, accuracy: float, **arguments) -> dict[str, Any]:
-        return {
-            "task": "image-classification",
-            "dataset": dataset,
-            "metric": "accuracy",
-            "metric_name": name,
-            "value": round(accuracy, 4),
-            "k": k,
-            "temperature": self.temperature,
-            **arguments,
-            "features": self.test.kind,
-            "last_blocks": self.test.last_blocks,
-        }
+    def _result(self, dataset: str, k: int, name: str, accuracy: float, **arguments: Any) -> dict[str, Any]:
+        arguments = {"k": k, "temperature": self.temperature, **arguments}
+        features = {"features": self.test.kind, "last_blocks": self.test.last_blocks}
+        return accuracy_result(dataset, name, accuracy, **arguments, **features)
 
     def __str__(self) -> str:
         lines = [
@@ -75,20 +77,39 @@ class KnnAccuracy:
             f"classes, {self.test.kind} features of width {self.test.features.shape[1]}"
         ]
         if self.unknown:
-            lines.append(f"{self.unknown} of them are of classes that those have not, and count as wrong")
+            lines.append(f"{self.unknown} of them have a class that no training image has, and count as wrong")
         lines += [f"k={k}: top-1 {self.top1[k]:.2f} %, top-5 {self.top5[k]:.2f} %" for k in self.top1]
         return "\n".join(lines)
 
     def class_table(self) -> str:
-        """The accuracy of each class for each k, as a table."""
-        ks = list(self.per_class)
+        """Returns the accuracy of each class for each k, as a table."""
         width = max(map(len, map(str, ["class", *self.class_sizes])))
-        header = f"{'class':<{width}}  images  " + "  ".join(f"{f'k={k}':>7}" for k in ks)
-        rows = [
-            f"{label!s:<{width}}  {size:>6}  " + "  ".join(f"{self.per_class[k][label]:>7.2f}" for k in ks)
-            for label, size in self.class_sizes.items()
-        ]
-        return "\n".join([header, *rows])
+        lines = [f"{'class':<{width}}  images  " + "  ".join(f"{f'k={k}':>7}" for k in self.per_class)]
+        for label, size in self.class_sizes.items():
+            accuracies = "  ".join(f"{classes[label]:>7.2f}" for classes in self.per_class.values())
+            lines.append(f"{label!s:<{width}}  {size:>6}  {accuracies}")
+        return "\n".join(lines)
+
+
+def knn(options: KnnOptions) -> EvaluationSummary | None:
+    """
+    Classifies images by the votes of their nearest neighbours, and records the accuracy.
+
+    Returns:
+        a summary with the [`KnnAccuracy`]; None on processes other than the main one.
+
+    Raises:
+        ValueError, OSError: as [`features_of`] and [`evaluate_knn`] do.
+    """
+    train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
+    accuracy = evaluate_knn(train, test, options.k, options.temperature)
+    if not processes().is_main_process:
+        return None
+    dataset = options.dataset or options.test
+    details = accuracy.class_results(dataset) if options.per_class else []
+    recorded = record_evaluation_results(options.model, options.json_file, accuracy.results(dataset), details)
+    lines = [str(accuracy), *([accuracy.class_table()] if options.per_class else []), recorded]
+    return EvaluationSummary(accuracy, "\n".join(lines), remarks_on(train, test))
 
 
 def evaluate_knn(
@@ -136,12 +157,9 @@ def evaluate_knn(
 def _predict_together(
     train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, k: Sequence[int], temperature: float
 ) -> dict[int, torch.Tensor]:
-    """[`knn_predict`], of which each process does a share of the test images; on the CPU."""
+    """Does what [`knn_predict`] does, each process for a share of the test images; the result is on the CPU."""
     state = processes()
     share = test.tensor_split(state.num_processes)[state.process_index]
     found = knn_predict(train.to(state.device), labels.to(state.device), share.to(state.device), k, temperature)
     shares = require("accelerate.utils").gather_object([{k: predicted.cpu() for k, predicted in found.items()}])
     return {k: torch.cat([share[k] for share in shares]) for k in found}
-
-
-__all__ = ["KnnAccuracy", "evaluate_knn"]

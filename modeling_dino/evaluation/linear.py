@@ -1,57 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dino linear`: linear classifiers of frozen features, many at a time.
+"""`dino linear`: trains linear classifiers of frozen features, many at a time, and tests the best.
 
 The protocol: section 4.1 of https://arxiv.org/abs/2104.14294 and
 https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py, as a search over learning rates and features by
 https://github.com/facebookresearch/dinov2/blob/e1277af/dinov2/eval/linear.py.
 
 Where we deviate:
-- Features are computed once, of the evaluation transform, so that an epoch is a few matrix products; the originals
-  compute them anew from random crops and flips each time.
+- Features are computed once, with the evaluation transform, so that an epoch is a few matrix products; the originals
+  compute them anew from random crops and flips in each epoch.
 - The best classifier is chosen by a part of the training images that it was not trained on, where DINOv2 takes the
-  best on the images that it reports on; what was chosen is then trained once more, on all of the training images.
-- Features are standardised, since SGD takes long where their mean is far from 0 and few images mean few steps. What is
-  learned is made a classifier of the features as they are; the loss that it minimises is the same.
+  best on the images that it reports on. The chosen one is then trained once more, on all of the training images.
+- Features are standardised, since SGD takes long where their mean is far from 0 and few images mean few steps. The
+  classifier that is learned is turned into one of the features as they are; the loss that it minimises is the same.
 """
 
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..hub.evaluation_results import add_evaluation_results
+from ..hub.evaluation_results import add_evaluation_results, record_evaluation_results
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
 from ..runtime.processes import processes
-from .evaluation_data import EvaluationFeatures, Label, is_feature_folder, labelled_pair, number_labels
+from .evaluation_data import (
+    EvaluationFeatures,
+    EvaluationSummary,
+    Label,
+    accuracy_result,
+    features_of,
+    is_feature_folder,
+    labelled_pair,
+    number_labels,
+    remarks_on,
+)
 from .knn import TOP, knn_accuracy
+from .options import FeatureOptions, LinearOptions
 
 
 # for 256 images a step; DINOv2 has 1e-5 to 0.1, but standardised features bear, and few images need, greater ones
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
-BASE_BATCH_SIZE = 256  # to which they refer
-EPOCHS = 100
-BATCH_SIZE = 256
+BASE_BATCH_SIZE = 256  # images a step that learning rates refer to
 MOMENTUM = 0.9
 LAST_BLOCKS = 4
-HELD_OUT = 0.1  # of the training images of each class, to choose by
+HELD_OUT = 0.1  # share of the training images of each class that the best classifier is chosen by
+
+Choices = dict[tuple[str, int], slice]  # (features, last blocks) -> columns
 
 
 @dataclass(frozen=True)
 class LinearHead:
     """
-    A linear classifier, and what it is of.
+    A linear classifier.
 
     Args:
-        features, last_blocks: as `classifier_features` and `classifier_last_blocks` of [`DinoConfig`].
-        learning_rate: for 256 images a step.
+        features, last_blocks: what it classifies, as `classifier_features` and `classifier_last_blocks` of
+            [`DinoConfig`].
+        learning_rate: the learning rate that it was trained with, for 256 images a step.
         weight: (classes, width).
         bias: (classes,).
     """
@@ -63,30 +74,29 @@ class LinearHead:
     bias: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits of features, (N, width) -> (N, classes)."""
+        """Computes logits of features, (N, width) -> (N, classes)."""
         return F.linear(features, self.weight, self.bias)
 
     def unstandardized(self, mean: torch.Tensor, std: torch.Tensor) -> "LinearHead":
-        """The head whose logits of features are those of this one of (features - mean) / std."""
+        """Returns the head whose logits of features are those of this one of (features - mean) / std."""
         weight = self.weight / std
         return replace(self, weight=weight, bias=self.bias - weight @ mean)
 
 
-def feature_choices(kind: str, last_blocks: int, width: int) -> dict[tuple[str, int], slice]:
+def feature_choices(kind: str, last_blocks: int, width: int) -> Choices:
     """
-    The features that can be classified, as columns of features of several blocks.
+    Returns which columns of features make up each kind of features that can be classified.
+
+    These are the CLS tokens of the last block and those of all blocks, with and without the mean of the patch tokens.
 
     Args:
         kind: `"cls"`, or `"cls_patch_mean"`: the CLS tokens from the earliest block to the last, and the mean of the
-            last one's patch tokens.
-        last_blocks: how many blocks.
-        width: of all of it.
-
-    Returns:
-        (features, last blocks) -> columns: the last block's and those of all blocks, with and without the mean.
+            last block's patch tokens.
+        last_blocks: number of blocks.
+        width: number of columns.
 
     Raises:
-        ValueError: if they are of another kind.
+        ValueError: if the features are of another kind.
     """
     if kind not in ("cls", "cls_patch_mean"):
         raise ValueError(f"{kind} features are not what linear classifies: extract cls or cls_patch_mean features")
@@ -101,48 +111,47 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> dict[tuple[str, 
     return choices
 
 
-def features_to_classify(source: str, model: str) -> dict[str, Any]:
-    """What to extract of images, all choices in one pass; of features that are there, what they are."""
-    if is_feature_folder(source):
-        return {}
+def features_to_classify(source: str, model: str, options: FeatureOptions) -> FeatureOptions:
+    """Returns options to extract all choices of features in one pass, unless the options or the source have some."""
+    if options.features is not None or is_feature_folder(source):
+        return options
     config = load_config(model)
     if not backbone_class(config).has_cls_token:
-        return {"features": "cls"}
-    return {"features": "cls_patch_mean", "last_blocks": min(LAST_BLOCKS, config.num_hidden_layers)}
+        return replace(options, features="cls")
+    return replace(options, features="cls_patch_mean", last_blocks=min(LAST_BLOCKS, config.num_hidden_layers))
 
 
 def train_heads(
     features: torch.Tensor,
     labels: torch.Tensor,
     num_classes: int,
-    choices: dict[tuple[str, int], slice],
+    choices: Choices,
     learning_rates: Sequence[float] = LEARNING_RATES,
-    epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    epochs: int = LinearOptions.epochs,
+    batch_size: int = LinearOptions.classifier_batch_size,
     weight_decay: float = 0.0,
     seed: int = 0,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: bool = False,
 ) -> list[LinearHead]:
     """
-    Linear classifiers of each choice of features with each learning rate, trained in the same passes over the data.
+    Trains linear classifiers of each choice of features with each learning rate, in the same passes over the data.
 
     Each minimises the mean cross-entropy, and half the weight decay times the squared length of its weights, by SGD
-    with momentum 0.9 and a cosine to 0, from weights of 0: that is convex, so there is nothing to be drawn.
+    with momentum 0.9 and a cosine to 0. The objective is convex: weights start from 0, and no random ones are needed.
 
     Args:
         features: (N, D), best of mean 0 and deviation 1; on the device to train on.
         labels: (N,), from 0.
-        choices: of [`feature_choices`].
-        learning_rates: for 256 images a step.
-        weight_decay: of weights, not of biases.
-        seed: of the order of the images.
-        progress: wraps the epochs, to show how far it is.
+        choices: see [`feature_choices`].
+        learning_rates: learning rates for 256 images a step.
+        weight_decay: decay of weights, not of biases.
+        seed: seed of the order of the images.
 
     Returns:
         the heads, by choice and then by learning rate.
 
     Raises:
-        ValueError: if an argument cannot work.
+        ValueError: if there are no epochs, or no images in a batch.
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
@@ -150,11 +159,12 @@ def train_heads(
     steps_per_epoch = len(features) // batch_size
     num_steps = epochs * steps_per_epoch
     rates = features.new_tensor(list(learning_rates))[:, None, None] * batch_size / BASE_BATCH_SIZE
-    # of each choice (learning rates, classes, width + 1): the last column, whose feature is 1, is the bias
-    weights = [features.new_zeros(len(rates), num_classes, _width(columns) + 1) for columns in choices.values()]
+    # (learning rates, classes, width + 1) for each choice: the last column, whose feature is 1, is the bias
+    widths = [columns.stop - columns.start for columns in choices.values()]
+    weights = [features.new_zeros(len(rates), num_classes, width + 1) for width in widths]
     momenta = [torch.zeros_like(weight) for weight in weights]
     generator = torch.Generator().manual_seed(seed)
-    for epoch in progress(range(epochs)):
+    for epoch in tqdm(range(epochs), unit=" epochs", disable=not progress):
         order = torch.randperm(len(features), generator=generator).to(features.device)
         for i, batch in enumerate(order.split(batch_size)[:steps_per_epoch]):
             x, targets = features[batch], F.one_hot(labels[batch], num_classes)
@@ -170,17 +180,13 @@ def train_heads(
     ]
 
 
-def _width(columns: slice) -> int:
-    return columns.stop - columns.start
-
-
 def _gradient(weight: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, weight_decay: float) -> torch.Tensor:
     """
-    Of the mean cross-entropy of many heads: (softmax - targets)^T inputs / B, and of the decay.
+    Computes the gradient of the mean cross-entropy of many heads, (softmax - targets)^T inputs / B, and of the decay.
 
     Args:
         weight: (L heads, C classes, D).
-        inputs: (B, D), of which the last is 1.
+        inputs: (B, D), of which the last column is 1.
         targets: (B, C), 0 and 1.
     """
     logits = (inputs @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2])  # (B, L, C)
@@ -192,7 +198,9 @@ def _gradient(weight: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor,
 
 def held_out(labels: torch.Tensor, share: float = HELD_OUT, seed: int = 0) -> torch.Tensor:
     """
-    Which images are held out to choose by, (N,): of each class the same share, at least one, but never its only one.
+    Returns which images are held out to choose a head by, (N,), bool.
+
+    They are the same share of each class, and at least one image, but never the only one of a class.
 
     Raises:
         ValueError: if each class has a single image.
@@ -204,20 +212,18 @@ def held_out(labels: torch.Tensor, share: float = HELD_OUT, seed: int = 0) -> to
         count = max(1, round(share * len(members))) if len(members) > 1 else 0
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not chosen.any():
-        raise ValueError(
-            "each class has a single training image: at least one class needs two, to choose by one of them"
-        )
+        raise ValueError("each class has a single training image: one needs two, to choose a classifier by")
     return chosen
 
 
-def choose(
-    heads: Sequence[LinearHead], choices: dict[tuple[str, int], slice], features: torch.Tensor, labels: torch.Tensor
+def best_head(
+    heads: Sequence[LinearHead], choices: Choices, features: torch.Tensor, labels: torch.Tensor
 ) -> tuple[LinearHead, list[float]]:
     """
-    The head with the best top-1 accuracy, of those the one with the least loss; and the accuracy of each in percent.
+    Returns the head with the best top-1 accuracy (of equally good ones that with the least loss), and all accuracies.
 
     Raises:
-        FloatingPointError: if none has a loss that is finite.
+        FloatingPointError: if no head has a finite loss.
     """
     scores = []
     for head in heads:
@@ -234,15 +240,15 @@ def choose(
 @dataclass(frozen=True)
 class LinearAccuracy:
     """
-    What a linear classifier came to, in percent.
+    The accuracy of a linear classifier in percent.
 
     Args:
         head: the classifier.
-        classes: what it tells apart.
+        classes: the labels of its outputs.
         held_out: its accuracy on the training images that it was chosen by.
-        top1, top5: on the test images.
-        num_heads: that it was chosen from.
-        epochs, batch_size: of its training.
+        top1, top5: its accuracies on the test images.
+        num_heads: number of heads that it was chosen from.
+        epochs, batch_size: how it was trained.
     """
 
     head: LinearHead
@@ -254,19 +260,11 @@ class LinearAccuracy:
     epochs: int
     batch_size: int
 
-    def results(self, dataset: str) -> list[dict[str, Any]]:
-        """For [`record_evaluation_results`]."""
-        arguments = {"epochs": self.epochs, "batch_size": self.batch_size}
+    def results(self, dataset: str) -> list[dict]:
+        """Returns the accuracies on the test images, as [`record_evaluation_results`] takes them."""
+        training = {"epochs": self.epochs, "batch_size": self.batch_size}
         return [
-            {
-                "task": "image-classification",
-                "dataset": dataset,
-                "metric": "accuracy",
-                "metric_name": f"linear top-{top}",
-                "value": round(accuracy, 4),
-                "top": top,
-                **arguments,
-            }
+            accuracy_result(dataset, f"linear top-{top}", accuracy, top=top, **training)
             for top, accuracy in ((1, self.top1), (5, self.top5))
         ]
 
@@ -279,12 +277,43 @@ class LinearAccuracy:
         )
 
 
+def linear(options: LinearOptions) -> EvaluationSummary | None:
+    """
+    Trains linear classifiers of a model's features, tests the best, records its accuracy, and saves the model with it.
+
+    Returns:
+        a summary with the [`LinearAccuracy`]; None on processes other than the main one.
+
+    Raises:
+        ValueError: if the output is not empty, or as [`features_of`] and [`evaluate_linear`] do.
+        OSError: if the model is missing or damaged, or something cannot be written.
+        FloatingPointError: as [`evaluate_linear`] does.
+    """
+    output = None if options.output is None else Path(options.output)
+    if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} is not an empty folder: choose another one")
+    train, test = (
+        features_of(source, options.model, features_to_classify(source, options.model, options))
+        for source in (options.train, options.test)
+    )
+    if not processes().is_main_process:
+        return None
+    training = {"epochs": options.epochs, "batch_size": options.classifier_batch_size, "seed": options.seed}
+    accuracy = evaluate_linear(train, test, **training, progress=options.progress)
+    results = accuracy.results(options.dataset or options.test)
+    lines = [str(accuracy), record_evaluation_results(options.model, options.json_file, results)]
+    if output is not None:
+        save_classifier(accuracy, options.model, output, results)
+        lines.append(f"saved in {output}")
+    return EvaluationSummary(accuracy, "\n".join(lines), remarks_on(train, test))
+
+
 def evaluate_linear(
     train: EvaluationFeatures,
     test: EvaluationFeatures,
     *,
-    epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    epochs: int = LinearOptions.epochs,
+    batch_size: int = LinearOptions.classifier_batch_size,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seed: int = 0,
     progress: bool = True,
@@ -297,8 +326,8 @@ def evaluate_linear(
         epochs, batch_size, learning_rates, seed: see [`train_heads`].
 
     Raises:
-        ValueError: if the two cannot be compared, have no labels, or are of features that cannot be classified.
-        FloatingPointError: if nothing can be learned of the features.
+        ValueError: if the two cannot be compared, have no labels, or have features that cannot be classified.
+        FloatingPointError: if no head has a finite loss.
     """
     train, test = labelled_pair(train, test)
     choices = feature_choices(train.kind, train.last_blocks, train.features.shape[1])
@@ -310,18 +339,16 @@ def evaluate_linear(
     mean, std = features.mean(dim=0), features.std(dim=0)
     std[std == 0] = 1.0
     features = (features - mean) / std
-    settings = {"num_classes": len(classes), "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    settings["progress"] = lambda epochs: tqdm(epochs, unit=" epochs", disable=not progress)
-    heads = train_heads(
-        features[~is_held_out], labels[~is_held_out], choices=choices, learning_rates=learning_rates, **settings
-    )
-    best, accuracies = choose(heads, choices, features[is_held_out], labels[is_held_out])
-    chosen = {(best.features, best.last_blocks): choices[best.features, best.last_blocks]}
-    (head,) = train_heads(features, labels, choices=chosen, learning_rates=[best.learning_rate], **settings)
+    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
+    to_learn = features[~is_held_out], labels[~is_held_out]
+    heads = train_heads(*to_learn, len(classes), choices, learning_rates, **settings)
+    best, accuracies = best_head(heads, choices, features[is_held_out], labels[is_held_out])
+    columns = choices[best.features, best.last_blocks]
+    chosen = {(best.features, best.last_blocks): columns}
+    (head,) = train_heads(features, labels, len(classes), chosen, [best.learning_rate], **settings)
 
     numbers = {label: number for number, label in enumerate(classes)}
-    truth = torch.tensor([numbers.get(label, -1) for label in test.labels])  # -1: of no class that was learned
-    (columns,) = chosen.values()
+    truth = torch.tensor([numbers.get(label, -1) for label in test.labels])  # -1: a class that was not learned
     head = head.unstandardized(mean[columns], std[columns])
     predicted = head(test.features[:, columns].to(device)).topk(min(TOP, len(classes)), dim=1).indices.cpu()
     top1, top5 = knn_accuracy(predicted, truth, TOP)
@@ -332,11 +359,12 @@ def classifier_of(
     model: DinoModel, classes: Sequence[Label], features: str = "cls", last_blocks: int = 1
 ) -> DinoForImageClassification:
     """
-    The model with a new classifier on its backbone.
+    Returns a model with the backbone of another one and a new classifier.
 
     Args:
-        classes: their names are in `config.id2label`, in this order.
-        features, last_blocks: what is classified, see [`DinoConfig`].
+        classes: labels, whose names `config.id2label` has in this order.
+        features, last_blocks: what is classified: `classifier_features` and `classifier_last_blocks` of
+            [`DinoConfig`].
     """
     config = copy.deepcopy(model.config)
     config.id2label = {number: str(label) for number, label in enumerate(classes)}
@@ -348,23 +376,10 @@ def classifier_of(
 
 
 def save_classifier(accuracy: LinearAccuracy, model: str, output: str | os.PathLike, results: Sequence[dict]):
-    """Saves a model with the classifier of its features, its transform, and what it came to."""
+    """Saves a model with the classifier of its features, its transform, and its results."""
     head, dino = accuracy.head, load_model(model)
     classifier = classifier_of(dino, accuracy.classes, head.features, head.last_blocks)
     classifier.classifier.load_state_dict({"weight": head.weight, "bias": head.bias})
     classifier.save_pretrained(output)
     load_image_processor(model, dino.config).save_pretrained(output)
     add_evaluation_results(output, results)
-
-
-def check_output(output: str | os.PathLike):
-    """
-    Raises:
-        ValueError: if there is something already.
-    """
-    path = Path(output)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{output} is not an empty folder: choose another one")
-
-
-__all__ = ["LinearAccuracy", "LinearHead", "classifier_of", "evaluate_linear", "feature_choices", "train_heads"]

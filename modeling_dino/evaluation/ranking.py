@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rankings of the images of an index by their likeness to a query, and how good they are.
+"""Searches an index for the images most like a query, and measures how good the rankings are.
 
 Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py (cosine similarity of features)
-and its eval_copy_detection.py (features whitened before).
+and its eval_copy_detection.py (features that were whitened before).
 
 Where we deviate: similarities are computed in chunks of bounded memory.
 """
@@ -22,34 +22,34 @@ from .knn import QUERIES, nearest
 
 
 SEARCH = ("auto", "faiss", "exact")
-SIMILARITIES = 2**24  # in one chunk: 64 MiB
-MARGIN = 16  # candidates beyond those that are asked for: a query's own, and what is equal but for rounding
+SIMILARITIES = 2**24  # number of similarities in one chunk: 64 MiB
+MARGIN = 16  # more candidates than are asked for: the query itself, and those that are equal but for rounding
 UNLABELLED = -1
 
 Masks = Callable[[range], tuple[torch.Tensor, torch.Tensor]]
 
 
 class NothingToEvaluate(ValueError):
-    """There is nothing that rankings could be right or wrong by."""
+    """Is raised where neither labels nor a ground truth say which images are to be found."""
 
 
 def search_index(
     queries: torch.Tensor, index: torch.Tensor, top: int, own: torch.Tensor | None = None, search: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The images of an index most like each query.
+    Finds the images of an index that are most like each query.
 
     Args:
         queries, index: features, (Q, D) and (N, D), of any norm.
-        top: how many, at most the images there are (other than a query's own).
-        own: (Q,), the place of each query in the index, which is left out; -1 for those that are not in it.
+        top: number of images to find for each query.
+        own: the place of each query in the index, where it is not found, (Q,); -1 for queries that are not in it.
         search: `"faiss"`, `"exact"` (without faiss), or `"auto"`: faiss where it is installed. They give the same.
 
     Returns:
         cosine similarities, the greatest first, and places in the index: (Q, top) each.
 
     Raises:
-        ValueError: if there are not so many images.
+        ValueError: if there are fewer images than `top`, or the search is an unknown one.
         ImportError: if faiss is asked for, but not installed.
     """
     if search not in SEARCH:
@@ -70,7 +70,7 @@ def search_index(
 
 
 def _faiss_finder(index: torch.Tensor) -> Callable:
-    """[`nearest`] of an index, by faiss."""
+    """Returns a function that does for an index what [`nearest`] does, by faiss."""
     flat = require("faiss").IndexFlatIP(index.shape[1])
     flat.add(index.numpy())
     return lambda queries, k: tuple(map(torch.from_numpy, flat.search(queries.numpy(), k)))
@@ -80,8 +80,9 @@ def _in_order(
     queries: torch.Tensor, index: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, top: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The best of the candidates, (B, top + MARGIN), by similarities in float64, then by their places: those in float32
-    have other last digits in faiss than in PyTorch. A query's own place comes last.
+    Sorts the candidates, (B, top + MARGIN), by similarities in float64 and then by places, and returns the first ones.
+
+    In float32 faiss and PyTorch give different last digits. A query's own place comes last.
     """
     candidates = candidates.sort(dim=1).values
     similarities = torch.stack([(index[c].double() * q.double()).sum(1) for q, c in zip(queries, candidates)])
@@ -99,19 +100,19 @@ def evaluate_ranking(
     trapezoidal: bool = False,
 ) -> dict[str, float]:
     """
-    How good the rankings of an index by cosine similarity are.
+    Evaluates the rankings of an index by cosine similarity.
 
     Args:
         queries, index: features, (Q, D) and (N, D), of any norm.
-        masks: gives for some of the queries which images are positive and which ignored, (B, N) each.
-        own: see [`search_index`]; it is neither.
+        masks: returns for some of the queries which images are positive and which ignored, (B, N) each.
+        own: see [`search_index`]; a query itself is neither positive nor negative.
         trapezoidal: see [`average_precision`].
 
     Returns:
-        `mAP`, `mP@1`, … in percent: means over the queries that have a positive, and how many these are: `queries`.
+        `mAP`, `mP@1`, … in percent, means over the queries that have a positive image, and the number of `queries`.
 
     Raises:
-        NothingToEvaluate: if no query has a positive.
+        NothingToEvaluate: if no query has a positive image.
     """
     queries, index = F.normalize(queries.float()), F.normalize(index.float())
     rows, found = max(1, SIMILARITIES // len(index)), []
@@ -142,10 +143,10 @@ def evaluate_labels(
     own: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """
-    How well images find those with their label, by the plain average precision: see [`evaluate_ranking`].
+    Evaluates how well queries find images with their label, by the plain average precision: see [`evaluate_ranking`].
 
     Args:
-        query_labels, index_labels: (Q,) and (N,), integers; -1 for no label, which is ignored.
+        query_labels, index_labels: integers, (Q,) and (N,); images with -1 have no label, and are ignored.
     """
 
     def masks(chunk: range) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,7 +157,7 @@ def evaluate_labels(
 
 
 def evaluate_each(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """How well each image finds those with its label among all others: [`evaluate_labels`] of (N, D) and (N,)."""
+    """Evaluates how well each image, (N, D), finds those with its label, (N,), among all others."""
     return evaluate_labels(features, labels, features, labels, torch.arange(len(labels)))
 
 
@@ -164,14 +165,14 @@ def evaluate_ground_truth(
     queries: torch.Tensor, index: torch.Tensor, truth: FoundGroundTruth, own: torch.Tensor | None = None
 ) -> dict[str, dict[str, float]]:
     """
-    Evaluates by the original's protocol, with the trapezoidal average precision: see [`evaluate_ranking`].
+    Evaluates by the original's protocol, with the trapezoidal average precision.
 
     Args:
-        queries: (Q, D), those of the ground truth among them.
-        own: of these, see [`search_index`].
+        queries: features, (Q, D), of the queries of the ground truth, and perhaps of others.
+        own: see [`search_index`].
 
     Returns:
-        for each setup of the ground truth, [`evaluate_ranking`]'s.
+        for each setup of the ground truth what [`evaluate_ranking`] returns.
     """
     places = torch.tensor(truth.places)
     queries, own = queries[places], None if own is None else own[places]
@@ -179,13 +180,3 @@ def evaluate_ground_truth(
         setup: evaluate_ranking(queries, index, partial(truth.masks, setup), own, trapezoidal=True)
         for setup in truth.setups
     }
-
-
-__all__ = [
-    "NothingToEvaluate",
-    "evaluate_each",
-    "evaluate_ground_truth",
-    "evaluate_labels",
-    "evaluate_ranking",
-    "search_index",
-]

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image retrieval: the images of an index most like each query, written, drawn and evaluated.
+"""`dino retrieve`: finds the images of an index most like each query, writes, draws and evaluates them.
 
 The original's two protocols, as options:
 
     https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py
-        --resize whole --image-size 224 [--scales 1,0.70711,0.5] --ground-truth gnd_roxford5k.pkl
+        --resize whole --image-size 224 [--scales 1,0.70711,0.5] --ground-truth gnd_roxford5k.json
     https://github.com/facebookresearch/dino/blob/7c446df/eval_copy_detection.py
         --resize square --image-size 320 --features cls_gem --whiten IMAGES --ground-truth FILE
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,32 +22,30 @@ from ..runtime.extras import require
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_file
 from .contact_sheet import RIGHT, UNKNOWN, WRONG, Tile, draw_contact_sheet
-from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of
+from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, remarks_on
 from .ground_truth import GroundTruth, read_ground_truth
+from .options import RetrieveOptions
 from .ranking import UNLABELLED, NothingToEvaluate, evaluate_ground_truth, evaluate_labels, search_index
 
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-TOP = 10
-SHOWN, SHEET_ROWS = 5, 12  # queries of which the neighbours are printed, and drawn
+DEFAULT_TOP = 10
+SHOWN, SHEET_ROWS = 5, 12  # numbers of queries whose neighbours are printed, and drawn
 OF_INDEX = ("last_blocks", "dtype", "gem_p", "scales", "resize", "image_size")  # settings that queries take over
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """
-    What was found.
+    The neighbours of queries, and how good the rankings are.
 
     Args:
-        index: the images that were searched.
-        queries: those that were looked for; the same as `index` if each was.
-        similarities: cosines, (Q, top), the greatest first.
-        places: of these neighbours in the index, (Q, top).
-        evaluations: of each setup (one without a name, or easy, medium and hard), `mAP`, `mP@1`, … in percent and the
+        index, queries: the features that were searched, and those that were looked for; the same object if each image
+            of the index was a query.
+        similarities: cosines with the neighbours, (Q, top), the greatest first.
+        places: places of the neighbours in the index, (Q, top).
+        evaluations: for each setup (one without a name, or easy, medium and hard) `mAP`, `mP@1`, … in percent and the
             number of `queries`.
-        remarks: what else there is to say, a line each.
+        note: a line that says where the results are recorded, or why there are none.
     """
 
     index: EvaluationFeatures
@@ -56,7 +53,12 @@ class Retrieval:
     similarities: torch.Tensor
     places: torch.Tensor
     evaluations: dict[str, dict[str, float]]
-    remarks: list[str]
+    note: str
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about images that could not be read or have no label."""
+        return remarks_on(self.index, self.queries)
 
     def __str__(self) -> str:
         lines = []
@@ -68,113 +70,88 @@ class Retrieval:
         for setup, values in self.evaluations.items():
             metrics = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if name != "queries")
             lines.append(f"{setup}: {metrics}".removeprefix(": ") + f" (%, {values['queries']} queries)")
-        return "\n".join([*lines, *self.remarks])
+        return "\n".join([*lines, self.note])
 
 
-def retrieve(
-    index: str,
-    queries: str | None = None,
-    model: str | None = None,
-    *,
-    top: int | None = None,
-    ground_truth: str | None = None,
-    whiten: str | None = None,
-    whiten_dim: int | None = None,
-    search: str = "auto",
-    output: str | os.PathLike | None = None,
-    sheet: str | os.PathLike | None = None,
-    json_file: str | os.PathLike | None = None,
-    dataset: str | None = None,
-    **extraction,
-) -> Retrieval | None:
+def retrieve(options: RetrieveOptions) -> Retrieval | None:
     """
-    Finds the images of an index most like each query, or like each of its own among the others.
+    Finds the images of an index most like each query, and evaluates the rankings where labels or a ground truth allow.
 
-    Where both sides have labels, or there is a ground truth, it evaluates the rankings of all images, too.
-
-    Args:
-        index, queries: folders of `dino extract`, or images: see [`features_of`]. A file that is in both is not its
-            own neighbour.
-        model: folder or hub id; not needed with features, nor for queries of features of a model that is where it was.
-        top: neighbours of each query; by default 10, or as many as there are.
-        ground_truth: a file of [`read_ground_truth`]. It must have each of `queries`, and decides alone what they
-            find; where the images of the index are the queries, it may leave some out.
-        whiten: images or features to learn PCA whitening from; by default, where `whiten_dim` is given, the index.
-        whiten_dim: dimensions to keep, all by default.
-        search: see [`search_index`].
-        output: a .csv or .parquet file for all neighbours.
-        sheet: a .png file for pictures of some queries and their neighbours.
-        json_file: for the results of the evaluation, which also go beside the model, if it is in a folder.
-        dataset: its name in the results, by default `index`.
-        extraction: see [`features_of`].
+    A file that is both in the index and a query is not its own neighbour. Queries of features need no model where that
+    of the index is still in its place. A ground truth must have each of the queries, unless these are the images of
+    the index.
 
     Returns:
         what was found; None on processes other than the main one.
 
     Raises:
-        ValueError, OSError, ImportError: if an argument cannot work, or there is nothing to evaluate for `json_file`.
+        ValueError, OSError, ImportError: if an option cannot work, or there is nothing to evaluate for the JSON file.
     """
-    check_files(output, sheet)
-    truth = None if ground_truth is None else read_ground_truth(ground_truth)
-    found, others = load_features_of(index, [queries, whiten], model, extraction)
+    for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
+        file = getattr(options, name)
+        if file is not None and Path(file).suffix not in suffixes:
+            raise ValueError(f"{name} {file} must end with {' or '.join(suffixes)}")
+    truth = None if options.ground_truth is None else read_ground_truth(options.ground_truth)
+    found, others = load_features_of(options)
     if not processes().is_main_process:
         return None
-    asked, features = others.get(queries, found), [others.get(queries, found).features, found.features]
-    if whiten is not None or whiten_dim is not None:
-        features = list(map(learn_whitening(others.get(whiten, found).features, whiten_dim), features))
-    own = torch.arange(len(found.names)) if queries is None else places_of(asked.names, found.names)
-    top = min(TOP, len(found.names) - bool((own >= 0).any())) if top is None else top
-    similarities, places = search_index(*features, top, own, search)
+    asked = others.get(options.queries, found)
+    features = [asked.features, found.features]
+    is_whitened = options.whiten is not None or options.whiten_dim is not None
+    if is_whitened:
+        learned_from = others.get(options.whiten, found)
+        features = list(map(learn_whitening(learned_from.features, options.whiten_dim), features))
+    own = torch.arange(len(found.names)) if asked is found else places_of(asked.names, found.names)
+    top = options.top
+    if top is None:
+        top = min(DEFAULT_TOP, len(found.names) - bool((own >= 0).any()))
+    similarities, places = search_index(*features, top, own, options.search)
+    evaluations, note = {}, ""
     try:
-        evaluations, remarks = evaluate(asked, found, features, own, truth), []
+        evaluations = evaluate(asked, found, features, own, truth)
     except NothingToEvaluate as reason:
-        if truth is not None or json_file is not None:
+        if truth is not None or options.json_file is not None:
             raise
-        evaluations, remarks = {}, [f"not evaluated: {reason}"]
-    retrieval = Retrieval(found, asked, similarities, places, evaluations, remarks)
+        note = f"not evaluated: {reason}"
+    retrieval = Retrieval(found, asked, similarities, places, evaluations, note)
     if evaluations:
-        whitened_to = features[0].shape[1] if features[0] is not asked.features else None
-        results = results_of(retrieval, dataset or index, whitened_to, by_labels=truth is None)
-        remarks.append(record_evaluation_results(model, json_file, results))
-    if output is not None:
-        write_neighbours(retrieval, Path(output))
-    if sheet is not None:
-        draw_contact_sheet(Path(sheet), rows_of_sheet(retrieval), asked, found)
+        whitened_to = features[0].shape[1] if is_whitened else None
+        results = results_of(retrieval, options.dataset or options.index, whitened_to, by_labels=truth is None)
+        retrieval = replace(retrieval, note=record_evaluation_results(options.model, options.json_file, results))
+    if options.output is not None:
+        write_neighbours(retrieval, Path(options.output))
+    if options.sheet is not None:
+        draw_contact_sheet(Path(options.sheet), rows_of_sheet(retrieval), asked, found)
     return retrieval
 
 
-def check_files(output: str | os.PathLike | None, sheet: str | os.PathLike | None):
+def load_features_of(options: RetrieveOptions) -> tuple[EvaluationFeatures, dict[str, EvaluationFeatures]]:
     """
-    Raises:
-        ValueError: if a file is to be of a kind that is not written.
-    """
-    for name, file, suffixes in (("output", output, WRITERS), ("sheet", sheet, (".png",))):
-        if file is not None and Path(file).suffix not in suffixes:
-            raise ValueError(f"{name} {file} must end with {' or '.join(suffixes)}")
+    Loads the features of the index, and like these those of the queries and of what whitening is learned from.
 
-
-def load_features_of(
-    index: str, others: Sequence[str | None], model: str | None, extraction: dict
-) -> tuple[EvaluationFeatures, dict[str, EvaluationFeatures]]:
-    """
-    The features of an index, and of other sources by their names, made like these.
+    Returns:
+        the features of the index, and the others by the names of their sources.
 
     Raises:
-        ValueError: if they are of another kind.
+        ValueError: if the others differ in kind from those of the index.
     """
-    found = features_of(index, model, **extraction)
+    found = features_of(options.index, options.model, options)
     settings = {name: found.settings[name] for name in OF_INDEX if name in found.settings}
-    extraction = {**extraction, **settings, "features": found.kind}
-    parts = {}
-    for source in dict.fromkeys(others):  # in the same order in all processes
+    options = replace(options, **settings, features=found.kind)
+    others = {}
+    for source in dict.fromkeys([options.queries, options.whiten]):  # in the same order in all processes
         if source is not None:
-            parts[source] = features_of(source, model or found.settings["model"], **extraction)
-            check_pair(found, parts[source])
-    return found, parts
+            others[source] = features_of(source, options.model or found.settings["model"], options)
+            check_pair(found, others[source])
+    return found, others
 
 
 def places_of(names: Sequence[str | int], index_names: Sequence[str | int]) -> torch.Tensor:
-    """Where each image is in the index, (Q,), -1 where it is not; in tars and tables others may have the same name."""
+    """
+    Returns the place of each image in the index, (Q,), and -1 for an image that is not in it.
+
+    Only files are looked up, since images in different tars or tables may have the same name.
+    """
     places = {os.path.abspath(name): place for place, name in enumerate(index_names) if isinstance(name, str)}
     return torch.tensor(
         [
@@ -192,14 +169,14 @@ def evaluate(
     truth: GroundTruth | None,
 ) -> dict[str, dict[str, float]]:
     """
-    Evaluates rankings of the index by ground truth, or else by labels.
+    Evaluates rankings of the index by a ground truth, or without one by labels.
 
     Args:
-        features: of queries and index, as they are compared.
+        features: the features of queries and index that are compared, whitened or not.
 
     Raises:
-        NothingToEvaluate: if there is neither, or nothing to find by it.
-        ValueError: if the ground truth is of other images.
+        NothingToEvaluate: if there is neither, or no query has an image to find.
+        ValueError: if the ground truth lacks a query, or names images that are not there.
     """
     if truth is not None:
         by_place = truth.find(asked.names, found.names)
@@ -221,7 +198,7 @@ def evaluate(
 
 
 def results_of(retrieval: Retrieval, dataset: str, whitened_to: int | None, by_labels: bool) -> list[dict]:
-    """The evaluations as [`record_evaluation_results`] takes them."""
+    """Returns the evaluations as [`record_evaluation_results`] takes them."""
     index, queries = retrieval.index, retrieval.queries
     how = {
         "average_precision": "plain" if by_labels else "trapezoidal",
@@ -245,24 +222,12 @@ def results_of(retrieval: Retrieval, dataset: str, whitened_to: int | None, by_l
     ]
 
 
-def _write_csv(table: "pa.Table", file: Path):
-    require("pyarrow.csv").write_csv(table, file)
-
-
-def _write_parquet(table: "pa.Table", file: Path):
-    require("pyarrow.parquet").write_table(table, file)
-
-
-WRITERS = {".csv": _write_csv, ".parquet": _write_parquet}
-
-
 def write_neighbours(retrieval: Retrieval, file: Path):
     """
-    Writes a row for each neighbour: `query`, `rank` (from 1), `neighbour`, `similarity`, and where there are labels
-    `query_label` and `neighbour_label`.
+    Writes a row for each neighbour to a .csv or .parquet file.
 
-    Raises:
-        OSError: if it cannot be written.
+    The columns are `query`, `rank` (from 1), `neighbour`, `similarity`, and where there are labels `query_label` and
+    `neighbour_label`.
     """
     index, queries, top = retrieval.index, retrieval.queries, retrieval.places.shape[1]
     rows = [row for row in range(len(queries.names)) for _ in range(top)]
@@ -278,11 +243,15 @@ def write_neighbours(retrieval: Retrieval, file: Path):
     if index.labels is not None:
         columns["neighbour_label"] = [index.labels[place] for place in places]
     with whole_file(file) as partial:
-        WRITERS[file.suffix](require("pyarrow").table(columns), partial)
+        table = require("pyarrow").table(columns)
+        if file.suffix == ".csv":
+            require("pyarrow.csv").write_csv(table, partial)
+        else:
+            require("pyarrow.parquet").write_table(table, partial)
 
 
 def rows_of_sheet(retrieval: Retrieval) -> list[tuple[Tile, list[Tile]]]:
-    """Some queries, evenly spread over all, with their neighbours; in colour where labels say which are right."""
+    """Returns queries that are evenly spread over all, with their neighbours, in colors where both have labels."""
     index, queries = retrieval.index, retrieval.queries
     rows = []
     for row in torch.linspace(0, len(queries.names) - 1, min(SHEET_ROWS, len(queries.names))).long().tolist():
@@ -295,6 +264,3 @@ def rows_of_sheet(retrieval: Retrieval) -> list[tuple[Tile, list[Tile]]]:
         caption = Path(str(queries.names[row])).name if label is None else str(label)
         rows.append((Tile(queries.names[row], caption[-18:]), tiles))
     return rows
-
-
-__all__ = ["Retrieval", "retrieve"]

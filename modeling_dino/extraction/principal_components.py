@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the principal components of more vectors than memory holds, from sums over batches, in float64.
+"""Computes principal components of more vectors than memory holds, from sums over batches in float64.
 
-Batches are merged as in https://doi.org/10.1080/00031305.1983.10483115 (Chan, Golub, LeVeque), where no large sums are
-subtracted from each other.
+Batches are merged as by Chan, Golub and LeVeque, https://doi.org/10.1080/00031305.1983.10483115, where no large sums
+are subtracted from each other.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class PrincipalComponents:
 
     Args:
         mean: (D,).
-        components: (K, D), orthonormal rows, by falling variance; the entry of greatest magnitude of each is positive.
-        variances: (K,), along the components, as scikit-learn's `explained_variance_`.
-        total_variance: the sum along all D dimensions.
+        components: orthonormal rows, (K, D), by falling variance; the entry of greatest magnitude in each is positive.
+        variances: variances along the components, (K,), as scikit-learn's `explained_variance_`.
+        total_variance: sum of the variances along all D directions.
     """
 
     mean: torch.Tensor
@@ -28,12 +28,12 @@ class PrincipalComponents:
     total_variance: float
 
     def project(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Returns the coordinates of vectors along the components: (N, D) -> (N, K), in float64."""
+        """Computes the coordinates of vectors along the components, (N, D) -> (N, K), in float64."""
         return (vectors.double() - self.mean) @ self.components.T
 
 
 class Moments:
-    """Number, mean and scatter of vectors that are added batch by batch."""
+    """The number, mean and scatter of vectors that are added batch by batch."""
 
     def __init__(self, dim: int):
         self.count = 0
@@ -54,10 +54,14 @@ class Moments:
         self.mean += shift * (len(vectors) / count)
         self.count = count
 
-    def principal_components(self, num_components: int) -> PrincipalComponents:
-        """Finds the components; raises ValueError if the vectors do not vary in so many directions."""
+    def principal_axes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns all variances in falling order, (D,), and their directions as rows, (D, D), of either sign."""
         variances, directions = torch.linalg.eigh(self.scatter / max(self.count - 1, 1))  # in ascending order
-        variances, components = variances.flip(0).clamp_min(0), directions.flip(1).T
+        return variances.flip(0).clamp_min(0), directions.flip(1).T
+
+    def principal_components(self, num_components: int) -> PrincipalComponents:
+        """Returns the first components; raises ValueError if the vectors do not vary in so many directions."""
+        variances, components = self.principal_axes()
         smallest = torch.finfo(torch.float64).eps * len(variances) * variances[0]
         if not (variances[:num_components] > smallest).all() or num_components > len(variances):
             raise ValueError(

@@ -25,6 +25,7 @@ from ..data.decoding import as_text
 from ..data.image_source import ImageSource
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
+from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import FeatureFolder
 from ..runtime.extras import require
 from ..runtime.whole_files import whole_file
@@ -150,7 +151,7 @@ def load_images(folder: str | os.PathLike, kind: str | None, max_images: int) ->
         ValueError: if there are none, or they have no features that can be compared.
     """
     np = require("numpy")
-    images = features_of(str(folder), features=kind)
+    images = features_of(str(folder), options=FeatureOptions(features=kind))
     rows = len(images.names)
     if not rows:
         raise ValueError(f"there are no images in {folder}")

@@ -34,6 +34,7 @@ from modeling_dino.demo.run import pixels_of, run_demo
 from modeling_dino.evaluation.evaluation_data import EvaluationFeatures, features_of, number_labels
 from modeling_dino.evaluation.knn_classification import evaluate_knn
 from modeling_dino.evaluation.linear import evaluate_linear, features_to_classify
+from modeling_dino.evaluation.options import FeatureOptions
 from modeling_dino.evaluation.ranking import evaluate_each
 from modeling_dino.training.pretrain import pretrain
 
@@ -136,9 +137,10 @@ def evaluate_seed(trained: Trained, seed: int) -> dict[str, dict[str, float]]:
     """
     found = {}
     for name, model in trained.models.items():
-        knn = [features_of(part, model, progress=False) for part in trained.parts]
-        choice = features_to_classify(trained.parts[0], model)
-        linear = [features_of(part, model, **choice, progress=False) for part in trained.parts]
+        options = FeatureOptions(progress=False)
+        knn = [features_of(part, model, options) for part in trained.parts]
+        choice = features_to_classify(trained.parts[0], model, options)
+        linear = [features_of(part, model, choice) for part in trained.parts]
         if not found:
             pixels = [pixels_of(part, model) for part in knn]
             found["pixels"] = percentages(pixels, pixels, trained.ks, seed)

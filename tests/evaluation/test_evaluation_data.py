@@ -6,6 +6,7 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.evaluation.evaluation_data import check_pair, features_of, labelled_pair, number_labels
+from modeling_dino.evaluation.options import FeatureOptions
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.options import ExtractOptions
 
@@ -33,10 +34,9 @@ def extract(folder, source, output, model="model", **options):
 def test_images_and_their_extracted_features_are_the_same(tmp_path, folder):
     output = extract(folder, "train", tmp_path / "out", features="cls,patch_mean", last_blocks=2)
     for kind in ("cls", "patch_mean"):
-        at_once = features_of(
-            str(folder / "train"), str(folder / "model"), features=kind, last_blocks=2, progress=False
-        )
-        before = features_of(output, features=kind)
+        options = FeatureOptions(features=kind, last_blocks=2, progress=False)
+        at_once = features_of(str(folder / "train"), str(folder / "model"), options)
+        before = features_of(output, options=FeatureOptions(features=kind))
         assert before.kind == at_once.kind == kind
         np.testing.assert_array_equal(before.features, load_features(output)[f"feature_{kind}"])
         np.testing.assert_allclose(at_once.features, before.features, rtol=0, atol=1e-5)
@@ -47,23 +47,22 @@ def test_images_and_their_extracted_features_are_the_same(tmp_path, folder):
 
 def test_features_of_the_model_that_is_named_alone(tmp_path, folder):
     output = extract(folder, "train", tmp_path / "out")
-    assert features_of(output, str(folder / "model")).model_fingerprint == features_of(output).model_fingerprint
+    assert features_of(output, str(folder / "model")).settings == features_of(output).settings
     with pytest.raises(ValueError, match=r"are not of .*other"):
         features_of(output, str(folder / "other"))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("model", "options", "says"),
     [
-        ({"features": "patches"}, "several vectors an image"),
-        ({"model": None}, "name a model with --model"),
-        ({"features": "nonsense"}, "unknown features"),
+        ("model", {"features": "patches"}, "several vectors an image"),
+        (None, {}, "name a model with --model"),
+        ("model", {"features": "nonsense"}, "unknown features"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(folder, options, says):
-    arguments = {"model": str(folder / "model"), "progress": False, **options}
+def test_what_cannot_be_evaluated_is_refused(folder, model, options, says):
     with pytest.raises(ValueError, match=says):
-        features_of(str(folder / "plain"), **arguments)
+        features_of(str(folder / "plain"), model and str(folder / model), FeatureOptions(**options, progress=False))
 
 
 def test_folders_of_other_features_are_refused(tmp_path, folder):
@@ -71,9 +70,9 @@ def test_folders_of_other_features_are_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="several kinds of features, cls, patch_mean: name one"):
         features_of(output)
     with pytest.raises(ValueError, match="cls, patch_mean features, not projection"):
-        features_of(output, features="projection")
-    with pytest.raises(ValueError, match="last 1 blocks, not of 4"):
-        features_of(output, features="cls", last_blocks=4)
+        features_of(output, options=FeatureOptions(features="projection"))
+    with pytest.raises(ValueError, match="of last_blocks=1, not of last_blocks=4"):
+        features_of(output, options=FeatureOptions(features="cls", last_blocks=4))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,8 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path, folder, model, options, say
 
 def test_labels_that_are_missing_are_refused_by_side(folder):
     train, plain, lonely = (
-        features_of(str(folder / name), str(folder / "model"), progress=False) for name in ("train", "plain", "lonely")
+        features_of(str(folder / name), str(folder / "model"), FeatureOptions(progress=False))
+        for name in ("train", "plain", "lonely")
     )
     for pair in ((train, plain), (plain, train)):
         with pytest.raises(ValueError, match=r"the images of .*plain have no labels"):
@@ -109,12 +109,12 @@ def test_images_without_a_label_are_left_out(tmp_path, folder):
 
     image = Image.effect_noise((32, 32), 90).convert("RGB")
     Dataset.from_dict({"image": [image] * 4, "label": [3, None, 1, 3]}).save_to_disk(str(tmp_path / "data"))
-    found = features_of(str(tmp_path / "data"), str(folder / "model"), progress=False)
+    found = features_of(str(tmp_path / "data"), str(folder / "model"), FeatureOptions(progress=False))
     assert found.labels == [3, None, 1, 3]
     labelled = found.labelled()
     assert (labelled.labels, labelled.names) == ([3, 1, 3], [0, 2, 3])
     assert torch.equal(labelled.features, found.features[[0, 2, 3]])
-    train = features_of(str(folder / "train"), str(folder / "model"), progress=False)
+    train = features_of(str(folder / "train"), str(folder / "model"), FeatureOptions(progress=False))
     with pytest.raises(ValueError, match=r"no label of .*data, such as 3, is among those of .*train, such as 'a'"):
         labelled_pair(train, found)
 
@@ -124,7 +124,7 @@ def test_a_feature_that_is_not_finite_is_named(tmp_path, folder):
     model.backbone.norm.weight.data[0] = float("nan")
     model.save_pretrained(tmp_path / "damaged")
     with pytest.raises(ValueError, match=r"the feature of .*0\.png in .*train is not finite"):
-        features_of(str(folder / "train"), str(tmp_path / "damaged"), progress=False)
+        features_of(str(folder / "train"), str(tmp_path / "damaged"), FeatureOptions(progress=False))
 
 
 def test_numbers_of_labels():

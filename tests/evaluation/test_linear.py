@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForImageClassification
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, load_features
-from modeling_dino.evaluation.linear import LinearHead, choose, feature_choices, held_out, train_heads
+from modeling_dino.evaluation.linear import LinearHead, best_head, feature_choices, held_out, train_heads
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,11 +110,11 @@ def test_the_best_is_chosen_and_none_that_diverged():
         return LinearHead("cls", 1, slope, torch.tensor([[slope], [-slope]]), torch.zeros(2))
 
     choices = {("cls", 1): slice(0, 1)}
-    best, accuracies = choose([head(-1.0), head(0.5), head(2.0), head(float("nan"))], choices, features, labels)
+    best, accuracies = best_head([head(-1.0), head(0.5), head(2.0), head(float("nan"))], choices, features, labels)
     assert best.learning_rate == 2.0  # of two without an error the one with the lesser loss
     assert accuracies[:3] == [0.0, 100.0, 100.0]
     with pytest.raises(FloatingPointError, match="not finite"):
-        choose([head(float("nan"))], choices, features, labels)
+        best_head([head(float("nan"))], choices, features, labels)
 
 
 def test_a_standardized_head_and_one_of_features_as_they_are():

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pickle
 import tarfile
 
 import numpy as np
@@ -14,7 +13,8 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoImageProcessor, DinoModel, load_features
 from modeling_dino.evaluation import contact_sheet
-from modeling_dino.evaluation.retrieval import retrieve
+from modeling_dino.evaluation.options import RetrieveOptions
+from modeling_dino.evaluation.retrieval import Retrieval, retrieve
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
 from modeling_dino.extraction.options import ExtractOptions
@@ -64,8 +64,12 @@ def features_by_hand(model: DinoModel, files: list[str], *arguments) -> torch.Te
     return torch.nn.functional.normalize(torch.stack(rows))
 
 
+def search(index, queries=None, model=None, **options) -> Retrieval:
+    return retrieve(RetrieveOptions(index=index, queries=queries, model=model, progress=False, **options))
+
+
 def test_neighbours_of_images_are_the_models(here):
-    found = retrieve("index", "plain/green.png", "model", top=3, features="cls_gem", progress=False)
+    found = search("index", "plain/green.png", "model", top=3, features="cls_gem")
     model = DinoModel.from_pretrained("model").eval()
     index, query = (
         features_by_hand(model, found.index.names, "cls_gem"),
@@ -86,7 +90,7 @@ def extract_index(output, **options):
 
 
 def test_each_image_against_the_others_by_faiss_and_without(here):
-    by_faiss, exact = (retrieve("index", model="model", search=s, progress=False) for s in ("faiss", "exact"))
+    by_faiss, exact = (search("index", model="model", search=s) for s in ("faiss", "exact"))
     assert torch.equal(by_faiss.places, exact.places)
     assert exact.places.shape == (12, 10)
     assert not (exact.places == torch.arange(12).unsqueeze(1)).any()
@@ -98,25 +102,25 @@ def test_features_that_were_extracted_before(here, tmp_path):
     """Queries are then made as they are, by the model they are of."""
     options = {"features": "gem", "gem_p": 3.0, "scales": (1.0, 0.75), "resize": "square", "image_size": 40}
     extract_index(tmp_path / "features", **options)
-    before = retrieve(str(tmp_path / "features"), "queries", progress=False)
-    at_once = retrieve("index", "queries", "model", progress=False, **options)
+    before = search(str(tmp_path / "features"), "queries")
+    at_once = search("index", "queries", "model", **options)
     assert torch.equal(before.places, at_once.places)
     torch.testing.assert_close(before.similarities, at_once.similarities, rtol=0, atol=1e-5)
     assert before.evaluations[""]["queries"] == 3
-    with pytest.raises(ValueError, match=r"has features of scales \[1.0, 0.75\], not \[1.0\]: extract them again"):
-        retrieve(str(tmp_path / "features"), "queries", scales=(1.0,))
+    with pytest.raises(ValueError, match=r"has features of scales=\[1.0, 0.75\], not of scales=\[1.0\]: extract"):
+        search(str(tmp_path / "features"), "queries", scales=(1.0,))
 
 
 def test_an_image_of_the_index_does_not_find_itself(here):
-    found = retrieve("index", "index/red", "model", top=11, progress=False)
+    found = search("index", "index/red", "model", top=11)
     for name, places in zip(found.queries.names, found.places.tolist()):
         assert sorted(found.index.names[i] for i in places) == sorted(set(found.index.names) - {name})
 
 
 def test_whitening_learned_from_the_index_and_from_others(here):
-    plain = retrieve("index", "plain", "model", progress=False)
-    by_index = retrieve("index", "plain", "model", whiten_dim=2, progress=False)
-    by_other = retrieve("index", "plain", "model", whiten="index", whiten_dim=2, progress=False)
+    plain = search("index", "plain", "model")
+    by_index = search("index", "plain", "model", whiten_dim=2)
+    by_other = search("index", "plain", "model", whiten="index", whiten_dim=2)
     assert torch.equal(by_index.similarities, by_other.similarities)
     index, queries = plain.index.features.double(), plain.queries.features.double()
     _, s, v = torch.linalg.svd(index - index.mean(0), full_matrices=False)
@@ -168,23 +172,14 @@ def test_what_the_command_writes(dino, here, tmp_path):
 
 
 def test_ground_truth_of_the_revisited_kind(dino, here, tmp_path):
-    """The same from JSON and from a pickle; the command prints what the function says."""
-    names = [f"{name}-index-{i}" for name in CLASSES for i in range(NUM_OF_CLASS)]
-    places = {name: [names.index(f"{name}-index-{i}") for i in range(NUM_OF_CLASS)] for name in CLASSES}
-    kinds = {name: {"easy": own[:1], "hard": own[1:3], "junk": own[3:]} for name, own in places.items()}
-    queries = {
-        name: {{"junk": "ignored"}.get(kind, kind): [names[i] for i in images] for kind, images in of_kind.items()}
-        for name, of_kind in kinds.items()
-    }
+    """The command prints what the function says."""
+    queries = {}
+    for name in CLASSES:
+        names = [f"{name}-index-{i}" for i in range(NUM_OF_CLASS)]
+        queries[name] = {"easy": names[:1], "hard": names[1:3], "ignored": names[3:]}
     (tmp_path / "truth.json").write_text(json.dumps({"queries": queries}))
-    gnd = [{"bbx": [0.0] * 4, **{kind: np.array(images) for kind, images in kinds[name].items()}} for name in kinds]
-    contents = {"imlist": names, "qimlist": list(kinds), "gnd": gnd}
-    (tmp_path / "truth.pkl").write_bytes(pickle.dumps(contents, 3))
-    arguments = {"top": 2, "progress": False}
-    found = retrieve("index", "plain", "model", ground_truth=tmp_path / "truth.json", **arguments)
-    again = retrieve("index", "plain", "model", ground_truth=tmp_path / "truth.pkl", **arguments)
+    found = search("index", "plain", "model", ground_truth=tmp_path / "truth.json", top=2)
     assert list(found.evaluations) == ["easy", "medium", "hard"]
-    assert found.evaluations == again.evaluations
     code, out, err = dino(
         "retrieve",
         "--index",
@@ -215,7 +210,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
     sheets = []
     for source in ("index", tmp_path / "index.tar", tmp_path / "index.parquet"):
         sheets.append(tmp_path / f"{len(sheets)}.png")
-        retrieve(str(source), "plain", "model", top=4, sheet=sheets[-1], progress=False)
+        search(str(source), "plain", "model", top=4, sheet=str(sheets[-1]))
     first, *others = [np.asarray(Image.open(sheet)) for sheet in sheets]
     for other in others:  # without labels, so without captions of them and colours; the pictures are the same
         np.testing.assert_array_equal(other, first)
@@ -248,7 +243,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --model model --ground-truth a.json", "a.json: no image of the queries is called 'red'"),
         ("--index index --queries plain --model model --ground-truth b.json", "index is called 'red-9'"),
         ("--index features --queries other", "other has patch_mean features, not cls"),
-        ("--index features --queries wide", "has features of the last 2 blocks, not of 1"),
+        ("--index features --queries wide", "has features of last_blocks=2, not of last_blocks=1"),
         ("--index damaged", "is not finite"),
     ],
 )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of evaluations: which images are compared, how their features are computed, where results go."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..data.options import ReaderOptions, TableOptions
+from ..extraction.options import ExtractOptions
+from ..hub.loading import MODEL_HELP
+from ..runtime.options import option
+from .knn import TEMPERATURE
+
+
+FEATURES_HELP = "Kind of features of `dino extract`, other than patches; by default cls, or the only kind in a folder."
+_HELP = {field.name: field.metadata.get("help") for field in fields(ExtractOptions)}
+
+
+def _option_of_extract(name: str) -> Any:
+    """Makes an option of `dino extract` one whose default is left to it, or to a folder of features."""
+    return option(f"{_HELP[name].removesuffix('.')}; by default as in `dino extract`.", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(ReaderOptions, TableOptions):
+    """
+    How the features of images are computed, as in `ExtractOptions`.
+
+    What is None is as `dino extract` has it. Of features that were extracted before, what is not None must be so; the
+    batch size, the dtype and the reading of images do not matter then.
+    """
+
+    batch_size: int = option(_HELP["batch_size"], 32)
+    features: str | None = None
+    last_blocks: int | None = None
+    dtype: str = "float32"
+    gem_p: float | None = None
+    scales: tuple[float, ...] | None = None
+    resize: str | None = None
+    image_size: int | None = None
+
+
+DEFAULT_FEATURES = FeatureOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """Which model is evaluated, and where the results are recorded beside it."""
+
+    model: str | None = option("Folder or hub id of a saved model; not needed where all sources are features.", None)
+    dataset: str | None = option("Name of the data set in the results; by default what --test or --index names.", None)
+    json_file: str | None = option("File to write the results to, too.", None, flag="--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(ResultOptions, FeatureOptions):
+    """The images that a classifier learns from, and those that it is tested on."""
+
+    train: str = option("Labelled images to learn from, or their features: a source or a folder of `dino extract`.")
+    test: str = option("Labelled images to be classified, or their features.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(ClassificationOptions):
+    """A classification by k nearest neighbours."""
+
+    k: tuple[int, ...] | None = option(
+        "Numbers of neighbours that vote, with commas between them; by default those of 10,20,100,200 that there are "
+        "enough images for.",
+        None,
+    )
+    temperature: float = option("Temperature of the votes: each weighs exp(cosine / temperature).", TEMPERATURE)
+    per_class: bool = option("List the accuracy of each class, too.", False)
+    features: str | None = option(FEATURES_HELP, None)
+    last_blocks: int | None = _option_of_extract("last_blocks")
+    dtype: str = option(_HELP["dtype"], "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(ClassificationOptions):
+    """A search for the best linear classifier; where `features` is None, it is also one for the best features."""
+
+    model: str = option(MODEL_HELP)
+    output: str | None = option("Folder to save the model to, with its classifier.", None)
+    epochs: int = option("Number of times that each training image is seen.", 100)
+    classifier_batch_size: int = option("Images in one step of the classifiers' training.", 256)
+    seed: int = option("Seed of the order of the images, and of the choice of those that are held out.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveOptions(ResultOptions, FeatureOptions):
+    """A search for the images of an index that are most like each query."""
+
+    index: str = option("Images to search, or their features: a source or a folder of `dino extract`.")
+    queries: str | None = option(
+        "Image, images or features to find neighbours of; by default each image of the index, among the others.", None
+    )
+    top: int | None = option("Number of neighbours of each query; by default 10, or as many as there are.", None)
+    ground_truth: str | None = option("JSON file that says which images each query should find.", None)
+    whiten: str | None = option("Images or features to learn PCA whitening from.", None)
+    whiten_dim: int | None = option(
+        "Number of whitened dimensions; without --whiten these are learned from the index.", None
+    )
+    search: str = option("faiss, exact, or auto: faiss where it is installed.", "auto")
+    output: str | None = option("A .csv or .parquet file to write all neighbours to.", None)
+    sheet: str | None = option("A .png file to draw a contact sheet into.", None)
+    features: str | None = option(FEATURES_HELP, None)
+    last_blocks: int | None = _option_of_extract("last_blocks")
+    dtype: str = option(_HELP["dtype"], "float32")
+    gem_p: float | None = _option_of_extract("gem_p")
+    scales: tuple[float, ...] | None = _option_of_extract("scales")
+    resize: str | None = _option_of_extract("resize")
+    image_size: int | None = _option_of_extract("image_size")
