@@ -521,8 +521,12 @@ class DinoForImageClassification(DinoPreTrainedModel):
 
     def _features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Computes what is classified: (B, C, H, W) -> (B, classifier_width)."""
-        stages = self.last_stages(self.config.classifier_last_blocks)
-        outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
+        last_blocks = self.config.classifier_last_blocks
+        if last_blocks == 1:  # the backbone norms it itself, and without gradients if it is prepared for inference
+            outputs = [self.backbone(pixel_values, **kwargs)]
+        else:
+            stages = self.last_stages(last_blocks)
+            outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
         features = [self.backbone.pool(x) for x in outputs]
         if self.config.classifier_features == "cls_patch_mean":
             features.append(self.backbone.patch_tokens(outputs[-1]).mean(dim=1))
