@@ -52,7 +52,6 @@ def draw_contact_sheet(
 
     Raises:
         ValueError: if an image is no longer there.
-        OSError: if the file cannot be written.
     """
     Image = require("PIL.Image")
     of_queries = read_thumbnails(queries, {query.name for query, _ in rows})

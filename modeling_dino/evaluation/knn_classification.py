@@ -95,11 +95,8 @@ def knn(options: KnnOptions) -> EvaluationSummary | None:
     """
     Classifies images by the votes of their nearest neighbours, and records the accuracy.
 
-    Returns:
-        a summary with the [`KnnAccuracy`]; None on processes other than the main one.
-
-    Raises:
-        ValueError, OSError: as [`features_of`] and [`evaluate_knn`] do.
+    Returns a summary with the [`KnnAccuracy`], and None on processes other than the main one. Raises what
+    [`features_of`] and [`evaluate_knn`] raise.
     """
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
     accuracy = evaluate_knn(train, test, options.k, options.temperature)

@@ -281,13 +281,8 @@ def linear(options: LinearOptions) -> EvaluationSummary | None:
     """
     Trains linear classifiers of a model's features, tests the best, records its accuracy, and saves the model with it.
 
-    Returns:
-        a summary with the [`LinearAccuracy`]; None on processes other than the main one.
-
-    Raises:
-        ValueError: if the output is not empty, or as [`features_of`] and [`evaluate_linear`] do.
-        OSError: if the model is missing or damaged, or something cannot be written.
-        FloatingPointError: as [`evaluate_linear`] does.
+    Returns a summary with the [`LinearAccuracy`], and None on processes other than the main one. Raises ValueError if
+    the output is not empty, and what [`features_of`] and [`evaluate_linear`] raise.
     """
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):

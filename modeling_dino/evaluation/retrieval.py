@@ -81,11 +81,8 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     of the index is still in its place. A ground truth must have each of the queries, unless these are the images of
     the index.
 
-    Returns:
-        what was found; None on processes other than the main one.
-
-    Raises:
-        ValueError, OSError, ImportError: if an option cannot work, or there is nothing to evaluate for the JSON file.
+    Returns what was found, and None on processes other than the main one. Raises ValueError, OSError or ImportError if
+    an option cannot work, or there is nothing to evaluate for the JSON file.
     """
     for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
         file = getattr(options, name)
@@ -129,11 +126,8 @@ def load_features_of(options: RetrieveOptions) -> tuple[EvaluationFeatures, dict
     """
     Loads the features of the index, and like these those of the queries and of what whitening is learned from.
 
-    Returns:
-        the features of the index, and the others by the names of their sources.
-
-    Raises:
-        ValueError: if the others differ in kind from those of the index.
+    Returns the features of the index, and the others by the names of their sources; raises ValueError if these differ
+    in kind from those of the index.
     """
     found = features_of(options.index, options.model, options)
     settings = {name: found.settings[name] for name in OF_INDEX if name in found.settings}
