@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One module a foreign checkpoint format, both directions.
 
-Each has its key table first, and then a class that says how the format differs; `checkpoint_format.py` has what they
-have in common, and says how a format is added. `checkpoint.py` reads and writes, `sizes.py` infers a configuration from
+Each has its key table first, then a class that says how the format differs; `checkpoint_format.py` has what they have
+in common, and says how a format is added. `checkpoint.py` reads and writes, `sizes.py` infers a configuration from
 tensors, `recognition.py` finds a checkpoint's format, `convert.py` is `dino convert`.
 """
