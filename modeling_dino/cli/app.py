@@ -11,12 +11,9 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging
 
 from ..extraction.options import ExtractOptions
-from . import evaluation, pictures
+from . import evaluation, pictures, training
 from .commands import add_command
 from .options import (
-    IMAGES_HELP,
-    ImageColumn,
-    NumWorkers,
     Output,
 )
 
@@ -30,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(evaluation.app)
 app.add_typer(pictures.app)
+app.add_typer(training.app)
 
 
 @app.command()
@@ -67,52 +65,6 @@ def extract(options: ExtractOptions):
 
 
 add_command(app, extract)
-
-
-@app.command()
-def pretrain(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to replace in the recipe.")
-    ] = None,
-    *,
-    data: Annotated[str, typer.Option(help=IMAGES_HELP)],
-    output: Annotated[str, typer.Option(help="Folder of the run.")],
-    from_model: Annotated[
-        str | None, typer.Option("--from", help="Folder or hub id of a model to start from, with a head or without.")
-    ] = None,
-    eval_knn: Annotated[
-        list[str] | None,
-        typer.Option(help="Labelled images, classified by k-NN; given twice: those that vote, those classified."),
-    ] = None,
-    eval_every: Annotated[int | None, typer.Option(min=1, help="Epochs between two of these.")] = None,
-    image_column: ImageColumn = None,
-    num_workers: NumWorkers = None,
-    on_error: Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")] = "skip",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
-):
-    """Pretrains a model by a recipe; run again, it goes on where it stopped."""
-    from ..training.pretrain import pretrain as run_pretraining
-
-    summary = run_pretraining(
-        recipe,
-        data,
-        output,
-        overrides or (),
-        from_model=from_model,
-        eval_knn=eval_knn or (),
-        eval_every=eval_every,
-        image_column=image_column,
-        num_workers=num_workers,
-        on_error=on_error,
-        overwrite=overwrite,
-    )
-    if summary is None:  # not the main process
-        return
-    for kind, remarks in (("skipped", summary.unreadable), ("note", summary.notes)):
-        for path, reason in remarks.items():
-            typer.echo(f"{kind} {path}: {reason}", err=True)
-    typer.echo(summary)
 
 
 @app.command()

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that say how good features are: knn, linear, finetune, retrieve, report."""
+"""The commands that say how good features are: knn, linear, retrieve, report."""
 
 from typing import Annotated
 
 import typer
 
 from .options import (
-    IMAGES_HELP,
     BatchSize,
     DataSet,
     ImageColumn,
@@ -128,47 +127,6 @@ def linear(
     if output is not None:
         save_classifier(accuracy, model, output, results)
         typer.echo(f"saved in {output}")
-
-
-@app.command()
-def finetune(
-    train: Annotated[str, typer.Option(help="Labelled images to train on. " + IMAGES_HELP)],
-    test: Annotated[str, typer.Option(help="Labelled images to test on, at the end.")],
-    model: Model,
-    output: Annotated[str, typer.Option(help="Folder of the run, and of the model at its end.")],
-    epochs: Annotated[int, typer.Option(help="Times that each training image is seen.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Images in one step, over all processes.")] = 64,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Of the classifier; a cosine to 0.")] = 5e-4,
-    layer_decay: Annotated[float, typer.Option(help="A layer's learning rate over that of the next.")] = 0.65,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.05,
-    drop_path: Annotated[float, typer.Option(help="Stochastic depth of a ViT.")] = 0.1,
-    crop_scale: Annotated[float, typer.Option(help="Least share of an image in a random crop.")] = 0.35,
-    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    num_workers: NumWorkers = None,
-    dataset: DataSet = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
-):
-    """Trains a classifier and its backbone, and tests it; run again, it goes on where it stopped."""
-    from ..training.finetune import FinetuningSettings
-    from ..training.finetune import finetune as run_finetuning
-
-    settings = FinetuningSettings(
-        epochs,
-        batch_size,
-        learning_rate,
-        layer_decay,
-        weight_decay,
-        drop_path_rate=drop_path,
-        crop_scale=crop_scale,
-        flip_probability=flip,
-        seed=seed,
-    )
-    summary = run_finetuning(
-        train, test, model, output, settings, dataset=dataset, num_workers=num_workers, overwrite=overwrite
-    )
-    if summary is not None:  # on the main process
-        typer.echo(summary)
 
 
 @app.command()

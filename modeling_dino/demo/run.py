@@ -23,6 +23,7 @@ from ..evaluation.retrieval import retrieve
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..pictures.attention import draw_attention
+from ..training.options import PretrainOptions
 from ..training.pretrain import pretrain
 from ..training.recipes import load_recipe
 from ..training.self_distillation import DinoForPreTraining
@@ -86,7 +87,7 @@ def run_demo(
     overrides = (f"training.seed={seed}", *overrides)
     model, untrained = str(output / "model"), str(output / "untrained")
     say(f"pretraining by the recipe {RECIPE} on tiles of the left parts of {len(photographs) - 1} photographs")
-    pretrain(RECIPE, str(tiles), model, overrides, overwrite=overwrite)
+    pretrain(PretrainOptions(recipe=RECIPE, data=str(tiles), output=model, overrides=overrides, overwrite=overwrite))
     save_untrained(untrained, overrides)
 
     say("extracting features of views of the right parts")

@@ -126,4 +126,3 @@ def accuracy(train: Labelled, test: Labelled) -> tuple[float, float]:
     train_labels, test_labels = (labels.to(train[0].device) for labels in number_labels(train[1], test[1])[1])
     k = min(K, len(train_labels))
     return knn_accuracy(knn_predict(train[0], train_labels, test[0], [k])[k], test_labels, k)
-

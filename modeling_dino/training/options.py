@@ -22,15 +22,13 @@ class PretrainOptions(ReaderOptions, ImageColumnOptions):
     """
 
     recipe: str = option("Name of a recipe, or a YAML file.", argument=True)
-    overrides: tuple[str, ...] = option(
-        "Values to replace in the recipe.", (), flag="[KEY=VALUE]...", argument=True
-    )
+    overrides: tuple[str, ...] = option("Values to replace in the recipe.", (), flag="[KEY=VALUE]...", argument=True)
     data: str = option(IMAGES_HELP)
     output: str = option("Folder of the run.")
     from_model: str | None = option(
         "Folder or hub id of a model to start from, with a head or without.", None, flag="--from"
     )
-    eval_knn: list[str] | None = option(
+    eval_knn: list[str] | None = option(  # noqa: RUF009  (its default is None)
         "Labelled images, classified by k-NN; given twice: those that vote, those that are classified.", None
     )
     eval_every: int | None = option("Epochs between two of these evaluations; by default there are ten.", None)

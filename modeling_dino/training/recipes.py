@@ -60,7 +60,7 @@ def auto_prototypes(num_images: int, recipe: "Recipe") -> int:
 
 def auto_momentum(num_images: int, recipe: "Recipe") -> float:
     """
-    Returns the momentum of a teacher that is the mean of the last twentieth of the steps, of at least 20, at most 2000.
+    Returns the momentum of a teacher that is the mean of the last twentieth of the steps, of 20 to 2000 of them.
 
     The original advises 0.9995, which is 2000 steps, for batches of 256; with it, a short run would end before its
     teacher moves.

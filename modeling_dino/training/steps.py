@@ -20,7 +20,12 @@ from .training_folder import last_good_checkpoint
 logger = logging.get_logger(__name__)
 
 STATE = "DinoTrainer"  # name of the state in a checkpoint
-METRICS = ("loss", "teacher_entropy", "kl_divergence", "image_information")  # of the model's output, logged and watched
+METRICS = (
+    "loss",
+    "teacher_entropy",
+    "kl_divergence",
+    "image_information",
+)  # of the model's output, logged and watched
 
 
 @dataclass
