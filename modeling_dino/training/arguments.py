@@ -15,7 +15,7 @@ require("accelerate")  # TrainingArguments need it, and say so late
 @dataclass
 class DinoTrainingArguments(TrainingArguments):
     """
-    [`~transformers.TrainingArguments`] with those of DINO, whose defaults are the original's for ViT-S.
+    Adds the arguments of DINO to [`~transformers.TrainingArguments`]; defaults are the original's for ViT-S.
 
     Args:
         optim: `"adamw"`, `"sgd"` (momentum 0.9), `"lars"`, or any name that the Trainer knows.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""k-NN accuracy of the teacher's features during pretraining: it needs no training, and tells early how it goes."""
+"""Computes the k-NN accuracy of the teacher's features during pretraining."""
 
 from collections.abc import Iterator, Sequence
 

@@ -16,7 +16,7 @@ number of images: see [`AUTO`]. OmegaConf reads the files and checks the types o
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig
 from ..configuration_dino import DinoConfig, configuration_folder
 from ..runtime.extras import require
 from .arguments import DinoTrainingArguments
+from .auto_values import AUTO
 from .multi_crop import MultiCropConfig
 
 
@@ -40,46 +41,6 @@ SET_ELSEWHERE = {
     "gradient_accumulation_steps": "batch_size and training.per_device_train_batch_size",
     "dataloader_num_workers": "--num-workers",
     "num_global_crops": "crops.num_global_crops",
-}
-
-
-def _power_of_two(number: float, least: int, greatest: int) -> int:
-    """Returns the greatest power of two that is not above a number, within limits."""
-    return min(max(2 ** math.floor(math.log2(max(number, 1))), least), greatest)
-
-
-def auto_batch_size(num_images: int, recipe: "Recipe") -> int:
-    """Returns a batch size that gives at least 8 steps an epoch."""
-    return _power_of_two(num_images / 8, 8, 512)
-
-
-def auto_prototypes(num_images: int, recipe: "Recipe") -> int:
-    """Returns one prototype for 4 to 8 images; the original's 65536 from half a million images on."""
-    return _power_of_two(num_images / 4, 64, 65536)
-
-
-def auto_momentum(num_images: int, recipe: "Recipe") -> float:
-    """
-    Returns the momentum of a teacher that is the mean of the last twentieth of the steps, of 20 to 2000 of them.
-
-    The original advises 0.9995, which is 2000 steps, for batches of 256; with it, a short run would end before its
-    teacher moves.
-    """
-    steps = recipe.training["num_train_epochs"] * max(num_images // recipe.batch_size, 1)
-    return 1 - 1 / min(max(steps / 20, 20), 2000)
-
-
-def auto_temperature(num_images: int, recipe: "Recipe") -> float:
-    """Returns the original's default, 0.04, or the 0.07 of its best models from ten thousand images on."""
-    return 0.04 if num_images < 10_000 else 0.07
-
-
-# the values that can be `auto`: functions of the number of images, in the order in which they are called
-AUTO: dict[str, Callable[[int, "Recipe"], Any]] = {
-    "batch_size": auto_batch_size,
-    "model.projection_dim": auto_prototypes,
-    "training.teacher_momentum": auto_momentum,
-    "training.teacher_temperature": auto_temperature,
 }
 
 
@@ -115,21 +76,17 @@ class Recipe:
         recipe = self
         for key, rule in AUTO.items():
             if recipe.flat().get(key) == "auto":
-                recipe = recipe.replace({key: rule(num_images, recipe)})
+                epochs = recipe.training.get("num_train_epochs", DinoTrainingArguments.num_train_epochs)
+                recipe = recipe.replace({key: rule(num_images, recipe.batch_size, epochs)})
         return recipe
 
     def config(self) -> DinoConfig:
-        """Returns the configuration of the model. Raises ValueError if its values cannot work."""
+        """Returns the model's configuration. Raises ValueError if its values cannot work."""
         return DinoConfig(**self.model)
 
     def training_arguments(self, output: str, world_size: int = 1, **kwargs) -> DinoTrainingArguments:
         """
-        Returns the arguments of the trainer.
-
-        Args:
-            output: folder of the run.
-            world_size: number of processes.
-            kwargs: further arguments.
+        Returns the arguments of a trainer, and further ones, for a folder and a number of processes.
 
         Raises:
             ValueError: if values cannot work, or processes cannot share the batch.
@@ -163,12 +120,7 @@ class Recipe:
         return _flatten(self.to_dict())
 
     def replace(self, values: dict[str, Any]) -> "Recipe":
-        """
-        Returns the recipe with other values, by their dotted keys.
-
-        Raises:
-            ValueError: if there is no such key (the nearest is offered), or a value is of another type.
-        """
+        """Returns the recipe with other values, by dotted keys. Raises ValueError if a key or a value is wrong."""
         omegaconf = require("omegaconf", "train")
         config = omegaconf.OmegaConf.structured(_schema())
         for key, value in {**self.flat(), **values}.items():
@@ -203,8 +155,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: if there is no such recipe, or a key or value of it is wrong; says where.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else recipe_folder() / f"{name}.yaml"
-    if file.name == name + ".yaml" and name not in recipes():
+    is_path = name.endswith((".yaml", ".yml"))
+    file = Path(name) if is_path else recipe_folder() / f"{name}.yaml"
+    if not is_path and name not in recipes():
         offer = _did_you_mean(name, recipes())
         raise ValueError(f"unknown recipe {name!r}: {offer}allowed are {', '.join(recipes())}, or a YAML file")
     if not file.is_file():
@@ -263,8 +216,8 @@ def _keys() -> dict[str, Any]:
 
 
 KEYS = _keys()
-# what is wanted where a value is of the wrong type, by what the name of the right type has in it
-WANTED = {"list[": "a list of numbers", "tuple[": "a list of numbers", "float": "a number", "int": "a whole number"}
+# how a type is called in messages, by what its name in Python has in it; the first that fits
+WANTED = {"list": "a list of numbers", "tuple": "a list of numbers", "float": "a number", "int": "a whole number"}
 WANTED |= {"bool": "true or false"}
 
 
@@ -276,9 +229,8 @@ def _schema() -> type:
         section, _, name = key.rpartition(".")
         sections[section].append((name, kind, field(default=require("omegaconf", "train").MISSING)))
     classes = {name: make_dataclass(name, sections[name]) for name in SECTIONS}
-    return make_dataclass(
-        "recipe", [*sections[""], *((name, cls, field(default_factory=cls)) for name, cls in classes.items())]
-    )
+    top = [(name, section, field(default_factory=section)) for name, section in classes.items()]
+    return make_dataclass("recipe", [*sections[""], *top])
 
 
 def _unknown_key(key: str) -> str:
