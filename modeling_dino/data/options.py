@@ -14,10 +14,16 @@ ON_ERROR_HELP = "What to do about an unreadable image: skip or fail."
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """Which columns of a table are read."""
+class ImageColumnOptions:
+    """Which column of a table has the images."""
 
     image_column: str | None = option("Column of images, where there are several.", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(ImageColumnOptions):
+    """Which columns of a table are read."""
+
     label_column: str | None = option("Column of labels, if not `label`.", None)
 
 

@@ -25,6 +25,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor
 from ..pictures.attention import draw_attention
 from ..pictures.options import AttentionOptions
+from ..training.options import PretrainOptions
 from ..training.pretrain import pretrain
 from ..training.recipes import load_recipe
 from ..training.self_distillation import DinoForPreTraining
@@ -88,7 +89,7 @@ def run_demo(
     overrides = (f"training.seed={seed}", *overrides)
     model, untrained = str(output / "model"), str(output / "untrained")
     say(f"pretraining by the recipe {RECIPE} on tiles of the left parts of {len(photographs) - 1} photographs")
-    pretrain(RECIPE, str(tiles), model, overrides, overwrite=overwrite)
+    pretrain(PretrainOptions(recipe=RECIPE, data=str(tiles), output=model, overrides=overrides, overwrite=overwrite))
     save_untrained(untrained, overrides)
 
     say("extracting features of views of the right parts")

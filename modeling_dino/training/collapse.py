@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices when pretraining has collapsed, and says what to change.
+"""Notices when pretraining has collapsed, and names what to change.
 
 A collapsed teacher says the same of every image: its centered and sharpened output is uniform (entropy near
 ln(projection_dim)), or certain of one prototype (entropy near 0), or anything else that is constant. Entropy alone
@@ -9,7 +9,7 @@ nats and more were measured for untrained networks on photographs, 0.0000 for co
 Paper: https://arxiv.org/abs/2104.14294, section 5.3 and figure 7.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 INFORMATION_OF_A_CONSTANT = 5e-4  # nats
@@ -43,12 +43,13 @@ EXPLODES = (
 @dataclass
 class CollapseWatch:
     """
-    Told of each optimizer step, names a collapse, or a loss that explodes, once it has lasted.
+    Names a collapse, or a loss that explodes, when it has lasted for some steps.
 
     Args:
         patience: steps with signs of a collapse, less those without, before it is named; an explosion has 10.
-        first_loss, collapsed, exploding, named: what it remembers: the first step's loss, these numbers of steps, and
-            what has been named and has not gone away since.
+        first_loss: loss of the first step.
+        collapsed, exploding: numbers of steps with signs, less those without.
+        named: signs that have been named and have not gone away since.
     """
 
     patience: int = 50
@@ -59,12 +60,14 @@ class CollapseWatch:
 
     def update(self, loss: float, entropy: float, information: float | None, maximum: float) -> str | None:
         """
+        Takes the metrics of a step.
+
         Args:
-            loss, entropy, information: of the step, in nats; the information is None if there was only one image.
+            loss, entropy, information: in nats; the information is None if there was only one image.
             maximum: ln(projection_dim).
 
         Returns:
-            what it is and what to change, once, when it has lasted.
+            a warning with what to change, once, when signs have lasted.
         """
         self.first_loss = loss if self.first_loss is None else self.first_loss
         kind = collapse_of(entropy, information, maximum)
@@ -86,18 +89,11 @@ class CollapseWatch:
         self.named = [*self.named, name]
         return True
 
-    def state(self) -> dict:
-        """What to save, and to make it again from."""
-        return asdict(self)
-
 
 def collapse_of(entropy: float, information: float | None, maximum: float) -> str | None:
-    """Which collapse a step is a sign of: a key of `COLLAPSES`, if any."""
+    """Returns the collapse that a step is a sign of: a key of `COLLAPSES`, if any."""
     if entropy < ENTROPY_OF_CERTAINTY * maximum:
         return "one prototype"
     if information is None or information >= INFORMATION_OF_A_CONSTANT:
         return None
     return "uniform" if entropy > NEAR_UNIFORM * maximum else "constant"
-
-
-__all__ = ["CollapseWatch"]

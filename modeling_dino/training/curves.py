@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was logged during pretraining, as curves in one picture."""
+"""Draws what was logged during pretraining as curves in one picture."""
 
 from pathlib import Path
 
@@ -25,11 +25,10 @@ COLUMNS = 5
 
 def draw_curves(log: list[dict], path: Path):
     """
-    Draws each quantity over the steps.
+    Draws each quantity over the steps into a PNG.
 
     Args:
         log: `log_history` of the Trainer's state.
-        path: of the PNG.
 
     Raises:
         OSError: if it cannot be written.
@@ -51,6 +50,3 @@ def draw_curves(log: list[dict], path: Path):
             axes.legend(fontsize=8)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
-
-
-__all__ = ["draw_curves"]

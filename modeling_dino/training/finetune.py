@@ -10,7 +10,7 @@ Where we deviate: crops and flips are all there is of augmentation. The original
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,63 +29,25 @@ from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
 from ..runtime.processes import spare_workers
-from .checkpoints import last_whole_checkpoint
 from .optimization import parameter_groups
-from .pretrain import RunFolder, told_what_is_kept
+from .options import FinetuneOptions, FinetuneSettings
 from .training_data import SourceImages
+from .training_folder import TrainingFolder, last_whole_checkpoint
 
 
 BETAS = (0.9, 0.999)
 BICUBIC = 3  # of torchvision's InterpolationMode and of Pillow
 
 
-@dataclass(frozen=True)
-class FinetuningSettings:
-    """
-    How a classifier is fine-tuned.
+class FinetuneFolder(TrainingFolder):
+    """The folder of a fine-tuning run."""
 
-    Args:
-        epochs: times that each training image is seen.
-        batch_size: images in one step, over all processes.
-        learning_rate: of the classifier, after the warm-up; then a cosine to 0.
-        layer_decay: the learning rate of a layer over that of the next.
-        weight_decay: of all but biases and other parameters of one dimension.
-        warmup: share of the steps in which the learning rate rises.
-        drop_path_rate: see [`DinoConfig`].
-        crop_scale: least share of the image's area in a random crop; 1 for whole images.
-        flip_probability: of a horizontal flip.
-        seed: of the classifier's weights, the order of the images and their crops.
-
-    Raises:
-        ValueError: if a value cannot work.
-    """
-
-    epochs: int = 50
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    layer_decay: float = 0.65
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    drop_path_rate: float = 0.1
-    crop_scale: float = 0.35
-    flip_probability: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("layer_decay", "crop_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0 and at most 1")
-        for name in ("warmup", "flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+    command = "dino finetune"
 
 
 @dataclass(frozen=True)
 class FinetuningSummary:
-    """What fine-tuning came to: accuracies on the test images in percent, and where the model is."""
+    """Accuracies of a fine-tuned model on the test images in percent, and where it is."""
 
     output: str
     top1: float
@@ -98,11 +60,12 @@ class FinetuningSummary:
 
 class LabelledImages(Dataset):
     """
-    The labelled images of a source, as the Trainer takes them.
+    Gives the labelled images of a source as the Trainer takes them.
 
     Args:
         transform: of a decoded image to (C, H, W).
-        classes: names of the classes; a label that is not among them has number -1. Those of the images if None.
+        classes: names of the classes; a label that is not among them has number -1. By default
+            those of the images.
 
     Raises:
         ValueError: if the images have no labels.
@@ -127,71 +90,63 @@ class LabelledImages(Dataset):
         return {"pixel_values": self.transform(image), "labels": self.labels[index]}
 
 
-def finetune(
-    train: str,
-    test: str,
-    model: str,
-    output: str | os.PathLike,
-    settings: FinetuningSettings = FinetuningSettings(),
-    *,
-    dataset: str | None = None,
-    num_workers: int | None = None,
-    overwrite: bool = False,
-) -> FinetuningSummary | None:
+def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
     """
     Fine-tunes a model to classify images, and tests it once, at the end; goes on where an earlier run stopped.
 
-    Args:
-        train, test: labelled images: see [`open_source`].
-        model: folder or hub id of the model to start from; its head or classifier is left aside.
-        output: a new or empty folder, or one of the same run.
-        dataset: name of the data set in the results; `test` if None.
-        num_workers: processes that read images; by default one a spare core, none for few images.
-        overwrite: start anew where the folder has a run.
-
     Returns:
-        what it came to; None on processes other than the main one.
+        accuracies; None on processes other than the main one.
 
     Raises:
-        ValueError: if an argument or the images cannot work.
+        ValueError: if an option or the images cannot work.
         OSError: if a model is missing, or something cannot be written.
     """
-    dino = load_model(model)
-    processor = load_image_processor(model, dino.config)
-    channels = dino.config.num_channels
-    train_images = LabelledImages(train, channels, random_crop(processor, settings))
-    if len(train_images.classes) == 1:
-        raise ValueError(f"all images of {train} have the label {train_images.classes[0]!r}: two classes are needed")
-    test_images = LabelledImages(test, channels, centre_crop(processor), train_images.classes)
-    if max(test_images.labels) < 0:
-        raise ValueError(f"no label of {test} is among those of {train}, such as {train_images.classes[0]!r}")
-    folder = RunFolder(output, _describe(settings, train, train_images, model, model_fingerprint(dino)))
-    folder.check(overwrite)
+    dino = load_model(options.model)
+    processor = load_image_processor(options.model, dino.config)
+    train_images, test_images = labelled_images(options, processor, dino.config.num_channels)
+    folder = FinetuneFolder(options.output, settings_of_run(options, train_images, model_fingerprint(dino)))
+    folder.check(options.overwrite)
 
-    set_seed(settings.seed)
-    dino.config.drop_path_rate = settings.drop_path_rate if dino.backbone.has_drop_path else 0.0
-    classifier = classifier_of(dino, train_images.classes)
-    trainer = make_trainer(classifier, train_images, str(output), settings, num_workers)
+    set_seed(options.seed)
+    dino.config.drop_path_rate = options.drop_path_rate if dino.backbone.has_drop_path else 0.0
+    trainer = make_trainer(classifier_of(dino, train_images.classes), train_images, options)
     if trainer.is_world_process_zero():
-        folder.open(overwrite)
+        folder.open(options.overwrite)
     trainer.accelerator.wait_for_everyone()
-    with told_what_is_kept(folder.path):
+    with folder.failed_writes_explained():
         trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.path))
-        trainer.save_model(str(output))
+        trainer.save_model(str(folder.path))
         logits = torch.from_numpy(trainer.predict(test_images).predictions)
         if not trainer.is_world_process_zero():
             return None
         predicted = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         top1, top5 = knn_accuracy(predicted, torch.tensor(test_images.labels), TOP)
-        processor.save_pretrained(output)
-        add_evaluation_results(output, _results(dataset or test, settings, {1: top1, 5: top5}))
-        summary = FinetuningSummary(str(output), top1, top5, trained.metrics["train_runtime"])
+        processor.save_pretrained(folder.path)
+        add_evaluation_results(folder.path, evaluation_results(options, {1: top1, 5: top5}))
         folder.close(results={"top1": top1, "top5": top5, "loss": trained.training_loss})
-    return summary
+    return FinetuningSummary(str(options.output), top1, top5, trained.metrics["train_runtime"])
 
 
-def random_crop(processor: ImageProcessingMixin, settings: FinetuningSettings) -> Any:
-    """Transform of a training image: Pillow image -> (C, H, W)."""
+def labelled_images(
+    options: FinetuneOptions, processor: ImageProcessingMixin, num_channels: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """
+    Returns the images to train on and those to test on.
+
+    Raises:
+        ValueError: if they have no labels, only one, or none in common.
+    """
+    train = LabelledImages(options.train, num_channels, random_crop(processor, options))
+    if len(train.classes) == 1:
+        raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
+    test = LabelledImages(options.test, num_channels, centre_crop(processor), train.classes)
+    if max(test.labels) < 0:
+        raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
+    return train, test
+
+
+def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> Any:
+    """Returns the transform of a training image: Pillow image -> (C, H, W)."""
     v2 = require("torchvision.transforms.v2", "train")
     size = processor.crop_size
     return v2.Compose(
@@ -206,18 +161,18 @@ def random_crop(processor: ImageProcessingMixin, settings: FinetuningSettings) -
 
 
 def centre_crop(processor: ImageProcessingMixin) -> Any:
-    """Transform of a test image: Pillow image -> (C, H, W)."""
+    """Returns the transform of a test image: Pillow image -> (C, H, W)."""
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 def layer_of(name: str, config: DinoConfig) -> int:
-    """The layer of a parameter: 0 before the first block or stage, and one more than these after the last."""
+    """Returns the layer of a parameter: 0 before the first block or stage, and one more than these after the last."""
     layer = backbone_class(config).layer_of(name.removeprefix("backbone."))
     return config.num_hidden_layers + 1 if layer is None else layer
 
 
 def decayed_groups(model: DinoForImageClassification, learning_rate: float, layer_decay: float) -> list[dict]:
-    """Groups of parameters for an optimizer: two a layer, with and without weight decay."""
+    """Returns groups of parameters for an optimizer: two a layer, with and without weight decay."""
     layers: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layers.setdefault(layer_of(name, model.config), []).append(parameter)
@@ -230,64 +185,58 @@ def decayed_groups(model: DinoForImageClassification, learning_rate: float, laye
     ]
 
 
-def make_trainer(
-    model: DinoForImageClassification,
-    images: LabelledImages,
-    output: str,
-    settings: FinetuningSettings,
-    num_workers: int | None,
-) -> Trainer:
+def make_trainer(model: DinoForImageClassification, images: LabelledImages, options: FinetuneOptions) -> Trainer:
     """
-    The Trainer of transformers, with an optimizer of [`decayed_groups`].
+    Returns the Trainer of transformers, with an optimizer of [`decayed_groups`].
 
     Raises:
         ValueError: if processes cannot share a batch.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    batch_size = min(settings.batch_size, len(images))
+    batch_size = min(options.batch_size, len(images))
     if batch_size % world_size:
         raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")
-    steps = settings.epochs * -(-len(images) // batch_size)
+    num_workers = spare_workers(len(images), world_size) if options.num_workers is None else options.num_workers
     args = TrainingArguments(
-        output,
-        num_train_epochs=settings.epochs,
+        str(options.output),
+        num_train_epochs=options.epochs,
         per_device_train_batch_size=batch_size // world_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup * steps),
+        warmup_steps=round(options.warmup * options.epochs * -(-len(images) // batch_size)),
         save_strategy="epoch",
         save_total_limit=2,
         logging_steps=10,
         report_to="none",
+        disable_tqdm=None if options.progress else True,
         remove_unused_columns=False,
-        seed=settings.seed,
+        seed=options.seed,
         use_cpu=not torch.accelerator.is_available(),
-        dataloader_num_workers=spare_workers(len(images), world_size) if num_workers is None else num_workers,
+        dataloader_num_workers=num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    groups = decayed_groups(model, settings.learning_rate, settings.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay)
+    groups = decayed_groups(model, options.learning_rate, options.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=BETAS, weight_decay=options.weight_decay)
     return Trainer(model, args, train_dataset=images, optimizers=(optimizer, None))
 
 
-def _describe(
-    settings: FinetuningSettings, train: str, images: LabelledImages, model: str, fingerprint: str
-) -> dict[str, Any]:
-    """What makes two runs the same."""
-    data = {"source": train, "num_images": len(images), "fingerprint": images.source.fingerprint()}
+def settings_of_run(options: FinetuneOptions, images: LabelledImages, fingerprint: str) -> dict[str, Any]:
+    """Returns everything that makes two runs the same."""
+    data = {"source": options.train, "num_images": len(images), "fingerprint": images.source.fingerprint()}
     return {
-        "finetuning": asdict(settings),
+        "finetuning": {field.name: getattr(options, field.name) for field in fields(FinetuneSettings)},
         "data": {**data, "classes": images.classes},
-        "from": {"model": model, "fingerprint": fingerprint},
+        "from": {"model": options.model, "fingerprint": fingerprint},
     }
 
 
-def _results(dataset: str, settings: FinetuningSettings, accuracies: dict[int, float]) -> list[dict[str, Any]]:
-    arguments = {name: getattr(settings, name) for name in ("epochs", "batch_size", "learning_rate", "layer_decay")}
+def evaluation_results(options: FinetuneOptions, accuracies: dict[int, float]) -> list[dict[str, Any]]:
+    """Returns the entries for the file of results: an accuracy each, and how the model was trained."""
+    arguments = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "layer_decay")}
     return [
         {
             "task": "image-classification",
-            "dataset": dataset,
+            "dataset": options.dataset or options.test,
             "metric": "accuracy",
             "metric_name": f"fine-tuned top-{top}",
             "value": round(accuracy, 4),
@@ -296,6 +245,3 @@ def _results(dataset: str, settings: FinetuningSettings, accuracies: dict[int, f
         }
         for top, accuracy in accuracies.items()
     ]
-
-
-__all__ = ["FinetuningSettings", "FinetuningSummary", "decayed_groups", "finetune", "layer_of"]

@@ -17,7 +17,7 @@ def teacher_probabilities(
     teacher: torch.Tensor, center: torch.Tensor, temperature: float, num_global_crops: int = 2
 ) -> torch.Tensor:
     """
-    What the student is to predict: the teacher's outputs, centered and sharpened, in float32 and without gradient.
+    Returns the student's targets: the teacher's outputs, centered and sharpened, in float32 and without gradient.
 
     Args:
         teacher: (G * B, K), the head's outputs, crop by crop.
@@ -34,7 +34,7 @@ def teacher_probabilities(
 
 def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     """
-    How badly the student predicts, from each crop, what the teacher says of every other crop of the same image.
+    Returns the cross-entropy of the student's output for each crop with the teacher's for every other crop.
 
     ```
     for s in range(S):                 # the student's crops, global ones first
@@ -69,7 +69,7 @@ def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature
 
 
 class CrossViewEntropy(torch.autograd.Function):
-    """[`cross_view_entropy`], which has the definition. No gradient goes to the targets."""
+    """Computes [`cross_view_entropy`] and, in the same pass, its gradient. No gradient goes to the targets."""
 
     @staticmethod
     def forward(
@@ -108,21 +108,9 @@ def dino_loss(
     num_global_crops: int = 2,
 ) -> torch.Tensor:
     """
-    The loss of DINO, in float32 whatever the autocast: [`cross_view_entropy`] with [`teacher_probabilities`].
+    Returns the loss of DINO, [`cross_view_entropy`] with [`teacher_probabilities`], in float32 whatever the autocast.
 
-    Call [`update_center`] afterwards.
-
-    Args:
-        student: (S * B, K), the outputs of the student's head, crop by crop, global ones first.
-        teacher: (G * B, K), the outputs of the teacher's head on the global crops, in the same order.
-        center: (1, K).
-        num_global_crops: G.
-
-    Returns:
-        a scalar, whose gradient goes to the student alone.
-
-    Raises:
-        ValueError: if the number of crops does not fit, or there is no pair of different crops.
+    Its arguments and errors are those of these two. Call [`update_center`] afterwards.
     """
     if num_global_crops < 1 or len(teacher) % num_global_crops:
         raise ValueError(f"the teacher has {len(teacher)} outputs, which are not those of {num_global_crops} crops")
@@ -149,22 +137,12 @@ def update_center(center: torch.Tensor, teacher: torch.Tensor, momentum: float, 
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The sum of what each process has, in place; one process has it all."""
+    """Returns the sum over the processes, in place."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def mean_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats along the last dimension, averaged over the others."""
+    """Returns the entropy in nats along the last dimension, averaged over the others."""
     return torch.special.entr(probabilities).sum(-1).mean()
-
-
-__all__ = [
-    "cross_view_entropy",
-    "dino_loss",
-    "mean_entropy",
-    "sum_over_processes",
-    "teacher_probabilities",
-    "update_center",
-]

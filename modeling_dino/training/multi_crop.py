@@ -120,7 +120,7 @@ class MultiCropConfig:
 
 class MultiCrop:
     """
-    Crops of an image, the global ones first, as a model takes them.
+    Makes the crops of an image as a model takes them, the global ones first.
 
     Colour operations are applied where they make sense: all of them to RGB; to grey images those that change them,
     brightness and contrast; to images of any other number of channels the same two, each channel as a grey image, all
@@ -144,6 +144,8 @@ class MultiCrop:
 
     def __call__(self, image: "Image.Image | torch.Tensor", seed: int | None = None) -> list[torch.Tensor]:
         """
+        Draws and normalises the crops of an image.
+
         Args:
             image: by Pillow, in RGB or grey; or a tensor (C, H, W), uint8 or floating point from 0 to 1.
             seed: what is drawn depends on it alone; if None, on PyTorch's global generator of the CPU.
@@ -210,7 +212,7 @@ class MultiCrop:
 
 
 class EachChannel(nn.Module):
-    """A transform of grey images, applied with the same parameters to each channel: (C, H, W) -> (C, H, W)."""
+    """Applies a transform of grey images with the same parameters to each channel: (C, H, W) -> (C, H, W)."""
 
     def __init__(self, transform: nn.Module):
         super().__init__()
@@ -222,7 +224,7 @@ class EachChannel(nn.Module):
 
 class GaussianBlur(v2.Transform):
     """
-    Pillow's Gaussian blur, which approximates one by box blurs; on tensors of uint8 the same, to the last bit.
+    Blurs as Pillow does, which approximates a Gaussian by box blurs; tensors of uint8 get the same, to the last bit.
 
     A true Gaussian differs from it by up to 22 of 255 (on photographs, at a radius of 0.3), on average by less than 2.
 
@@ -239,7 +241,7 @@ class GaussianBlur(v2.Transform):
         return {"radius": torch.empty(1).uniform_(*self.radius).item()}
 
     def transform(self, inpt: "Image.Image | torch.Tensor", params: dict[str, float]):
-        """Blurs by it."""
+        """Blurs by this radius."""
         if isinstance(inpt, torch.Tensor):
             return box_blurs(inpt, params["radius"])
         return inpt.filter(ImageFilter.GaussianBlur(params["radius"]))
@@ -247,7 +249,7 @@ class GaussianBlur(v2.Transform):
 
 def box_blurs(image: torch.Tensor, radius: float) -> torch.Tensor:
     """
-    Three box blurs along each side that together are near a Gaussian: (C, H, W) -> (C, H, W).
+    Blurs three times by a box along each side, together nearly by a Gaussian: (C, H, W) -> (C, H, W).
 
     Gwosdek et al., Theoretical Foundations of Gaussian Convolution by Extended Box Filtering, 2011: a box of 2 l + 1
     pixels, and beyond each of its ends a share of one more. The last pixel is repeated over the border.
@@ -268,7 +270,7 @@ def box_blurs(image: torch.Tensor, radius: float) -> torch.Tensor:
 
 
 class RandomSolarize(v2.RandomSolarize):
-    """torchvision's, with a threshold of 255 for floating point too."""
+    """Solarizes as torchvision does, with a threshold of 255 for floating point too."""
 
     def transform(self, inpt: "Image.Image | torch.Tensor", params: dict):
         """Inverts what is bright."""
@@ -278,7 +280,7 @@ class RandomSolarize(v2.RandomSolarize):
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """PyTorch's global generator of the CPU, from which v2 draws, started from a seed, and put back at the end."""
+    """Seeds PyTorch's global generator of the CPU, from which v2 draws, and puts its state back at the end."""
     if seed is None:
         yield
         return
@@ -288,8 +290,5 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def _ith(values: tuple[float, ...], i: int) -> float:
-    """The value of the i-th view; the last one is for all that follow."""
+    """Returns the value of the i-th view; the last one is for all that follow."""
     return values[min(i, len(values) - 1)]
-
-
-__all__ = ["MultiCrop", "MultiCropConfig"]

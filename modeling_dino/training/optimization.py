@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What optimises the student: groups of parameters, clipping, and LARS beside PyTorch's optimizers.
+"""Groups of parameters, clipping of gradients, and LARS beside PyTorch's optimizers.
 
 Reference: `clip_gradients`, `LARS` and `get_params_groups` of
 https://github.com/facebookresearch/dino/blob/7c446df/utils.py.
@@ -17,9 +17,9 @@ MOMENTUM = 0.9  # of SGD and LARS
 
 def parameter_groups(model: nn.Module) -> list[dict]:
     """
-    What is trained of a model, in two groups: what weight decay applies to, and biases and all else of one dimension.
+    Returns the trained parameters in two groups: those with weight decay, and biases and all else of one dimension.
 
-    Each says which under `"decays"`. As in the original, positions, CLS token and a free gain of the head are decayed.
+    `"decays"` tells them apart. As in the original, positions, CLS token and a free gain of the head are decayed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -39,13 +39,10 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 @torch.no_grad()
 def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
     """
-    Shortens, in place, each parameter's gradient that is longer than allowed, by its own length alone.
-
-    Args:
-        max_norm: the length allowed.
+    Scales down, in place, each parameter's gradient whose own norm is above `max_norm`.
 
     Returns:
-        the length of all gradients together, before.
+        the norm of all gradients together, before.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -57,12 +54,12 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> t
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that is here, of one that is sharded over processes (FSDP)."""
+    """Returns the part that this process has of a tensor sharded over processes (FSDP); any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor, of one that is sharded over processes (FSDP)."""
+    """Returns all of a tensor sharded over processes (FSDP); any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -85,11 +82,9 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step. The closure, if given, computes the loss, which is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Makes a step. Returns the loss that the closure, if given, computes."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -108,6 +103,3 @@ class LARS(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         state["momentum_buffer"].mul_(group["momentum"]).add_(update)
         parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
-
-
-__all__ = ["LARS", "OPTIMIZERS", "clip_each_gradient", "parameter_groups", "set_rates"]

@@ -1,78 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretraining by a recipe, on the images of a source, into a folder from which `DinoModel` loads the teacher.
+"""`dino pretrain`: pretraining by a recipe, on the images of a source, into a [`TrainingFolder`]."""
 
-run.json              the recipe, the images, versions; at the end results, too
-checkpoint-N/         the state at step N, from which the run goes on when it was stopped
-model.safetensors     student, teacher and center at the end; config.json and preprocessor_config.json beside it
-curves.png            what was logged
-"""
-
-import errno
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..configuration_dino import DinoConfig
-from ..data.image_source import ImageSource, IndexedSource
+from ..data.image_source import IndexedSource
 from ..data.sources import open_source
-from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..hub.loading import load_model, model_fingerprint
 from ..runtime.extras import require
+from ..runtime.options import remarks_on_images
 from ..runtime.processes import cores_of_process, spare_workers
-from ..runtime.run_folder import first_difference
-from ..runtime.whole_files import is_partial, whole_file
-from .checkpoints import last_whole_checkpoint
 from .curves import draw_curves
-from .knn_callback import KnnEvaluation, open_labelled
+from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
+from .options import PretrainOptions
 from .recipes import Recipe, load_recipe
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer
 from .training_data import MultiCropDataset, SourceImages, UnreadableImage
+from .training_folder import CURVES, TrainingFolder, last_whole_checkpoint
 
 
 logger = logging.get_logger(__name__)
 
-FACTS = "run.json"
-CURVES = "curves.png"
-FORMAT = "modeling-dino run 1"
-IMAGES_LOOKED_AT = 8
-EVALUATIONS = 10  # of k-NN during a run, unless said otherwise
-# what a recipe may say of a model that is trained further
-FREE = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
-HEAD = (
-    "head_type",
-    "projection_dim",
-    "head_hidden_dim",
-    "head_bottleneck_dim",
-    "head_num_layers",
-    "head_use_bn",
-    "norm_last_layer",
-    "head_weight_norm",
-)
+IMAGES_MEASURED = 8  # whose sizes are compared with the crops'
+EVALUATIONS = 10  # of k-NN during a run, unless eval_every says otherwise
+# what a recipe may set of a model that is trained further
+REGULARIZATION = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+HEAD = ("head_type", "projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers", "head_use_bn")
+HEAD += ("norm_last_layer", "head_weight_norm")
 
 
 @dataclass(frozen=True)
 class PretrainingSummary:
-    """What a run came to."""
+    """Results of a run, and the remarks on its images."""
 
     output: Path
     results: dict[str, Any]
     unreadable: dict[str, str]
     notes: dict[str, str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The images that could not be read, and what there is to know about others."""
+        return remarks_on_images(self.unreadable, self.notes)
 
     def __str__(self) -> str:
         results = [f"{name} {value:.4g}" for name, value in self.results.items() if isinstance(value, (int, float))]
@@ -80,75 +62,58 @@ class PretrainingSummary:
         return f"{', '.join(results)}{skipped} -> {self.output}"
 
 
-def pretrain(
-    recipe: str,
-    data: str,
-    output: str | os.PathLike,
-    overrides: Sequence[str] = (),
-    *,
-    from_model: str | None = None,
-    eval_knn: Sequence[str] = (),
-    eval_every: int | None = None,
-    image_column: str | None = None,
-    num_workers: int | None = None,
-    on_error: str = "skip",
-    overwrite: bool = False,
-) -> PretrainingSummary | None:
+def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     """
     Pretrains a model; goes on where an earlier run of the same recipe and images stopped.
 
-    Args:
-        recipe, overrides: see [`load_recipe`].
-        data, image_column: see [`open_source`].
-        output: a new or empty folder, or one of the same run.
-        from_model: folder or hub id of a model to start from, with or without its head.
-        eval_knn: one or two sources of labelled images, see [`KnnEvaluation`].
-        eval_every: epochs between two of these evaluations; by default there are ten.
-        num_workers: processes that read images; by default one a spare core, none for few images.
-        on_error: `"skip"` unreadable images, or `"fail"` at the first.
-        overwrite: start anew where the folder has a run.
-
     Returns:
-        what it came to; None on processes other than the main one.
+        the results; None on processes other than the main one.
 
     Raises:
-        ValueError: if an argument, a value of the recipe or the images cannot work.
+        ValueError: if an option, a value of the recipe or the images cannot work.
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
-    source = open_source(data, image_column=image_column).indexed()
-    settled = settle(load_recipe(recipe, overrides), source, data, from_model)
-    sources = open_labelled(eval_knn)
-    set_seed(settled.training.get("seed", 42))
-    model = make_model(settled, from_model)
-    check_crops(settled, model)
-    folder = RunFolder(output, describe(settled, source, data, from_model, model))
-    folder.check(overwrite)
-    if folder.is_complete and not overwrite:
+    source = open_source(options.data, image_column=options.image_column).indexed()
+    recipe = resolve_recipe(options, source)
+    labelled = open_labelled(options.eval_knn or ())
+    set_seed(recipe.training.get("seed", 42))
+    model = make_model(recipe, options.from_model)
+    check_crop_sizes(recipe, model)
+    folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model))
+    folder.check(options.overwrite)
+    if folder.is_complete and not options.overwrite:
         logger.warning(f"{folder.path} is complete: nothing is left to do")
         return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    num_workers = spare_workers(source.num_images, world_size) if num_workers is None else num_workers
-    args = settled.training_arguments(
-        str(output),
+    num_workers = options.num_workers
+    if num_workers is None:
+        num_workers = spare_workers(source.num_images, world_size)
+    args = recipe.training_arguments(
+        str(options.output),
         world_size,
         dataloader_num_workers=num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        **precision(settled),
+        **({} if options.progress else {"disable_tqdm": True}),
+        **without_half_precision(recipe),
     )
-    images = SourceImages(source, model.config.num_channels)
-    dataset = MultiCropDataset(images, MultiCrop(settled.crops, model.config.num_channels), args.seed, on_error)
-    trainer = DinoTrainer(model, args, train_dataset=dataset)
-    if sources:
-        every = eval_every or max(1, round(args.num_train_epochs / EVALUATIONS))
-        trainer.add_callback(KnnEvaluation(trainer, sources, every, num_workers))
+    channels = model.config.num_channels
+    images = SourceImages(source, channels)
+    dataset = MultiCropDataset(images, MultiCrop(recipe.crops, channels), args.seed, options.on_error)
+    trainer = DinoTrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        evaluation=KnnEvaluation(labelled, num_workers) if labelled else None,
+        evaluate_every=options.eval_every or max(1, round(args.num_train_epochs / EVALUATIONS)),
+    )
     if trainer.is_world_process_zero():
-        notice_small_images(images, settled)
-        folder.open(overwrite)
+        warn_of_small_images(images, recipe)
+        folder.open(options.overwrite)
     trainer.accelerator.wait_for_everyone()
-    with told_what_is_kept(folder.path), threads_beside(num_workers, world_size):
-        results = train(trainer, folder)
+    with folder.failed_writes_explained(), cores_left_to_workers(num_workers, world_size):
+        results = train(trainer, folder.path)
         unreadable = gather_unreadable(dataset)
         if not trainer.is_world_process_zero():
             return None
@@ -157,31 +122,42 @@ def pretrain(
     return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
 
-def settle(recipe: Recipe, source: IndexedSource, data: str, from_model: str | None) -> Recipe:
+def resolve_recipe(options: PretrainOptions, source: IndexedSource) -> Recipe:
     """
-    The recipe for these images.
+    Returns the recipe for these images, without `auto`.
 
     Raises:
-        ValueError: if there are none, or fewer than a batch.
+        ValueError: if there are no images, or fewer than a batch.
     """
+    recipe = load_recipe(options.recipe, options.overrides)
     if not source.num_images:
-        raise ValueError(next((f"{name}: {note}" for name, note in source.notes.items()), f"{data} has no images"))
-    if from_model is not None and recipe.model.get("projection_dim") == "auto":
-        head = {name: getattr(config_of(from_model), name) for name in ("head_type", "projection_dim")}
-        if head["head_type"] is not None:
-            recipe = recipe.replace({"model.projection_dim": head["projection_dim"]})
-    recipe = recipe.settle(source.num_images)
+        notes = (f"{name}: {note}" for name, note in source.notes.items())
+        raise ValueError(next(notes, f"{options.data} has no images"))
+    if options.from_model is not None and recipe.model.get("projection_dim") == "auto":
+        config = config_of(options.from_model)
+        if config.head_type is not None:
+            recipe = recipe.replace({"model.projection_dim": config.projection_dim})
+    recipe = recipe.without_auto(source.num_images)
     if source.num_images < recipe.batch_size:
         raise ValueError(
-            f"{source.num_images} images in {data} are fewer than a batch of {recipe.batch_size}: set "
+            f"{source.num_images} images in {options.data} are fewer than a batch of {recipe.batch_size}: set "
             f"batch_size={source.num_images} or less"
         )
     return recipe
 
 
+def settings_of_run(
+    options: PretrainOptions, recipe: Recipe, source: IndexedSource, model: DinoForPreTraining
+) -> dict[str, Any]:
+    """Returns everything that makes two runs the same."""
+    start = options.from_model and {"model": options.from_model, "fingerprint": model_fingerprint(model)}
+    data = {"source": options.data, "num_images": source.num_images, "fingerprint": source.fingerprint()}
+    return {"recipe": recipe.to_dict(), "data": data, "from": start}
+
+
 def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
     """
-    Student and teacher, new or from a model; a head that the model lacks is the recipe's.
+    Returns student and teacher, new or from a model; a head that the model lacks is the recipe's.
 
     Raises:
         ValueError: if recipe and model disagree.
@@ -190,15 +166,15 @@ def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
     if from_model is None:
         return DinoForPreTraining(recipe.config())
     config = config_of(from_model)
-    said = {name: value for name, value in recipe.model.items() if name in FREE}
-    if config.head_type is None:
-        said |= {name: getattr(recipe.config(), name) for name in HEAD}
-        said["head_type"] = said["head_type"] or "dino"
     wanted = recipe.config()
+    changed = {name: value for name, value in recipe.model.items() if name in REGULARIZATION}
+    if config.head_type is None:
+        changed |= {name: getattr(wanted, name) for name in HEAD}
+        changed["head_type"] = changed["head_type"] or "dino"
     other = {
         name: getattr(config, name, None)
         for name in recipe.model
-        if name not in said and getattr(wanted, name, None) != getattr(config, name, None)
+        if name not in changed and getattr(wanted, name, None) != getattr(config, name, None)
     }
     if other:
         name, theirs = next(iter(other.items()))
@@ -207,21 +183,18 @@ def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
             f"the recipe and {theirs} in the model; to go by the model, add "
             f"{' '.join(f'model.{name}={json.dumps(value)}' for name, value in other.items())}"
         )
-    return DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **said)
+    return DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **changed)
 
 
 def config_of(from_model: str) -> DinoConfig:
-    """The configuration of a saved model, whose `head_type` is None if it has no head."""
+    """Returns the configuration of a saved model, whose `head_type` is None if it has no head."""
     if not Path(from_model).is_dir() or is_single_model(from_model):
         return load_model(from_model).config
     return DinoConfig.from_pretrained(from_model)
 
 
-def check_crops(recipe: Recipe, model: DinoForPreTraining):
-    """
-    Raises:
-        ValueError: if a crop is smaller than a patch.
-    """
+def check_crop_sizes(recipe: Recipe, model: DinoForPreTraining):
+    """Raises ValueError if a crop is smaller than a patch."""
     crops = recipe.crops
     sizes = {"global_crop_size": crops.global_crop_size}
     if crops.num_local_crops:
@@ -232,10 +205,10 @@ def check_crops(recipe: Recipe, model: DinoForPreTraining):
             raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
 
 
-def notice_small_images(images: SourceImages, recipe: Recipe):
-    """Says so if images are smaller than crops of them, which are then enlarged."""
+def warn_of_small_images(images: SourceImages, recipe: Recipe):
+    """Warns if images are smaller than crops of them, which are then enlarged."""
     sizes = []
-    for index in islice(range(len(images)), IMAGES_LOOKED_AT):
+    for index in islice(range(len(images)), IMAGES_MEASURED):
         try:
             sizes.append(images[index].size)
         except UnreadableImage:
@@ -248,8 +221,8 @@ def notice_small_images(images: SourceImages, recipe: Recipe):
         )
 
 
-def precision(recipe: Recipe) -> dict[str, bool]:
-    """Without half precision where there is no GPU for it."""
+def without_half_precision(recipe: Recipe) -> dict[str, bool]:
+    """Returns the training arguments that turn half precision off where there is no GPU for it."""
     half = [name for name in ("bf16", "fp16") if recipe.training.get(name)]
     if not half or torch.cuda.is_available():
         return {}
@@ -258,8 +231,8 @@ def precision(recipe: Recipe) -> dict[str, bool]:
 
 
 @contextmanager
-def threads_beside(num_workers: int, world_size: int) -> Iterator[None]:
-    """On a CPU, as many threads of PyTorch as the workers leave cores, at least one: more wait for each other."""
+def cores_left_to_workers(num_workers: int, world_size: int) -> Iterator[None]:
+    """Leaves cores of a CPU to the workers; with more threads PyTorch and the workers would wait for each other."""
     num_threads = torch.get_num_threads()
     try:
         if not torch.accelerator.is_available():
@@ -269,10 +242,10 @@ def threads_beside(num_workers: int, world_size: int) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def train(trainer: DinoTrainer, folder: "RunFolder") -> dict[str, Any]:
-    """Trains to the end, from the last checkpoint if there is one, and saves the model; gives what was logged last."""
-    trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.path))
-    trainer.save_model(str(folder.path))
+def train(trainer: DinoTrainer, folder: Path) -> dict[str, Any]:
+    """Trains from the last checkpoint, if there is one, to the end; returns the results that were logged last."""
+    trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    trainer.save_model(str(folder))
     last: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     wanted = ("loss", "teacher_entropy", "kl_divergence", "center_norm", "knn_top1", "knn_top5")
     for entry in trainer.state.log_history:
@@ -281,132 +254,6 @@ def train(trainer: DinoTrainer, folder: "RunFolder") -> dict[str, Any]:
 
 
 def gather_unreadable(dataset: MultiCropDataset) -> dict[str, str]:
-    """The images that some process could not read, and why."""
+    """Returns the images that some process could not read, and why."""
     found = require("accelerate.utils").gather_object([dataset.unreadable()])
     return {name: reason for part in found for name, reason in part.items()}
-
-
-@contextmanager
-def told_what_is_kept(folder: Path) -> Iterator[None]:
-    """
-    Raises:
-        OSError: instead of the errors of several libraries, if something cannot be written, as on a full disk.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not is_failed_write(error):
-            raise
-        kept = last_whole_checkpoint(folder) or "the beginning, since nothing was saved yet"
-        reason = " ".join(str(error).split())[:200]
-        raise OSError(
-            f"cannot write to {folder}: {reason}; make room and run it again: it goes on from {kept}"
-        ) from error
-
-
-def is_failed_write(error: Exception) -> bool:
-    """Whether it is about writing; PyTorch and safetensors tell it by the message alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-        return True
-    text = str(error)
-    return any(
-        sign in text
-        for sign in ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
-    )
-
-
-def describe(
-    recipe: Recipe, source: ImageSource, data: str, from_model: str | None, model: DinoForPreTraining
-) -> dict:
-    """What makes two runs the same."""
-    return {
-        "recipe": recipe.to_dict(),
-        "data": {"source": data, "num_images": source.num_images, "fingerprint": source.fingerprint()},
-        "from": from_model and {"model": from_model, "fingerprint": model_fingerprint(model)},
-    }
-
-
-class RunFolder:
-    """
-    The folder of a run, and what is known of it.
-
-    Args:
-        settings: what makes two runs the same.
-    """
-
-    def __init__(self, path: str | os.PathLike, settings: dict):
-        self.path = Path(path)
-        self.settings = json.loads(json.dumps(settings))
-        self.facts: dict[str, Any] = {}
-
-    def check(self, overwrite: bool):
-        """
-        Raises:
-            ValueError: if the folder has another run (and `overwrite` is not given), or anything else.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: choose another output folder")
-        if not self.path.is_dir() or all(map(is_partial, self.path.iterdir())):
-            return
-        facts = self.facts = read_facts(self.path)
-        is_other = facts["settings"] != self.settings
-        if is_other and not overwrite and (facts["complete"] or last_whole_checkpoint(self.path)):
-            raise ValueError(
-                f"{self.path} has another run, {first_difference(facts['settings'], self.settings)}: choose another "
-                "folder, or --overwrite it"
-            )
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run that was found by [`check`] is complete."""
-        return self.facts.get("complete", False)
-
-    def open(self, overwrite: bool):
-        """
-        Makes the folder, or opens it to go on; what another run left is removed, as [`check`] allowed.
-
-        Raises:
-            OSError: if it cannot be written to.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / FACTS).is_file() and (overwrite or read_facts(self.path)["settings"] != self.settings):
-            for checkpoint in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                shutil.rmtree(checkpoint)
-            stale = (CURVES, "model.safetensors", "config.json", "training_args.bin", EVALUATION_RESULTS_NAME, FACTS)
-            for name in stale:
-                (self.path / name).unlink(missing_ok=True)
-        self._write(complete=False)
-
-    def close(self, **facts):
-        """Notes that the run is complete, and what it came to."""
-        self._write(complete=True, **facts)
-
-    def _write(self, **facts):
-        names = ("modeling-dino", "torch", "torchvision", "transformers", "accelerate", "pillow")
-        self.facts = {
-            "format": FORMAT,
-            **facts,
-            "settings": self.settings,
-            "versions": {name: version(name) for name in names},
-        }
-        with whole_file(self.path / FACTS) as partial:
-            partial.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_facts(folder: str | os.PathLike) -> dict:
-    """
-    What is known of the run in a folder.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    try:
-        facts = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
-        if facts["format"] == FORMAT:
-            return facts
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{folder} holds something other than a run of `dino pretrain`: choose another folder")
-
-
-__all__ = ["PretrainingSummary", "pretrain", "read_facts"]

@@ -11,13 +11,14 @@
       num_train_epochs: 100
 
 Any value can be replaced by `key=value`, as in `crops.num_local_crops=6`. `auto` is for values that depend on the
-number of images: see [`AUTO`].
+number of images: see [`AUTO`]. OmegaConf reads the files and checks the types of the values.
 """
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ from transformers import PreTrainedConfig
 
 from ..configuration_dino import DinoConfig, configuration_folder
 from ..runtime.extras import require
+from .arguments import DinoTrainingArguments
+from .auto_values import AUTO
 from .multi_crop import MultiCropConfig
-from .trainer import DinoTrainingArguments
 
 
-RECIPE_SUFFIXES = (".yaml", ".yml")
 BASE_BATCH_SIZE = 256  # to which learning rates refer
 SECTIONS = ("model", "crops", "training")
-# of the training arguments, those that are said elsewhere
-SAID_ELSEWHERE = {
+# training arguments that are set in other ways
+SET_ELSEWHERE = {
     "output_dir": "--output",
     "resume_from_checkpoint": "--output of the run that stopped",
     "overwrite_output_dir": "--overwrite",
@@ -43,50 +44,10 @@ SAID_ELSEWHERE = {
 }
 
 
-def _power_of_two(number: float, least: int, greatest: int) -> int:
-    """The greatest one that is not above a number, within limits."""
-    return min(max(2 ** math.floor(math.log2(max(number, 1))), least), greatest)
-
-
-def auto_batch_size(num_images: int, recipe: "Recipe") -> int:
-    """At least 8 steps an epoch."""
-    return _power_of_two(num_images / 8, 8, 512)
-
-
-def auto_prototypes(num_images: int, recipe: "Recipe") -> int:
-    """4 to 8 images a prototype; the original's 65536 from half a million images on."""
-    return _power_of_two(num_images / 4, 64, 65536)
-
-
-def auto_momentum(num_images: int, recipe: "Recipe") -> float:
-    """
-    A teacher that is the mean of the last twentieth of the steps, but of at least 20 and at most 2000.
-
-    The original advises 0.9995, which is 2000 steps, for batches of 256; with it, a short run would end before its
-    teacher moves.
-    """
-    steps = recipe.training["num_train_epochs"] * max(num_images // recipe.batch_size, 1)
-    return 1 - 1 / min(max(steps / 20, 20), 2000)
-
-
-def auto_temperature(num_images: int, recipe: "Recipe") -> float:
-    """The original's 0.04; the 0.07 of its best models for ten thousand images and more."""
-    return 0.04 if num_images < 10_000 else 0.07
-
-
-# the values that can be `auto`, in the order in which they are settled: functions of the number of images
-AUTO: dict[str, Callable[[int, "Recipe"], Any]] = {
-    "batch_size": auto_batch_size,
-    "model.projection_dim": auto_prototypes,
-    "training.teacher_momentum": auto_momentum,
-    "training.teacher_temperature": auto_temperature,
-}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """
-    A pretraining run, but for its images.
+    Describes a pretraining run, but for its images.
 
     Args:
         model: arguments of [`DinoConfig`].
@@ -110,27 +71,22 @@ class Recipe:
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
-    def settle(self, num_images: int) -> "Recipe":
-        """The recipe with a number in the place of each `auto`: see [`AUTO`]."""
+    def without_auto(self, num_images: int) -> "Recipe":
+        """Returns the recipe with a number in the place of each `auto`: see [`AUTO`]."""
         recipe = self
         for key, rule in AUTO.items():
             if recipe.flat().get(key) == "auto":
-                recipe = recipe.replace({key: rule(num_images, recipe)})
+                epochs = recipe.training.get("num_train_epochs", DinoTrainingArguments.num_train_epochs)
+                recipe = recipe.replace({key: rule(num_images, recipe.batch_size, epochs)})
         return recipe
 
     def config(self) -> DinoConfig:
-        """
-        Raises:
-            ValueError: if the values of `model` cannot work.
-        """
+        """Returns the model's configuration. Raises ValueError if its values cannot work."""
         return DinoConfig(**self.model)
 
     def training_arguments(self, output: str, world_size: int = 1, **kwargs) -> DinoTrainingArguments:
         """
-        Args:
-            output: folder of the run.
-            world_size: number of processes.
-            kwargs: further arguments.
+        Returns the arguments of a trainer, and further ones, for a folder and a number of processes.
 
         Raises:
             ValueError: if values cannot work, or processes cannot share the batch.
@@ -154,42 +110,43 @@ class Recipe:
             }
         )
 
-    def flat(self) -> dict[str, Any]:
-        """All values that are set, by their dotted keys."""
-        values = {}
-        for name, value in self.to_dict().items():
-            values |= {f"{name}.{key}": v for key, v in value.items()} if name in SECTIONS else {name: value}
-        return values
-
     def to_dict(self) -> dict[str, Any]:
-        """As in its file, with all values of `crops`."""
+        """Returns the recipe as in its file, with all values of `crops`."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "crops": crops}
 
+    def flat(self) -> dict[str, Any]:
+        """Returns all values that are set, by their dotted keys."""
+        return _flatten(self.to_dict())
+
     def replace(self, values: dict[str, Any]) -> "Recipe":
-        """
-        The recipe with other values.
-
-        Args:
-            values: by their dotted keys.
-
-        Raises:
-            ValueError: if there is no such key (the nearest is offered), or a value is of another type.
-        """
-        changed = {name: dict(value) for name, value in self.to_dict().items() if name in SECTIONS}
-        top = {}
-        for key, value in values.items():
-            default = KEYS[_known_key(key)]
-            value = _of_type(key, value, default)
-            section, _, name = key.rpartition(".")
-            (changed[section] if section else top)[name] = value
-        crops = {name: tuple(value) if isinstance(value, list) else value for name, value in changed["crops"].items()}
-        return replace(self, **{**changed, "crops": MultiCropConfig(**crops)}, **top)
+        """Returns the recipe with other values, by dotted keys. Raises ValueError if a key or a value is wrong."""
+        omegaconf = require("omegaconf", "train")
+        config = omegaconf.OmegaConf.structured(_schema())
+        for key, value in {**self.flat(), **values}.items():
+            if key not in KEYS:
+                raise ValueError(_unknown_key(key))
+            if value is False and key.endswith("_strategy"):
+                value = "no"  # which YAML reads as false
+            try:
+                omegaconf.OmegaConf.update(config, key, value)
+                is_finite = not isinstance(value, float) or math.isfinite(value)
+                if not is_finite or (key in AUTO and isinstance(value, str) and value != "auto"):
+                    raise ValueError
+            except ValueError:  # OmegaConf's ValidationError is one
+                wanted = next((text for sign, text in WANTED.items() if sign in str(KEYS[key])), "a text")
+                hint = f"; only {', '.join(AUTO)} can be auto" if value == "auto" else ""
+                raise ValueError(f"{key}={value!r} must be {wanted}{hint}") from None
+        given = omegaconf.OmegaConf.to_container(config)
+        for name in SECTIONS:
+            given[name] = {key: value for key, value in given[name].items() if value != omegaconf.MISSING}
+        crops = {key: tuple(value) if isinstance(value, list) else value for key, value in given["crops"].items()}
+        return Recipe(**{**given, "crops": MultiCropConfig(**crops)})
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
-    A recipe.
+    Reads a recipe.
 
     Args:
         name: of one that comes with the package, or the path of a YAML file.
@@ -198,137 +155,95 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: if there is no such recipe, or a key or value of it is wrong; says where.
     """
-    file = _recipe_file(name)
-    yaml = require("yaml", "train")
+    is_path = name.endswith((".yaml", ".yml"))
+    file = Path(name) if is_path else recipe_folder() / f"{name}.yaml"
+    if not is_path and name not in recipes():
+        offer = _did_you_mean(name, recipes())
+        raise ValueError(f"unknown recipe {name!r}: {offer}allowed are {', '.join(recipes())}, or a YAML file")
+    if not file.is_file():
+        raise ValueError(f"{name}: no such file")
+    omegaconf, yaml = require("omegaconf", "train").OmegaConf, require("yaml", "train")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        recipe = Recipe().replace(_flatten(omegaconf.to_container(omegaconf.load(file))))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
-    try:
-        recipe = Recipe().replace(_flatten(content))
-    except ValueError as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError) as error:  # OSError: OmegaConf's for a file that is a single value
         raise ValueError(f"{file}: {error}") from error
-    return recipe.replace(dict(map(_parse_override, overrides)))
+    values = {}
+    for text in overrides:
+        if "=" not in text:
+            raise ValueError(f"{text!r} is not of the form key=value")
+        try:
+            values |= _flatten(omegaconf.to_container(omegaconf.from_dotlist([text])))
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value of {text!r} is no YAML") from error
+    return recipe.replace(values)
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(file.stem for file in _recipe_folder().glob("*.yaml"))
+    """Returns the names of the recipes that come with the package."""
+    return sorted(file.stem for file in recipe_folder().glob("*.yaml"))
 
 
-def _recipe_folder() -> Path:
+def recipe_folder() -> Path:
+    """Returns the folder of the recipes that come with the package."""
     return configuration_folder() / "recipes"
 
 
-def _recipe_file(name: str) -> Path:
-    if name.endswith(RECIPE_SUFFIXES):
-        if not Path(name).is_file():
-            raise ValueError(f"{name}: no such file")
-        return Path(name)
-    if name not in recipes():
-        raise ValueError(
-            f"unknown recipe {name!r}: {_offer(name, recipes())}allowed are {', '.join(recipes())}, or a YAML file"
-        )
-    return _recipe_folder() / f"{name}.yaml"
-
-
 def _flatten(content: Any) -> dict[str, Any]:
-    """What a file says, by dotted keys."""
+    """Returns the values of a recipe by their dotted keys."""
     if not isinstance(content, dict):
         raise ValueError("a recipe is made of keys and values")
     values = {}
     for key, value in content.items():
-        if key in SECTIONS:
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} must have keys and values of its own")
-            values |= {f"{key}.{name}": v for name, v in value.items()}
-        else:
-            values[str(key)] = value
+        if key in SECTIONS and not isinstance(value, dict):
+            raise ValueError(f"{key} must have keys and values of its own")
+        values |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {str(key): value}
     return values
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    yaml = require("yaml", "train")
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r} is not of the form key=value")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of {text!r} is no YAML") from error
-
-
-def _default(f: Field) -> Any:
-    return f.default_factory() if f.default_factory is not MISSING else f.default
-
-
 def _keys() -> dict[str, Any]:
-    """The dotted keys there are, and their defaults."""
+    """Returns the type of each dotted key that a recipe may have."""
     inherited = {f.name for f in fields(PreTrainedConfig)}
-    ours = [f for f in fields(DinoConfig) if f.name not in inherited and not f.name.startswith("_")]
-    keys = {f.name: _default(f) for f in fields(Recipe) if f.name not in SECTIONS}
-    keys |= {f"model.{f.name}": _default(f) for f in ours} | {"model.depths": None}
-    keys |= {f"crops.{f.name}": _default(f) for f in fields(MultiCropConfig)}
-    keys |= {f"training.{f.name}": _default(f) for f in fields(DinoTrainingArguments) if f.name not in SAID_ELSEWHERE}
-    return keys
+    keys = {f.name: f.type for f in fields(Recipe) if f.name not in SECTIONS}
+    keys |= {f"model.{f.name}": f.type for f in fields(DinoConfig) if f.name not in inherited and f.name[0] != "_"}
+    keys |= {"model.depths": list[int] | None}
+    keys |= {f"crops.{f.name}": f.type for f in fields(MultiCropConfig)}
+    checked = {bool: bool, int: int | float, float: int | float}  # some whole numbers may be ratios, too
+    training = [f for f in fields(DinoTrainingArguments) if f.name not in SET_ELSEWHERE]
+    keys |= {f"training.{f.name}": checked.get(f.type, Any) for f in training}
+    return {key: kind | str if key in AUTO else kind for key, kind in keys.items()}
 
 
 KEYS = _keys()
+# how a type is called in messages, by what its name in Python has in it; the first that fits
+WANTED = {"list": "a list of numbers", "tuple": "a list of numbers", "float": "a number", "int": "a whole number"}
+WANTED |= {"bool": "true or false"}
 
 
-def _known_key(key: str) -> str:
-    if key in KEYS:
-        return key
+@cache
+def _schema() -> type:
+    """Returns the dataclass by which OmegaConf knows the types of a recipe; all its values are missing."""
+    sections: dict[str, list] = {name: [] for name in ("", *SECTIONS)}
+    for key, kind in KEYS.items():
+        section, _, name = key.rpartition(".")
+        sections[section].append((name, kind, field(default=require("omegaconf", "train").MISSING)))
+    classes = {name: make_dataclass(name, sections[name]) for name in SECTIONS}
+    top = [(name, section, field(default_factory=section)) for name, section in classes.items()]
+    return make_dataclass("recipe", [*sections[""], *top])
+
+
+def _unknown_key(key: str) -> str:
+    """Returns what to say of a key that recipes do not have: which is meant, or how else it is set."""
     name = key.rpartition(".")[2]
-    if name in SAID_ELSEWHERE and key not in KEYS:
-        raise ValueError(f"{key} is no key of a recipe: it is set by {SAID_ELSEWHERE[name]}")
-    ends = [known for known in KEYS if known.rpartition(".")[2] == name]
-    raise ValueError(f"unknown key {key!r}: {_offer(key, KEYS, ends) or f'there are {_listed(KEYS)}'}".rstrip(": "))
+    if name in SET_ELSEWHERE:
+        return f"{key} is no key of a recipe: it is set by {SET_ELSEWHERE[name]}"
+    same_name = [known for known in KEYS if known.rpartition(".")[2] == name]
+    ours = ", ".join(known for known in KEYS if not known.startswith("training."))
+    listed = f"there are {ours}, and training.NAME of each of DinoTrainingArguments"
+    return f"unknown key {key!r}: {_did_you_mean(key, KEYS, same_name).strip() or listed}"
 
 
-def _offer(name: str, known: Iterable[str], first: Sequence[str] = ()) -> str:
-    nearest = list(first) or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def _did_you_mean(name: str, known: Iterable[str], best: Sequence[str] = ()) -> str:
+    nearest = list(best) or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {' or '.join(nearest)}? " if nearest else ""
-
-
-def _listed(keys: Iterable[str]) -> str:
-    ours = [key for key in keys if not key.startswith("training.")]
-    return f"{', '.join(ours)}, and training.NAME of each of DinoTrainingArguments"
-
-
-def _of_type(key: str, value: Any, default: Any) -> Any:
-    """
-    A value of the type of the default.
-
-    Raises:
-        ValueError: if it is not, or `auto` where there is no rule.
-    """
-    if value == "auto" and not isinstance(default, str):
-        if key not in AUTO:
-            raise ValueError(f"{key} cannot be auto: only {', '.join(AUTO)} can")
-        return value
-    if isinstance(value, str) and not isinstance(default, str):
-        value = _as_number(value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        fits, wanted = isinstance(value, bool), "true or false"
-    elif isinstance(default, (list, tuple)):
-        fits, wanted = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value), "a list of numbers"
-    elif isinstance(default, int) and not key.startswith("training."):  # many of those are ints or ratios
-        fits, wanted = is_number and value == int(value), "a whole number"
-        value = int(value) if fits else value
-    elif isinstance(default, (int, float)):
-        fits, wanted = is_number and math.isfinite(value), "a number"
-    else:
-        fits, wanted = True, ""
-    if not fits:
-        raise ValueError(f"{key}={value!r} must be {wanted}")
-    return value
-
-
-def _as_number(text: str) -> Any:
-    """YAML takes 1e-4, without a point, for a text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -7,10 +7,46 @@ main_dino.py there.
 """
 
 import math
+from dataclasses import dataclass
+
+from .arguments import DinoTrainingArguments
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """
+    Computes the rates of each step of a run.
+
+    Args:
+        args: the run's.
+        steps_per_epoch, total_steps: of the optimizer.
+    """
+
+    args: DinoTrainingArguments
+    steps_per_epoch: int
+    total_steps: int
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Returns learning rate, weight decay, teacher momentum and teacher temperature of a step, from 0 on."""
+        args, total = self.args, self.total_steps
+        warmup_steps = round(args.warmup_epochs * self.steps_per_epoch)
+        return {
+            "learning_rate": cosine_schedule(
+                step, args.learning_rate, args.final_learning_rate, total, warmup_steps=warmup_steps
+            ),
+            "weight_decay": cosine_schedule(step, args.weight_decay, args.final_weight_decay, total),
+            "teacher_momentum": cosine_schedule(step, args.teacher_momentum, args.final_teacher_momentum, total),
+            "teacher_temperature": linear_warmup(
+                step // self.steps_per_epoch,
+                args.warmup_teacher_temperature,
+                args.teacher_temperature,
+                args.teacher_temperature_warmup_epochs,
+            ),
+        }
 
 
 def linear_warmup(step: int, start: float, stop: float, num_steps: int) -> float:
-    """From `start` at step 0 to `stop` at step `num_steps - 1`, and `stop` from there on."""
+    """Returns `start` at step 0, `stop` from step `num_steps - 1` on, and what lies on the line between them."""
     if step >= num_steps:
         return stop
     return start + (stop - start) * step / max(num_steps - 1, 1)
@@ -33,6 +69,3 @@ def cosine_schedule(
         return final
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
-
-
-__all__ = ["cosine_schedule", "linear_warmup"]

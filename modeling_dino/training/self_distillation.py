@@ -30,7 +30,7 @@ class DinoForPreTrainingOutput(ModelOutput):
     Output of [`DinoForPreTraining`], of G global crops, S crops in all, and B images.
 
     Args:
-        loss: what the student is to minimise, in nats: the teacher's entropy and the divergence from it.
+        loss: cross-entropy of teacher and student in nats: the sum of `teacher_entropy` and `kl_divergence`.
         student_projection: (S * B, projection_dim), crop by crop.
         teacher_projection: (G * B, projection_dim), of the global crops.
         teacher_entropy: of the centered and sharpened output, in nats, mean over crops and images. A collapsed teacher
@@ -81,14 +81,14 @@ class DinoForPreTraining(DinoPreTrainedModel):
         self._start_teacher()
 
     def _start_teacher(self):
-        """The teacher starts as the student, and is never trained."""
+        """Copies the student into the teacher, which is never trained."""
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
 
     @classmethod
     def from_model(cls, model: DinoModel, **overrides) -> "DinoForPreTraining":
         """
-        Student and teacher that both start from a model; a head that it lacks is initialised as for training.
+        Makes student and teacher that both start from a model; a head that it lacks is initialised as for training.
 
         Args:
             overrides: arguments of `DinoConfig` that replace the model's, e.g. `drop_path_rate`.
@@ -98,35 +98,35 @@ class DinoForPreTraining(DinoPreTrainedModel):
         """
         values = {**model.config.to_dict(), **overrides}
         values["head_type"] = values["head_type"] or "dino"
-        pretraining = cls(DinoConfig.from_dict(values))
+        network = cls(DinoConfig.from_dict(values))
         try:
-            pretraining.student.load_state_dict(model.state_dict(), strict=model.head is not None)
+            network.student.load_state_dict(model.state_dict(), strict=model.head is not None)
         except RuntimeError as error:
             raise ValueError(
                 f"the model's weights do not fit {overrides}: {str(error).splitlines()[1].strip()}"
             ) from None
-        pretraining._start_teacher()
-        return pretraining
+        network._start_teacher()
+        return network
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
-        [`~transformers.PreTrainedModel.from_pretrained`]. From a single model, any that [`DinoModel`] loads, student
-        and teacher both start, with the center that `dino convert` put beside it, if any.
+        Loads what [`~transformers.PreTrainedModel.from_pretrained`] does, and any single model that [`DinoModel`]
+        loads: student and teacher both start from it, with the center that `dino convert` put beside it, if any.
 
         Raises:
             OSError: if the weights are missing or damaged.
         """
         if is_single_model(pretrained_model_name_or_path, **kwargs):
             model = DinoModel.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-            pretraining = cls.from_model(model)
+            network = cls.from_model(model)
             center = read_center(pretrained_model_name_or_path, **kwargs)
             if center is not None:
-                pretraining.center.copy_(center)
-            return pretraining
+                network.center.copy_(center)
+            return network
         loaded = cls._load_network("", pretrained_model_name_or_path, *model_args, **kwargs)
-        pretraining = loaded[0] if isinstance(loaded, tuple) else loaded
-        pretraining.teacher.requires_grad_(False)  # transformers makes all that it loads trainable
+        network = loaded[0] if isinstance(loaded, tuple) else loaded
+        network.teacher.requires_grad_(False)  # transformers makes all that it loads trainable
         return loaded
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
             super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The student's first convolution."""
+        """Returns the student's first convolution."""
         return self.student.get_input_embeddings()
 
     @can_return_tuple
@@ -149,6 +149,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
         teacher_temperature: float = 0.04,
     ) -> DinoForPreTrainingOutput:
         """
+        Computes the loss and what is logged beside it.
+
         Args:
             pixel_values: the crops of B images, global ones first, each (B, C, h, w); their sizes may differ.
             num_global_crops: how many of them are global; the teacher sees these alone.
@@ -174,10 +176,9 @@ class DinoForPreTraining(DinoPreTrainedModel):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float):
-        """Moves the teacher's parameters towards the student's; not the batch norms' statistics, which are its own.
+        """Moves the teacher's parameters towards the student's; `momentum` is how much of the teacher stays.
 
-        Args:
-            momentum: how much of the teacher stays.
+        The statistics of its batch norms are its own, and stay.
         """
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
@@ -188,8 +189,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
 
 def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Tensor:
     """
-    The head's outputs on crops of any sizes; those of one size go through the backbone together, and all through the
-    head (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
+    Returns the head's outputs on crops of any sizes. Crops of one size go through the backbone together, and all
+    through the head (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
 
     Args:
         crops: each (B, C, h, w).
@@ -207,17 +208,14 @@ def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Te
 
 
 def is_single_model(name_or_path: str | os.PathLike, **kwargs) -> bool:
-    """Whether a saved model is not one of [`DinoForPreTraining`]."""
+    """Returns whether a saved model is not one of [`DinoForPreTraining`]."""
     if name_or_path is not None and is_foreign(DinoConfig.get_config_dict(name_or_path, **location_of(kwargs))[0]):
         return True
     return not any(key.startswith(("teacher.", "student.")) for key in checkpoint_keys(name_or_path, **kwargs))
 
 
 def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
-    """
-    Raises:
-        ValueError: if they are not a list of batches of the same images, with as many global ones as said.
-    """
+    """Raises ValueError if they are not a list of batches of the same images, with enough global ones."""
     if not isinstance(crops, (list, tuple)) or not crops:
         raise ValueError(
             "pixel_values must be a list of crops, global ones first, each (batch, channels, height, width)"
@@ -226,6 +224,3 @@ def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
         raise ValueError(f"{len(crops)} crops with num_global_crops={num_global_crops}: at least two crops are needed")
     if len({len(crop) for crop in crops}) > 1:
         raise ValueError(f"the crops are of different numbers of images: {[len(crop) for crop in crops]}")
-
-
-__all__ = ["DinoForPreTraining", "DinoForPreTrainingOutput", "is_single_model", "project_crops"]

@@ -10,7 +10,7 @@ from torch import nn
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """The sum of what each process has; a gradient is the sum of the gradients."""
+    """Computes the sum over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx, values: torch.Tensor) -> torch.Tensor:
@@ -24,7 +24,7 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all processes, which may differ in size. In eval mode, plain batch norm."""
+    """Normalises over the batches of all processes, which may differ in size. In eval mode it is plain batch norm."""
 
     def _check_input_dim(self, x: torch.Tensor):
         pass
@@ -54,15 +54,12 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def per_channel(values: torch.Tensor, ndim: int) -> torch.Tensor:
-    """(C,) -> (1, C, 1, …) of as many dimensions as asked for."""
+    """Reshapes (C,) -> (1, C, 1, …) of `ndim` dimensions."""
     return values.view(1, -1, *[1] * (ndim - 2))
 
 
 def synchronize_batch_norms(model: nn.Module):
-    """Makes a model's batch norms, in place, those of all processes; parameters, statistics and names stay."""
+    """Makes the batch norms of a model, in place, synchronized ones; parameters, statistics and names stay."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.__class__ = SynchronizedBatchNorm
-
-
-__all__ = ["SynchronizedBatchNorm", "synchronize_batch_norms"]

@@ -29,7 +29,7 @@ MAX_REPLACEMENTS = 100  # images tried in the place of one that cannot be read
 
 class UnreadableImage(ValueError):
     """
-    An image that cannot be read.
+    Says that an image cannot be read.
 
     Args:
         message: which, and why; or the traceback with this at its end that PyTorch's loader makes of it in a worker.
@@ -41,7 +41,7 @@ class UnreadableImage(ValueError):
 
 class SourceImages(Sequence):
     """
-    The images of a source, decoded.
+    Decodes the images of a source.
 
     Args:
         num_channels: 3 for RGB, 1 for grey.
@@ -72,12 +72,12 @@ class SourceImages(Sequence):
 
 class MultiCropDataset(Dataset):
     """
-    Crops of images: each item is `{"pixel_values": [crop, …]}`, others in each epoch.
+    Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
 
     Args:
-        images: by Pillow or tensors, as [`MultiCrop`] takes them; raises `UnreadableImage` for one that is none.
+        images: by Pillow or tensors, as [`MultiCrop`] takes them; reading one may raise `UnreadableImage`.
         multi_crop: makes the crops.
         seed: of everything that is drawn.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
@@ -107,11 +107,11 @@ class MultiCropDataset(Dataset):
         return {"pixel_values": self.multi_crop(image, seed)}
 
     def set_epoch(self, epoch: int):
-        """The epoch of the items; workers that read must be started after it is told."""
+        """Sets the epoch of the items; workers must be started afterwards."""
         self.epoch = epoch
 
     def unreadable(self) -> dict[str, str]:
-        """The images that could not be read so far, by all workers of this process: name -> reason."""
+        """Returns the images that no worker of this process could read so far: name -> reason."""
         found = {}
         for index in self._is_unreadable.nonzero().flatten().tolist():
             try:
@@ -122,7 +122,7 @@ class MultiCropDataset(Dataset):
         return found
 
     def _image_or_another(self, index: int, seed: int) -> Any:
-        """The image, or, if it cannot be read, one that is drawn with the seed."""
+        """Returns the image, or, if it cannot be read, one that is drawn with the seed."""
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
                 return self.images[index]
@@ -138,9 +138,6 @@ class MultiCropDataset(Dataset):
 
 
 def draw_seed(*numbers: int) -> int:
-    """A number of 63 bits that depends on some others alone, and looks random."""
+    """Returns a pseudo-random number of 63 bits that depends on the given numbers alone."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-__all__ = ["MultiCropDataset", "SourceImages", "UnreadableImage"]

@@ -36,6 +36,7 @@ from modeling_dino.evaluation.knn_classification import evaluate_knn
 from modeling_dino.evaluation.linear import evaluate_linear, features_to_classify
 from modeling_dino.evaluation.options import FeatureOptions
 from modeling_dino.evaluation.ranking import evaluate_each
+from modeling_dino.training.options import PretrainOptions
 from modeling_dino.training.pretrain import pretrain
 
 
@@ -100,7 +101,8 @@ def train_digits(folder: Path, seed: int) -> Trained:
     """Pretrains on the training images."""
     write_digits(folder / "images")
     trained, untrained = folder / f"seed{seed}", folder / f"untrained{seed}"
-    pretrain(RECIPE, str(folder / "images" / "train"), trained, (*OVERRIDES, f"training.seed={seed}"), num_workers=0)
+    options = {"recipe": RECIPE, "data": str(folder / "images" / "train"), "output": trained, "num_workers": 0}
+    pretrain(PretrainOptions(overrides=(*OVERRIDES, f"training.seed={seed}"), **options))
     torch.manual_seed(seed)
     DinoModel(DinoConfig.from_pretrained(trained, head_type=None)).save_pretrained(untrained)
     parts = tuple(str(folder / "images" / part) for part in ("train", "test"))

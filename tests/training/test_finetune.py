@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, DinoModel
 from modeling_dino.training import finetune as module
-from modeling_dino.training.finetune import FinetuningSettings, decayed_groups, finetune, layer_of
+from modeling_dino.training.finetune import decayed_groups, finetune, layer_of
+from modeling_dino.training.options import FinetuneOptions
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,9 +25,9 @@ def folder(tmp_path_factory):
 
 
 def run(folder, output, **options):
-    settings = FinetuningSettings(**{"epochs": 3, "batch_size": 6, "learning_rate": 1e-3, **options})
-    arguments = (str(folder / "train"), str(folder / "test"), str(folder / "model"), str(output))
-    return finetune(*arguments, settings, num_workers=0)
+    places = {name: str(folder / name) for name in ("train", "test", "model")}
+    defaults = {"epochs": 3, "batch_size": 6, "learning_rate": 1e-3, "num_workers": 0}
+    return finetune(FinetuneOptions(**places, output=str(output), **{**defaults, **options}))
 
 
 def test_layers():
@@ -122,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
     assert (resumed.top1, resumed.top5) == (whole.top1, whole.top5)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    with pytest.raises(ValueError, match=r"has another run, .*epochs: 3 -> 4"):
+    with pytest.raises(ValueError, match=r"has a run of other settings, .*epochs: 3 -> 4"):
         run(folder, tmp_path / "stopped", epochs=4)
 
 

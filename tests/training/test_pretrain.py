@@ -18,9 +18,11 @@ from modeling_dino.data.decoding import read_image
 from modeling_dino.data.evaluation_transform import DinoImageProcessor
 from modeling_dino.data.sources import open_source
 from modeling_dino.image_processing_dino import image_processor_config
-from modeling_dino.training.knn_callback import labelled_features, split
-from modeling_dino.training.pretrain import pretrain, read_facts
+from modeling_dino.training.knn_evaluation import labelled_features, split
+from modeling_dino.training.options import PretrainOptions
+from modeling_dino.training.pretrain import pretrain
 from modeling_dino.training.trainer import DinoTrainer
+from modeling_dino.training.training_folder import TrainingFolder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +53,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, output, *overrides, **arguments):
-    return pretrain(str(folder / "tiny.yaml"), str(folder / "images"), output, overrides, **arguments)
+    options = {"recipe": str(folder / "tiny.yaml"), "data": str(folder / "images"), "output": str(output)}
+    return pretrain(PretrainOptions(**options, overrides=overrides, **arguments))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_the_folder_has_the_teacher_the_curves_and_the_facts(finished, folder):
     assert json.loads((finished / "preprocessor_config.json").read_text())["crop_size"] == {"height": 32, "width": 32}
     with Image.open(finished / "curves.png") as picture:
         assert picture.width > 1000
-    facts = read_facts(finished)
+    facts = TrainingFolder.read(finished)
     assert facts["complete"]
     assert facts["results"]["steps"] == 9
     assert facts["results"]["loss"] > 0
@@ -100,7 +103,7 @@ def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
     monkeypatch.setattr(DinoTrainer, "log", stop)
     with pytest.raises(KeyboardInterrupt):
         run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
-    assert not read_facts(output)["complete"]
+    assert not TrainingFolder.read(output)["complete"]
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     steps.append(5)
     run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
@@ -120,7 +123,9 @@ def test_a_complete_run_is_left_alone_and_another_is_refused(finished, folder):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     summary = run(folder, finished)
     assert summary.results["steps"] == 9
-    with pytest.raises(ValueError, match=r"has another run, recipe\.crops\.num_local_crops: 1 -> 2: .*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"has a run of other settings, recipe\.crops\.num_local_crops: 1 -> 2: .*--overwrite"
+    ):
         run(folder, finished, "crops.num_local_crops=2")
     with pytest.raises(ValueError, match=r"images holds something other than a run of `dino pretrain`"):
         run(folder, folder / "images", overwrite=True)
@@ -133,7 +138,7 @@ def test_overwriting(folder, finished):
     copy = shutil.copytree(finished, folder / "copy")
     (copy / "notes.txt").write_text("mine")
     run(folder, copy, "training.max_steps=1", overwrite=True)
-    assert read_facts(copy)["results"]["steps"] == 1
+    assert TrainingFolder.read(copy)["results"]["steps"] == 1
     assert [path.name for path in copy.glob("checkpoint-*")] == ["checkpoint-1"]
     assert (copy / "notes.txt").read_text() == "mine"
 
@@ -242,7 +247,7 @@ def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
     assert code == 0
     assert f"skipped {bad / 'a' / '4.png'}: no image in a known format" in err
     assert "1 images could not be read" in out
-    assert list(read_facts(folder / "skipped")["unreadable"]) == [str(bad / "a" / "4.png")]
+    assert list(TrainingFolder.read(folder / "skipped")["unreadable"]) == [str(bad / "a" / "4.png")]
 
 
 def test_notices(folder, caplog, monkeypatch):

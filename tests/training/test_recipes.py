@@ -5,8 +5,9 @@ import re
 import pytest
 
 from modeling_dino import DinoConfig
+from modeling_dino.training.auto_values import AUTO
 from modeling_dino.training.multi_crop import MultiCropConfig
-from modeling_dino.training.recipes import AUTO, KEYS, Recipe, _recipe_folder, load_recipe, recipes
+from modeling_dino.training.recipes import KEYS, Recipe, load_recipe, recipe_folder, recipes
 
 
 IMAGENET = 1_281_167
@@ -33,10 +34,10 @@ def test_the_recipes_there_are():
 
 @pytest.mark.parametrize("name", recipes())
 def test_each_says_command_cost_and_result_and_works(name):
-    head = re.match(r"(#.*\n)+", (_recipe_folder() / f"{name}.yaml").read_text())[0]
+    head = re.match(r"(#.*\n)+", (recipe_folder() / f"{name}.yaml").read_text())[0]
     assert f"pretrain {name} --data " in head
     assert all(f"# {said}:" in head for said in ("cost", "expected", "measured here"))
-    recipe = load_recipe(name).settle(50_000)
+    recipe = load_recipe(name).without_auto(50_000)
     config = recipe.config()
     assert hasattr(config, "depths") or recipe.crops.local_crop_size % config.patch_size == 0
     assert recipe.crops.global_crop_size == config.image_size
@@ -94,13 +95,14 @@ def test_overrides():
             "training.learning_rate=1e-4",
             "training.optim=sgd",
             "training.save_steps=0.1",
+            "training.save_strategy=no",
         ],
     )
     assert recipe.crops.num_local_crops == 6
     assert recipe.crops.local_crop_scale == (0.1, 0.3)
     assert recipe.model["head_use_bn"] is True
     args = arguments(recipe)
-    assert (args.learning_rate, args.optim, args.save_steps) == (1e-4, "sgd", 0.1)
+    assert (args.learning_rate, args.optim, args.save_steps, args.save_strategy) == (1e-4, "sgd", 0.1, "no")
     assert recipe.crops.global_crop_scale == load_recipe("vit_small_100").crops.global_crop_scale
     assert Recipe().replace(recipe.flat()) == recipe, "what is written into the facts is a recipe again"
 
@@ -119,9 +121,10 @@ def test_overrides():
         ("crops.num_local_crops=true", "must be a whole number"),
         ("crops.global_crop_scale=0.4", "must be a list of numbers"),
         ("crops.global_crop_scale=[0.4, 2]", "global_crop_scale=.* must be two numbers above 0 to 1"),
-        ("model.norm_last_layer=1", "must be true or false"),
+        ("model.norm_last_layer=perhaps", "must be true or false"),
         ("base_learning_rate=.nan", "must be a number"),
-        ("crops.hue=auto", "crops.hue cannot be auto: only batch_size, "),
+        ("crops.hue=auto", "crops.hue='auto' must be a number; only batch_size, .* can be auto"),
+        ("batch_size=many", "batch_size='many' must be a whole number"),
         ("batch_size=0", "batch_size=0 must be at least 1"),
         ("batch_size", "not of the form key=value"),
         ("batch_size=[", "no YAML"),
@@ -165,7 +168,7 @@ def test_keys_are_those_of_the_configurations():
 
 def test_small_data_goes_by_the_number_of_images():
     def picked(num_images):
-        recipe = load_recipe("small_data").settle(num_images)
+        recipe = load_recipe("small_data").without_auto(num_images)
         return (
             recipe.batch_size,
             recipe.model["projection_dim"],
@@ -183,5 +186,5 @@ def test_small_data_goes_by_the_number_of_images():
     assert momenta[0] >= 0.95
     assert momenta[-1] == pytest.approx(0.9995)
     assert [picked(n)[3] for n in (60, 50_000)] == [0.04, 0.07]
-    kept = load_recipe("small_data", ["training.teacher_momentum=0.9"]).settle(60)
+    kept = load_recipe("small_data", ["training.teacher_momentum=0.9"]).without_auto(60)
     assert kept.training["teacher_momentum"] == 0.9

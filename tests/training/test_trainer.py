@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from golden_data import assert_close, read_golden, with_prefix
-from pretraining_data import (
+from random_crops import (
     RandomCrops,
     arguments,
     assert_close_weights,
@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from modeling_dino import DinoConfig, DinoForPreTraining, DinoModel
-from modeling_dino.training.trainer import DinoTrainer, DinoTrainingArguments
+from modeling_dino.training.arguments import DinoTrainingArguments
+from modeling_dino.training.trainer import DinoTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +179,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
         for x, y in zip(a["params"], b["params"]):
             for name, value in whole.optimizer.state[y].items():
                 assert torch.equal(resumed.optimizer.state[x][name], value)
-    assert resumed.watch == whole.watch
+    assert resumed.steps.watch == whole.steps.watch
     assert resumed.state.log_history[:-1] == whole.state.log_history[:-1]  # the last one tells the time it took
     assert len(whole.state.log_history) == 1 + 4
 
@@ -307,7 +308,7 @@ def test_compiled_it_gives_the_same(tmp_path):
         trainer.train()
     assert losses_of(compiled) == pytest.approx(losses_of(plain), rel=1e-4)
     compiled.save_model()
-    assert_same_weights(DinoModel.from_pretrained(tmp_path), compiled.pretrained.teacher)
+    assert_same_weights(DinoModel.from_pretrained(tmp_path), compiled.model.teacher)
 
 
 # what can go wrong

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pretraining_processes
 import pytest
 import torch
+import trainer_processes
 from golden_data import assert_close
-from pretraining_data import assert_close_weights
+from random_crops import assert_close_weights
 
 from modeling_dino import DinoModel
 from modeling_dino.training.synchronized_batch_norm import SynchronizedBatchNorm, synchronize_batch_norms
@@ -25,7 +25,7 @@ def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, HELPERS / "pretraining_processes.py", folder],
+        [*command, HELPERS / "trainer_processes.py", folder],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])]),
@@ -43,21 +43,21 @@ def one_process(tmp_path_factory) -> dict[str, dict]:
     """What the runs of either family ended with in one process."""
     folder = tmp_path_factory.mktemp("one_process")
     for name in ("vit", "resnet"):
-        pretraining_processes.run(name, folder / name, num_processes=1)
+        trainer_processes.run(name, folder / name, num_processes=1)
     return {name: torch.load(folder / name / "end.pt") for name in ("vit", "resnet")}
 
 
-@pytest.mark.parametrize("name", pretraining_processes.SCENARIOS)
+@pytest.mark.parametrize("name", trainer_processes.SCENARIOS)
 def test_two_processes_equal_one_with_twice_the_batch(two_processes, one_process, name):
     actual = torch.load(two_processes / name / "end.pt")
-    expected = one_process[pretraining_processes.SCENARIOS[name][0]]
+    expected = one_process[trainer_processes.SCENARIOS[name][0]]
     assert len(actual["losses"]) == 8
     assert actual["losses"] == pytest.approx(expected["losses"], rel=2e-4)
     assert_close_weights(actual["state_dict"], expected["state_dict"])
     assert_close(actual["state_dict"]["center"], expected["state_dict"]["center"], tolerance=2e-5)
 
 
-@pytest.mark.parametrize("name", pretraining_processes.SCENARIOS)
+@pytest.mark.parametrize("name", trainer_processes.SCENARIOS)
 def test_what_two_processes_saved_is_the_teacher(two_processes, name):
     model = DinoModel.from_pretrained(two_processes / name)
     state_dict = torch.load(two_processes / name / "end.pt")["state_dict"]
@@ -69,7 +69,7 @@ def test_one_process_goes_on_from_what_two_saved(two_processes, one_process, tmp
     shutil.copytree(two_processes / "vit", folder)
     for checkpoint in ("checkpoint-6", "checkpoint-8"):
         shutil.rmtree(folder / checkpoint)
-    pretraining_processes.run("vit", folder, num_processes=1, resume=True)
+    trainer_processes.run("vit", folder, num_processes=1, resume=True)
     resumed = torch.load(folder / "end.pt")
     assert resumed["losses"] == pytest.approx(one_process["vit"]["losses"], rel=2e-4)
     assert_close_weights(resumed["state_dict"], one_process["vit"]["state_dict"])
@@ -77,7 +77,7 @@ def test_one_process_goes_on_from_what_two_saved(two_processes, one_process, tmp
 
 def test_sharded_parameters_are_clipped_and_averaged_as_whole_ones(two_processes):
     actual = torch.load(two_processes / "sharded.pt")
-    assert_close_weights(actual, pretraining_processes.run_sharded(rank=0, num_processes=1))
+    assert_close_weights(actual, trainer_processes.run_sharded(rank=0, num_processes=1))
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""k-NN accuracy of the teacher's features during pretraining: it needs no training, and tells early how it goes."""
+"""Computes the k-NN accuracy of the teacher's features during pretraining."""
 
 from collections.abc import Sequence
 
 import torch
-from transformers import TrainerCallback, TrainerControl
 
 from ..data.image_source import ImageSource
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
@@ -14,7 +13,6 @@ from ..evaluation.knn import knn_accuracy, knn_predict
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
-from .trainer import DinoTrainer
 
 
 K = 20  # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
@@ -22,48 +20,30 @@ BATCH_SIZE = 32
 TEST_EVERY = 5  # of a source that is given alone, every fifth image is classified by the others
 
 
-class KnnEvaluation(TrainerCallback):
+class KnnEvaluation:
     """
-    Classifies labelled images before training, every few epochs, and at the end; logs `knn_top1` and `knn_top5`.
+    Classifies labelled images by k-NN of a model's features.
 
     Args:
-        trainer: whose teacher it is.
         sources: labelled images: those that vote and those that are classified, or one source for both.
-        every: epochs.
         num_workers: processes that read images.
+
+    Returns:
+        `knn_top1` and `knn_top5`, in percent.
     """
 
-    def __init__(self, trainer: DinoTrainer, sources: Sequence[ImageSource], every: int, num_workers: int = 0):
-        self.trainer, self.sources, self.every, self.num_workers = trainer, sources, every, num_workers
+    def __init__(self, sources: Sequence[ImageSource], num_workers: int = 0):
+        self.sources, self.num_workers = sources, num_workers
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            self.evaluate(control)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        # not at the end of an epoch, before which the checkpoint of its last step would be saved without the result
-        if (
-            state.global_step % (self.every * self.trainer.steps_per_epoch) == 0
-            or state.global_step == state.max_steps
-        ):
-            self.evaluate(control)
-
-    def evaluate(self, control: TrainerControl):
-        """Logs the accuracy of the teacher as it is."""
-        teacher = self.trainer.pretrained.teacher
-        was_training = teacher.training
-        teacher.eval()
-        parts = [labelled_features(teacher, source, self.num_workers) for source in self.sources]
-        teacher.train(was_training)
+    def __call__(self, model: DinoModel) -> dict[str, float]:
+        parts = [labelled_features(model, source, self.num_workers) for source in self.sources]
         top1, top5 = accuracy(*(parts if len(parts) == 2 else split(*parts[0])))
-        should_log = control.should_log  # the loss of this step; logging anything says that it is done
-        self.trainer.log({"knn_top1": top1, "knn_top5": top5})
-        control.should_log = should_log
+        return {"knn_top1": top1, "knn_top5": top5}
 
 
 def open_labelled(names: Sequence[str]) -> list[ImageSource]:
     """
-    Sources of labelled images: those that vote and those that are classified, or one for both.
+    Opens labelled images: those that vote and those that are classified, or one source for both.
 
     Raises:
         ValueError: if a source has no labels, or there are more than two.
@@ -115,7 +95,7 @@ Labelled = tuple[torch.Tensor, list[str | int]]
 
 
 def split(features: torch.Tensor, labels: list[str | int]) -> tuple[Labelled, Labelled]:
-    """Images that vote, and every fifth, to be classified."""
+    """Returns the images that vote, and every fifth, which is classified by them."""
     is_test = torch.arange(len(labels)) % TEST_EVERY == 0
     return tuple(
         (features[chosen.to(features.device)], [label for label, is_in in zip(labels, chosen.tolist()) if is_in])
@@ -124,12 +104,9 @@ def split(features: torch.Tensor, labels: list[str | int]) -> tuple[Labelled, La
 
 
 def accuracy(train: Labelled, test: Labelled) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent."""
+    """Returns top-1 and top-5 accuracy in percent."""
     if not train[1] or not test[1]:
         raise ValueError("too few labelled images for k-NN")
     train_labels, test_labels = (labels.to(train[0].device) for labels in number_labels(train[1], test[1])[1])
     k = min(K, len(train_labels))
     return knn_accuracy(knn_predict(train[0], train_labels, test[0], [k])[k], test_labels, k)
-
-
-__all__ = ["KnnEvaluation", "open_labelled"]

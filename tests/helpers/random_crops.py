@@ -8,7 +8,8 @@ from tiny_models import tiny_config
 from torch.utils.data import Dataset
 
 from modeling_dino import DinoForPreTraining
-from modeling_dino.training.trainer import DinoTrainer, DinoTrainingArguments
+from modeling_dino.training.arguments import DinoTrainingArguments
+from modeling_dino.training.trainer import DinoTrainer
 
 
 class RandomCrops(Dataset):

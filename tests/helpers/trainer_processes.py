@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from pretraining_data import RandomCrops, losses_of, tiny_model, trainer_of
+from random_crops import RandomCrops, losses_of, tiny_model, trainer_of
 from torch.distributed.fsdp import fully_shard
 
 from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates

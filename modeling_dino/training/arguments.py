@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a pretraining run: transformers' TrainingArguments and those of DINO."""
+
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from ..runtime.extras import require
+from .optimization import OPTIMIZERS
+
+
+require("accelerate")  # TrainingArguments need it, and say so late
+
+
+@dataclass
+class DinoTrainingArguments(TrainingArguments):
+    """
+    Adds the arguments of DINO to [`~transformers.TrainingArguments`]; defaults are the original's for ViT-S.
+
+    Args:
+        optim: `"adamw"`, `"sgd"` (momentum 0.9), `"lars"`, or any name that the Trainer knows.
+        learning_rate, final_learning_rate: after the warm-up, and at the end. The original has 0.0005 * batch / 256.
+        warmup_epochs: in which the learning rate rises linearly from 0.
+        weight_decay, final_weight_decay: at the beginning and at the end; not on biases and norms.
+        max_grad_norm: to which the gradient of each parameter is clipped, by itself; 0 for not at all.
+        freeze_last_layer_epochs: in which the head's last layer is not trained.
+        teacher_momentum, final_teacher_momentum: how much of the teacher stays in a step. Small batches want more.
+        center_momentum: how much of the center stays in a step.
+        student_temperature: of the student's softmax.
+        warmup_teacher_temperature, teacher_temperature: of the teacher's, at the beginning and after its warm-up.
+        teacher_temperature_warmup_epochs: in which it changes linearly, epoch by epoch.
+        num_global_crops: how many of the crops the teacher sees, the first ones.
+        collapse_patience: steps that a collapse lasts before a warning names it.
+
+    Raises:
+        ValueError: if a value cannot work; the message names it.
+    """
+
+    optim: str = "adamw"
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    max_grad_norm: float = 3.0
+    freeze_last_layer_epochs: float = 1
+    teacher_momentum: float = 0.996
+    final_teacher_momentum: float = 1.0
+    center_momentum: float = 0.9
+    student_temperature: float = 0.1
+    warmup_teacher_temperature: float = 0.04
+    teacher_temperature: float = 0.04
+    teacher_temperature_warmup_epochs: int = 0
+    num_global_crops: int = 2
+    collapse_patience: int = 50
+    num_train_epochs: float = 100.0
+    logging_steps: float = 10
+    dataloader_drop_last: bool = True
+    remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    logging_nan_inf_filter: bool = False  # a loss that is not finite stops the run
+
+    def __post_init__(self):
+        optim = self.optim
+        if optim in OPTIMIZERS:
+            self.optim = "adamw_torch"  # the inherited check knows its own names alone
+        super().__post_init__()
+        self.optim = optim if optim in OPTIMIZERS else self.optim
+        # else the order of the images would depend on PyTorch's seed when training begins, also when it is resumed
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
+        self._validate()
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images an optimizer step: of all processes and accumulation steps."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def _validate(self):
+        for name in ("teacher_momentum", "final_teacher_momentum", "center_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        for name in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("warmup_epochs", "freeze_last_layer_epochs", "teacher_temperature_warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.dataloader_persistent_workers:
+            raise ValueError("dataloader_persistent_workers=True would repeat the crops of the first epoch")
