@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, `dino`: each command reads its arguments here and does its work in a module of its own."""
+"""Makes the command line, `dino`, of the commands in the other modules."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,13 +11,15 @@ from transformers.utils import logging
 
 from ..extraction.options import ExtractOptions
 from . import evaluation, pictures
+from .benchmark import bench
 from .commands import add_command
+from .demo import demo
 from .options import (
     IMAGES_HELP,
     ImageColumn,
     NumWorkers,
-    Output,
 )
+from .report import report
 
 
 app = typer.Typer(
@@ -135,49 +136,8 @@ def push(
     typer.echo(commit.repo_url)
 
 
-@app.command()
-def bench(
-    models: Annotated[str, typer.Option(help="Presets, with commas between them.")] = "dino_vits16,dino_resnet50",
-    what: Annotated[
-        str, typer.Option(help="features, latency, attention, training, loading, knn or extraction.")
-    ] = "features,latency",
-    against: Annotated[str, typer.Option(help="Libraries, where installed.")] = "timm,transformers,torchvision",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int, typer.Option(min=1, help="Of a CPU.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 8,
-    training_batch_size: Annotated[int, typer.Option(min=1, help="Images in a training step.")] = 4,
-    image_size: Annotated[int | None, typer.Option(min=1, help="In pixels, if not the model's.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each; medians count.")] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="Compiled models, too.")] = False,
-    output: Annotated[Path | None, typer.Option("--json", help="File to write the report to.")] = None,
-):
-    """How fast models are here, beside the same in other libraries."""
-    from ..benchmark.run import BenchSettings, run_benchmarks, table, write_report
-
-    names = ([part.strip() for part in text.split(",") if part.strip()] for text in (models, what, against))
-    sizes = (threads, batch_size, training_batch_size, image_size, rounds)
-    report = run_benchmarks(BenchSettings(*names, device, dtype, *sizes, compile))
-    typer.echo(table(report))
-    if output is not None:
-        write_report(report, output)
-
-
-@app.command()
-def demo(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to replace in the recipe.")
-    ] = None,
-    output: Output = "demo",
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and the network.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where another demo is.")] = False,
-):
-    """The whole story, in minutes: pretrains on scikit-image's photographs, extracts, evaluates, draws."""
-    from ..demo.run import run_demo
-
-    summary = run_demo(output, seed, overrides or (), overwrite)
-    typer.echo(summary)
-    typer.echo(f"{summary.seconds:.0f} s")
+for command in (report, bench, demo):
+    add_command(app, command)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that say how good features are: knn, linear, finetune, retrieve, report."""
+"""The commands that say how good features are: knn, linear, finetune, retrieve."""
 
 from typing import Annotated
 
@@ -236,36 +236,3 @@ def retrieve(
         return
     name_skipped(*{part.source: part for part in (retrieval.index, retrieval.queries)}.values())
     typer.echo(retrieval)
-
-
-@app.command()
-def report(
-    folder: Annotated[str, typer.Argument(metavar="FEATURES", help="Folder of `dino extract`.")],
-    output: Annotated[str | None, typer.Option(help="HTML file; report.html in the folder if left out.")] = None,
-    features: Annotated[str | None, typer.Option(help="Kind of features, where there are several.")] = None,
-    images: Annotated[str | None, typer.Option(help="Where the images are now, if they have moved.")] = None,
-    k: Annotated[int, typer.Option(help="Neighbours that are shown and vote.")] = 20,
-    clusters: Annotated[int | None, typer.Option(help="Of k-means; by default sqrt(images / 2), at most 20.")] = None,
-    duplicates: Annotated[float, typer.Option(help="Cosine from which on images are near-duplicates.")] = 0.95,
-    max_images: Annotated[int, typer.Option(help="If there are more, so many are drawn by lot.")] = 20_000,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
-):
-    """One HTML page: a map of the images, neighbours, near-duplicates, outliers, and what k-NN makes of labels."""
-    from ..report.page import write_report
-
-    summary = write_report(
-        folder,
-        output,
-        features=features,
-        images=images,
-        k=k,
-        num_clusters=clusters,
-        duplicates=duplicates,
-        max_images=max_images,
-        num_workers=num_workers,
-    )
-    for note in summary.notes:
-        typer.echo(f"note {note}", err=True)
-    for reason, count in summary.missing.items():
-        typer.echo(f"no picture of {count}: {reason}", err=True)
-    typer.echo(summary)
