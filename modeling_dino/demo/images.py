@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # the photographs inside the package; it would download others
-PHOTOGRAPHS = """
-astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png
-moon.png motorcycle_left.png motorcycle_right.png page.png retina.jpg rocket.jpg
-""".split()
+PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"]
+PHOTOGRAPHS += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"]
+PHOTOGRAPHS += ["motorcycle_left.png", "motorcycle_right.png", "page.png", "retina.jpg", "rocket.jpg"]
 SAME_SCENE = "motorcycle_right.png"  # left out: its left part shows the right part of motorcycle_left.png
 TRAINED_ON = 0.6  # share of the width of a photograph
 TILES = 64  # from each photograph, to train on
