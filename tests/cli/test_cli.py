@@ -1,3 +1,7 @@
+import importlib
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import typer
@@ -10,6 +14,11 @@ from modeling_dino.cli.app import app
 
 
 COMMANDS = list(typer.main.get_command(app).commands)
+LISTED = ["info", "convert", "extract", "attention", "pca", "segment", "knn", "linear", "finetune", "retrieve"]
+LISTED += ["report", "pretrain", "push", "bench", "demo"]  # `export` and `match` are to come
+# Commands that are made of a function and one dataclass of options, and the modules of the functions. To be extended,
+# until all of `LISTED` are here.
+OF_OPTIONS = {"extract": "app", "report": "report", "bench": "benchmark", "demo": "demo"}
 
 
 @pytest.fixture
@@ -26,10 +35,37 @@ def folder(tmp_path):
 def test_help_lists_the_commands(dino):
     code, out, _ = dino("--help")
     assert code == 0
-    assert {"info", "convert", "extract", "attention", "knn", "linear", "pretrain", "push", "demo"} <= set(COMMANDS)
-    assert all(command in out for command in COMMANDS)
+    assert sorted(COMMANDS) == sorted(LISTED)  # to become the same order, when all commands are added in app.py
+    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == COMMANDS
     for command in COMMANDS:
         assert dino(command, "--help")[0] == 0
+
+
+@pytest.mark.parametrize("command", OF_OPTIONS)
+def test_the_options_of_a_command_are_those_of_one_dataclass(command):
+    function = getattr(importlib.import_module(f"modeling_dino.cli.{OF_OPTIONS[command]}"), command)
+    options = get_type_hints(function)["options"]
+    assert is_dataclass(options)
+    assert options.__dataclass_params__.frozen
+    parameters = typer.main.get_command(app).commands[command].params
+    names = {parameter.name for parameter in parameters if parameter.name != "help"}
+    assert names == {field.name for field in fields(options) if "help" in field.metadata}
+    assert all(parameter.help for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bench --threads 0", "threads=0 must be at least 1"),
+        ("bench --what speed", "unknown benchmark 'speed'"),
+        ("demo --seed -1", "seed=-1 must be at least 0"),
+        ("report . --clusters 0", "clusters=0 must be at least 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(dino, arguments, message):
+    code, _, err = dino(*arguments.split())
+    assert code == 2
+    assert message in err
 
 
 def test_info(dino, folder):
