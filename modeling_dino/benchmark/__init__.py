@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the models are, beside the same in other libraries."""
+"""Measures how fast the models are, beside the same models in other libraries."""

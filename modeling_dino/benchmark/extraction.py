@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features from JPEG files: `dino extract` beside transformers' pipeline, and beside its own two halves alone.
+"""
+Measures features from JPEG files: `dino extract` beside transformers' pipeline, and beside its own two halves alone.
 
-`dino extract` is measured as users run it, from opening the files and loading the model to the last shard on the disk;
-the pipelines are loaded beforehand, and write nothing.
+`dino extract` is measured as users run it, from opening the files and loading the model to the last shard on the disk.
+The pipelines are loaded beforehand, and write nothing.
 """
 
 import random
@@ -27,15 +28,16 @@ from ..extraction.plan import Plan
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoModel
 from ..runtime.processes import processes
-from .settings import BenchSettings
+from .options import BenchOptions
 from .timing import Contest, measure
 
 
-COUNT, SIZE, BATCH_SIZE, WORKERS = 256, (500, 375), 32, 1  # of the files, a usual photograph of ImageNet
+COUNT, SIZE = 256, (500, 375)  # of the files; the size of a usual photograph of ImageNet
+BATCH_SIZE, WORKERS = 32, 1
 
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Crops of photographs, each another one."""
+    """Writes different crops of photographs."""
     photographs = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "photographs")]
     draw = random.Random(0)
     (folder / "images").mkdir()
@@ -52,7 +54,7 @@ def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
 
 
 def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that compute the features (images, dim), by name."""
+    """Returns functions that compute the features of the files, (images, dim)."""
     pipe = pipeline("image-feature-extraction", model=model, device="cpu")
 
     def of_pipeline(num_workers: int) -> np.ndarray:
@@ -81,13 +83,13 @@ def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> d
 
 
 def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """One minus the smallest cosine between rows: the pipelines resize tensors, a grey level or two off."""
+    """Returns 1 minus the smallest cosine between rows; not 0, as the pipelines resize tensors instead of images."""
     cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(1 - cosines.min())
 
 
 def halves(folder: Path) -> dict[str, Callable[[], None]]:
-    """Reading alone, by the worker, and computing alone, of batches that are there."""
+    """Returns functions that only read the images in the worker, and only compute the features of read images."""
     settings = ExtractionSettings(model=str(folder / "model"), images=str(folder / "images"), batch_size=BATCH_SIZE)
     state, source = processes(), settings.open_source()
     model = load_model(settings.model)
@@ -111,13 +113,8 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     return {"reading alone": read, "model alone": computed}
 
 
-def bench_extraction(settings: BenchSettings) -> list[dict]:
-    """Features from JPEG files."""
-    return [extraction_line(name, settings) for name in settings.models]
-
-
-def extraction_line(name: str, settings: BenchSettings) -> dict:
-    """Images a second, the ratio to the faster of the pipelines, and to the slower of the halves."""
+def measure_extraction(name: str, options: BenchOptions) -> dict:
+    """Measures the extraction, and its ratio to the faster of the pipelines and to the slower of the halves."""
     config = load_config(name)
     config.head_type = None
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,19 +124,15 @@ def extraction_line(name: str, settings: BenchSettings) -> dict:
         files = write_jpegs(folder, COUNT, SIZE)
         alone = halves(folder)
         functions = extractors(folder, str(folder / "model"), files, BATCH_SIZE)
-        if "transformers" not in settings.against or find_spec("torchvision") is None:
+        if "transformers" not in options.against or find_spec("torchvision") is None:
             functions = {"dino extract": functions["dino extract"]}
-        ours = ["dino extract", *alone]
         facts = {"batch_size": BATCH_SIZE, "jpeg": f"{SIZE[0]}x{SIZE[1]}", "workers": WORKERS}
         features = {who: function() for who, function in functions.items()}
         facts["cosine_distance"] = max(largest_difference(features["dino extract"], x) for x in features.values())
         if facts["cosine_distance"] > 1e-3:
             return {"what": "extraction", "model": name, **facts, "seconds": {}, "unequal": list(functions)[1:]}
-        contest = Contest("extraction", name, {**functions, **alone}, ours, None, COUNT, facts=facts)
-        line = measure(contest, settings)
+        ours = ["dino extract", *alone]
+        line = measure(Contest("extraction", name, {**functions, **alone}, ours, None, COUNT, facts=facts), options)
         seconds = line["seconds"]
         line["share_of_slower_half"] = max(seconds[half] for half in alone) / seconds["dino extract"]
         return line
-
-
-__all__ = ["bench_extraction", "extractors", "largest_difference", "write_jpegs"]

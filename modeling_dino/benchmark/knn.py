@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""k-NN for several k: `knn_predict` beside what people write, and beside scikit-learn.
+"""
+Measures k-NN classification for several k: `knn_predict` beside full sorting and scikit-learn.
 
-Full sorting is as it is usually written: all similarities at once, `argsort`, the first k, their votes; once for each
-k. scikit-learn comes twice: a classifier for each k, and one search whose neighbours vote for each k.
+Full sorting is k-NN as it is usually written: all similarities, `argsort`, the first k, their votes; once for each k.
+scikit-learn takes part twice: with a classifier for each k, and with one search whose neighbours vote for each k.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ..evaluation.knn import DEFAULT_K, TEMPERATURE, knn_predict
-from .settings import BenchSettings
+from .options import BenchOptions
 from .timing import Contest, measure
 
 
@@ -21,7 +22,7 @@ NUM_TRAIN, NUM_TEST, WIDTH, NUM_CLASSES = 20_000, 1_000, 384, 100  # width of a 
 
 
 def make_features(num_images: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of classes that overlap, and their labels."""
+    """Makes features of classes that overlap, and their labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
     centers = torch.randn(NUM_CLASSES, width, generator=generator)
@@ -29,14 +30,14 @@ def make_features(num_images: int, width: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def accuracies(predicted: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """For each k the share of images whose class is right."""
+    """Returns the accuracy for each k."""
     return torch.stack([(classes == labels).float().mean() for classes in predicted])
 
 
 def full_sorting(
     train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor
 ) -> torch.Tensor:
-    """The accuracy for each k."""
+    """Returns the accuracy for each k."""
     predicted = []
     for k in DEFAULT_K:
         similarities = normalize(test, dim=1) @ normalize(train, dim=1).T
@@ -47,10 +48,10 @@ def full_sorting(
     return accuracies(predicted, test_labels)
 
 
-def of_scikit_learn(
+def scikit_learn_rivals(
     train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor, threads: int
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Functions that give the accuracy for each k, where scikit-learn is installed."""
+    """Returns functions that compute the accuracy for each k, where scikit-learn is installed."""
     if find_spec("sklearn") is None:
         return {}
     from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
@@ -81,23 +82,18 @@ def of_scikit_learn(
     return {"scikit-learn, a classifier each": classifiers, "scikit-learn, one search": one_search}
 
 
-def bench_knn(settings: BenchSettings) -> list[dict]:
-    """k-NN for the usual four k; what is compared are accuracies, in which one image may change sides."""
+def measure_knn(options: BenchOptions) -> dict:
+    """Measures k-NN for the usual four k; accuracies are compared, in which a few images may differ."""
     features, labels = make_features(NUM_TRAIN + NUM_TEST, WIDTH)
-    features, labels = features.to(settings.device), labels.to(settings.device)
-    train, test = features[NUM_TEST:], features[:NUM_TEST]
-    arguments = train, labels[NUM_TEST:], test, labels[:NUM_TEST]
+    features, labels = features.to(options.device), labels.to(options.device)
+    arguments = features[NUM_TEST:], labels[NUM_TEST:], features[:NUM_TEST], labels[:NUM_TEST]
 
     def ours() -> torch.Tensor:
-        predicted = knn_predict(train, labels[NUM_TEST:], test)
-        return accuracies([predicted[k][:, 0] for k in DEFAULT_K], labels[:NUM_TEST])
+        predicted = knn_predict(*arguments[:3])
+        return accuracies([predicted[k][:, 0] for k in DEFAULT_K], arguments[3])
 
     functions = {"dino": ours, "full sorting for each k": lambda: full_sorting(*arguments)}
-    if settings.device == "cpu":
-        functions |= of_scikit_learn(*arguments, settings.threads)
+    if options.device == "cpu":
+        functions |= scikit_learn_rivals(*arguments, options.threads)
     facts = {"train": NUM_TRAIN, "test": NUM_TEST, "width": WIDTH, "k": DEFAULT_K}
-    contest = Contest("knn", "", functions, ["dino"], 4 / NUM_TEST, NUM_TEST, facts=facts)
-    return [measure(contest, settings)]
-
-
-__all__ = ["bench_knn", "make_features"]
+    return measure(Contest("knn", "", functions, ["dino"], 4 / NUM_TEST, NUM_TEST, facts=facts), options)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `dino bench` compares with: the same backbone in other libraries, and the original's step done plainly.
+"""
+Makes the same backbone of other libraries, with the same weights.
 
-Each library is used if it is installed and has the backbone; its weights are the model's own, by the converters.
+A library is used if it is installed and has the backbone.
 """
 
+import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,33 +15,25 @@ import torch
 from torch import nn
 
 from ..modeling_dino import DinoModel
-from ..training.optimization import set_rates
-from ..training.self_distillation import DinoForPreTraining
-from .settings import LIBRARIES
 
 
-Features = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W) -> (B, D)
-
-
-def feature_rivals(model: DinoModel, libraries: list[str]) -> dict[str, nn.Module]:
+def feature_rivals(model: DinoModel, libraries: Sequence[str]) -> dict[str, nn.Module]:
     """
-    The backbone as modules of other libraries, images -> features, by names; transformers' ViT on two kernels.
+    Returns the backbone as modules of other libraries by their names; transformers' ViT with two kernels.
 
-    Raises:
-        ValueError: if a library is not known.
+    They compute features of images, (B, C, H, W) -> (B, D), on the model's device and in its dtype.
     """
-    if unknown := [name for name in libraries if name not in LIBRARIES]:
-        raise ValueError(f"unknown library {unknown[0]!r}: allowed are {', '.join(LIBRARIES)}")
-    makers = {"timm": _of_timm, "transformers": _of_transformers, "torchvision": _of_torchvision}
+    makers = {"timm": _timm_rival, "transformers": _transformers_rivals, "torchvision": _torchvision_rival}
+    full = copy.deepcopy(model).float().cpu()
     rivals = {}
     for name in libraries:
         if find_spec(name) is not None:
-            rivals |= makers[name](model)
-    return {name: rival.eval() for name, rival in rivals.items()}
+            rivals |= makers[name](full)
+    return {name: rival.eval().to(model.device, model.dtype) for name, rival in rivals.items()}
 
 
-class Pooled(nn.Module):
-    """A model of transformers, and of its output the feature alone."""
+class FeatureOnly(nn.Module):
+    """Computes a model of transformers, and returns its feature."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -52,7 +46,7 @@ class Pooled(nn.Module):
         return output.last_hidden_state[:, 0]
 
 
-def _of_timm(model: DinoModel) -> dict[str, nn.Module]:
+def _timm_rival(model: DinoModel) -> dict[str, nn.Module]:
     import timm
 
     from conversion_scripts.timm_models import TimmModels
@@ -66,7 +60,7 @@ def _of_timm(model: DinoModel) -> dict[str, nn.Module]:
     return {"timm": theirs}
 
 
-def _of_torchvision(model: DinoModel) -> dict[str, nn.Module]:
+def _torchvision_rival(model: DinoModel) -> dict[str, nn.Module]:
     import torchvision
 
     if model.config.backbone not in torchvision.models.list_models() or model.config.uses_cifar_stem:
@@ -77,9 +71,9 @@ def _of_torchvision(model: DinoModel) -> dict[str, nn.Module]:
     return {"torchvision": theirs}
 
 
-def _of_transformers(model: DinoModel) -> dict[str, nn.Module]:
+def _transformers_rivals(model: DinoModel) -> dict[str, nn.Module]:
     if not model.backbone.has_attention:
-        return _resnet_of_transformers(model)
+        return _transformers_resnet(model)
     from transformers import ViTModel
 
     from conversion_scripts.checkpoint import write_checkpoint
@@ -88,15 +82,15 @@ def _of_transformers(model: DinoModel) -> dict[str, nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(TransformersViT().from_dino(model.config, model.state_dict()), Path(folder) / "vit")
         return {
-            f"transformers {kernel}": Pooled(
+            f"transformers {kernel}": FeatureOnly(
                 ViTModel.from_pretrained(Path(folder) / "vit", add_pooling_layer=False, attn_implementation=kernel)
             )
             for kernel in ("sdpa", "eager")
         }
 
 
-def _resnet_of_transformers(model: DinoModel) -> dict[str, nn.Module]:
-    """Its parameters are ours in another order within a block: the projection of the input comes first."""
+def _transformers_resnet(model: DinoModel) -> dict[str, nn.Module]:
+    """Copies the parameters; within a block, those of the shortcut come first in transformers."""
     from transformers import ResNetConfig, ResNetModel
 
     config = model.config
@@ -120,63 +114,4 @@ def _resnet_of_transformers(model: DinoModel) -> dict[str, nn.Module]:
     ours = [tensor for module in blocks for tensor in module.state_dict().values()]
     names = list(theirs.state_dict())
     theirs.load_state_dict(dict(zip(names, ours, strict=True)))
-    return {"transformers": Pooled(theirs)}
-
-
-class PlainStep:
-    """
-    The training step as the paper and the original (https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py)
-    have it, without this package's shortcuts: two passes of the backbone for all tokens, attention by definition, a
-    loss pair by pair, weight norm on the weight, and loops over parameters for clipping, AdamW and the teacher.
-    """
-
-    def __init__(self, model: DinoForPreTraining, optimizer: torch.optim.Optimizer, rates: dict[str, float]):
-        self.model, self.optimizer, self.rates = model, optimizer, rates
-
-    def project(self, network: DinoModel, crops: list[torch.Tensor]) -> torch.Tensor:
-        """(crops * B, K)."""
-        sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
-        batches = [torch.cat([crop for crop in crops if crop.shape[-1] == size]) for size in sizes]
-        features = torch.cat([network.backbone(batch)[:, 0] for batch in batches])
-        head = network.head
-        bottleneck = nn.functional.normalize(head.mlp(features), dim=-1)
-        weight = torch._weight_norm(head.last_layer.weight_v, head.last_layer.weight_g, 0)
-        return nn.functional.linear(bottleneck, weight)
-
-    def loss(self, student: torch.Tensor, teacher: torch.Tensor, num_crops: int) -> torch.Tensor:
-        """The mean over pairs of different crops."""
-        students = (student / self.rates["student_temperature"]).chunk(num_crops)
-        targets = ((teacher - self.model.center) / self.rates["teacher_temperature"]).softmax(-1).chunk(2)
-        pairs = [
-            torch.sum(-target * nn.functional.log_softmax(students[s], dim=-1), dim=-1).mean()
-            for t, target in enumerate(targets)
-            for s in range(num_crops)
-            if s != t
-        ]
-        return sum(pairs) / len(pairs)
-
-    def __call__(self, crops: list[torch.Tensor]) -> torch.Tensor:
-        """One step; returns the loss."""
-        model, rates = self.model, self.rates
-        set_rates(self.optimizer, rates["learning_rate"], rates["weight_decay"])
-        student = self.project(model.student, crops)
-        with torch.no_grad():
-            teacher = self.project(model.teacher, crops[:2])
-        loss = self.loss(student.float(), teacher.float(), len(crops))
-        self.optimizer.zero_grad()
-        loss.backward()
-        for parameter in model.student.parameters():
-            if parameter.grad is not None:
-                scale = rates["max_grad_norm"] / (parameter.grad.norm(2) + 1e-6)
-                if scale < 1:
-                    parameter.grad.mul_(scale)
-        self.optimizer.step()
-        with torch.no_grad():
-            for ours, theirs in zip(model.teacher.parameters(), model.student.parameters()):
-                ours.mul_(rates["teacher_momentum"]).add_((1 - rates["teacher_momentum"]) * theirs)
-            mean = teacher.float().sum(0, keepdim=True) / len(teacher)
-            model.center.mul_(rates["center_momentum"]).add_(mean * (1 - rates["center_momentum"]))
-        return loss.detach()
-
-
-__all__ = ["PlainStep", "feature_rivals"]
+    return {"transformers": FeatureOnly(theirs)}

@@ -1,45 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the models are, beside the same in other libraries: `dino bench`.
-
-`bench_contests.py` has what is measured, `bench_rivals.py` beside whom, `bench_timing.py` how.
-"""
+"""Runs `dino bench`: measures what was asked for, and gives the results as a table and as JSON."""
 
 import json
 import os
 import platform
+from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from ..runtime.whole_files import whole_file
-from .contests import BENCHMARKS
-from .settings import LIBRARIES, BenchSettings
+from .contests import measure_attention, measure_features, measure_imports, measure_loading
+from .extraction import measure_extraction
+from .knn import measure_knn
+from .options import LIBRARIES, BenchOptions
+from .training import measure_training
 
 
-def run_benchmarks(settings: BenchSettings) -> dict:
-    """The report: where and when, and the lines of all that was asked for."""
+MODEL_BENCHMARKS = {
+    "features": measure_features,
+    "latency": partial(measure_features, single=True),
+    "attention": measure_attention,
+    "training": measure_training,
+    "loading": measure_loading,
+    "extraction": measure_extraction,
+}
+# heading of a number: its key in a line of the results, how it is written, and by what it is multiplied
+NUMBERS = {
+    "ms": ("seconds", "{:.1f}", 1e3),
+    "images/s": ("images_per_second", "{:.2f}", 1),
+    "GFLOP/s": ("flops_per_second", "{:.1f}", 1e-9),
+    "of product": ("share_of_product", "{:.0%}", 1),
+    "MiB": ("peak_mib", "{:.0f}", 1),
+    "ratio": ("ratio", "{:.2f}", 1),
+    "of CPU time": ("cpu_ratio", "{:.2f}", 1),
+}
+
+
+class BenchResults(dict):
+    """What is saved as JSON; it is printed as a table."""
+
+    def __str__(self) -> str:
+        return table(self["lines"])
+
+
+def run_benchmarks(options: BenchOptions) -> BenchResults:
+    """
+    Measures what was asked for, and saves the results if there is a file for them.
+
+    Raises:
+        ValueError: if the file could not be written.
+    """
+    if options.output is not None and not Path(options.output).absolute().parent.is_dir():
+        raise ValueError(f"there is no folder for {options.output}: make it first")
     threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(options.threads)
     try:
-        lines = [line for what in settings.what for line in BENCHMARKS[what](settings)]
+        lines = [line for what in options.what for line in measured_lines(what, options) if line is not None]
     finally:
         torch.set_num_threads(threads)
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine(settings.device),
-        "versions": versions(),
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-        "rounds": settings.rounds,
-        "lines": lines,
-    }
+    results = BenchResults(
+        date=date.today().isoformat(),
+        machine=machine(options.device),
+        versions=versions(),
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        rounds=options.rounds,
+        lines=lines,
+    )
+    if options.output is not None:
+        with whole_file(Path(options.output)) as file:
+            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def measured_lines(what: str, options: BenchOptions) -> Iterator[dict | None]:
+    """Yields a line of the results for each model; None for a model that cannot take part."""
+    if what == "knn":
+        yield measure_knn(options)
+        return
+    if what == "loading":
+        yield measure_imports(options)
+    for name in options.models:
+        yield MODEL_BENCHMARKS[what](name, options)
 
 
 def machine(device: str) -> dict:
-    """Processor, cores, and GPU; no names of hosts."""
+    """Returns the names of processor and GPU, and the number of cores."""
     cpu = platform.processor() or platform.machine()
     with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
         cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
@@ -49,7 +100,7 @@ def machine(device: str) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of what is compared."""
+    """Returns the versions of Python, this package, PyTorch and the installed libraries."""
     found = {"python": platform.python_version()}
     for name in ("modeling-dino", "torch", *LIBRARIES):
         try:
@@ -59,41 +110,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(report: dict) -> str:
-    """A line a function, those of one contest together; the ratio is to the fastest rival whose output is equal."""
-    rows = [["what", "model", "who", "ms", "images/s", "GFLOP/s", "of product", "MiB", "ratio", "of CPU time"]]
-    for line in report["lines"]:
-        for who, seconds in line["seconds"].items():
-            ratio = line.get("ratio", {}).get(who)
-            shown = "differs" if who in line["unequal"] else "" if ratio is None else f"{ratio:.2f}"
-            rows.append(
-                [
-                    *(line["what"], line["model"], who, f"{seconds * 1e3:.1f}"),
-                    optional(line.get("images_per_second"), who, "{:.2f}"),
-                    optional(line.get("flops_per_second"), who, "{:.1f}", 1e-9),
-                    optional(line.get("share_of_product"), who, "{:.0%}"),
-                    optional(line.get("peak_mib"), who, "{:.0f}"),
-                    shown,
-                    optional(line.get("cpu_ratio"), who, "{:.2f}"),
-                ]
-            )
+def table(lines: list[dict]) -> str:
+    """Returns a row for each participant; ratios are to the fastest rival whose output is equal."""
+    rows = [["what", "model", "who", *NUMBERS]]
+    for line in lines:
+        for who in line["seconds"]:
+            numbers = {heading: (line.get(key, {}).get(who), *form) for heading, (key, *form) in NUMBERS.items()}
+            cells = {heading: "" if n is None else form.format(n * by) for heading, (n, form, by) in numbers.items()}
+            cells |= {"ratio": "differs"} if who in line["unequal"] else {}
+            rows.append([line["what"], line["model"], who, *cells.values()])
         if not line["seconds"]:
-            rows.append([line["what"], line["model"], "outputs differ: no ratio", *[""] * 7])
+            rows.append([line["what"], line["model"], "outputs differ: no ratio", *[""] * len(NUMBERS)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in aligned)
-
-
-def optional(values: dict[str, float] | None, who: str, form: str, scale: float = 1) -> str:
-    """A number, where there is one."""
-    value = None if values is None else values.get(who)
-    return "" if value is None else form.format(value * scale)
-
-
-def write_report(report: dict, path: Path):
-    """As JSON, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-__all__ = ["BENCHMARKS", "BenchSettings", "run_benchmarks", "table", "write_report"]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns, medians and ratios: how `dino bench` measures.
+"""
+Measures the functions of a contest.
 
-All functions of a contest take turns, in another order each round, the first of which does not count; what is compared
-are medians. A ratio is given only where the outputs are equal. Rates of arithmetic count a multiply-add as two, those
-of the whole backbone whoever computes less, and are set beside that of a large matrix product in the same rounds.
+They take turns in a random order each round. The first round does not count, and medians of the others are compared. A
+ratio is given only where the outputs are equal. Rates of arithmetic count the operations of the whole backbone, a
+multiply-add as two, and are compared with the rate of a large matrix product in the same rounds.
 """
 
 import ctypes
@@ -17,22 +18,24 @@ from pathlib import Path
 import torch
 
 from ..hub.loading import DTYPES
-from .settings import PRODUCT_SIZES, BenchSettings
+from .options import BenchOptions
 
 
-SLOW_PRODUCT_SIZE = 512  # of those in a dtype for which a CPU may have no instructions
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # relative to the largest value
+PRODUCT_SIZES = {"cpu": 2048, "cuda": 8192}  # of square matrices, whose product gives the rate of the machine
+SLOW_PRODUCT_SIZE = 512  # in a dtype for which a CPU may have no instructions
 
 
 @dataclass
 class Contest:
     """
-    Functions that do the same, and what is known of the task.
+    Functions that do the same.
 
     Args:
-        ours: names of functions that are this package's; the others are rivals.
-        images: that one call takes; 0 where that says nothing.
-        flops: of one call.
-        tolerance: how much outputs may differ, relative to the largest value; None where there is none to compare.
+        ours: names of this package's functions; outputs are compared with the first, and the others are rivals.
+        tolerance: largest difference of outputs, relative to the largest value; None where there are none to compare.
+        images, flops: of one call; 0 where that says nothing.
+        facts: what else is written to the results.
     """
 
     what: str
@@ -48,7 +51,7 @@ class Contest:
 def take_turns(
     functions: dict[str, Callable], rounds: int, clocks: Sequence[Callable[[], float]] = (time.perf_counter,)
 ) -> list[dict[str, list[float]]]:
-    """Of each clock, the seconds of each function in each round; a round before them is not counted."""
+    """Returns the seconds by each clock of each function in each round, without a first round."""
     seconds = [{name: [] for name in functions} for _ in clocks]
     for turn in range(rounds + 1):
         for name in random.sample(list(functions), len(functions)):
@@ -63,18 +66,18 @@ def take_turns(
 
 
 def synchronize():
-    """Waits for a GPU, if it is in use."""
+    """Waits until a GPU has finished, if one is in use."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def measure(contest: Contest, settings: BenchSettings) -> dict:
-    """A line of the report: seconds, rates, memory, differences, and ratios to the rivals whose output is equal."""
+def measure(contest: Contest, options: BenchOptions) -> dict:
+    """Returns seconds, rates, memory, differences, and ratios to the fastest rival whose output is equal."""
     outputs = {} if contest.tolerance is None else {name: function() for name, function in contest.functions.items()}
     peaks = {name: peak_mib(function) for name, function in contest.functions.items()}
-    product, product_flops = matrix_product(settings)
+    product, product_flops = matrix_product(options)
     clocks = (time.perf_counter, time.process_time)
-    timed, of_cpu = take_turns({**contest.functions, "": product}, settings.rounds, clocks)
+    timed, of_cpu = take_turns({**contest.functions, "": product}, options.rounds, clocks)
     seconds = {name: statistics.median(values) for name, values in timed.items()}
     product_rate = product_flops / seconds.pop("")
     rivals = [name for name in contest.functions if name not in contest.ours]
@@ -87,7 +90,7 @@ def measure(contest: Contest, settings: BenchSettings) -> dict:
     line = {"what": contest.what, "model": contest.model, **contest.facts, "seconds": seconds}
     line |= {"relative_difference": differences, "unequal": [name for name in differences if name not in equal]}
     line |= {"peak_mib": peaks, "fastest_rival": fastest}
-    # of this process alone, and so without what others keep the cores from it
+    # of this process, and so without the time for which other processes had the cores
     line["cpu_seconds"] = {name: statistics.median(values) for name, values in of_cpu.items() if name}
     line["spread"] = {name: (max(v) - min(v)) / seconds[name] for name, v in timed.items() if name}
     if fastest is not None:
@@ -105,23 +108,23 @@ def measure(contest: Contest, settings: BenchSettings) -> dict:
     return line
 
 
-def matrix_product(settings: BenchSettings) -> tuple[Callable[[], torch.Tensor], int]:
-    """A product of large square matrices, and its operations."""
-    is_slow = settings.device == "cpu" and settings.dtype != "float32"
-    side = SLOW_PRODUCT_SIZE if is_slow else PRODUCT_SIZES[torch.device(settings.device).type]
-    a, b = torch.randn(2, side, side, device=settings.device, dtype=DTYPES[settings.dtype])
+def matrix_product(options: BenchOptions) -> tuple[Callable[[], torch.Tensor], int]:
+    """Returns a product of large square matrices, and the number of its operations."""
+    is_slow = options.device == "cpu" and options.dtype != "float32"
+    side = SLOW_PRODUCT_SIZE if is_slow else PRODUCT_SIZES[torch.device(options.device).type]
+    a, b = torch.randn(2, side, side, device=options.device, dtype=DTYPES[options.dtype])
     return lambda: a @ b, 2 * side**3
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference over the largest value; infinite where shapes differ."""
+    """Returns the largest difference relative to the largest value of `b`; infinity if the shapes differ."""
     if a.shape != b.shape:
         return float("inf")
     return ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()
 
 
 def peak_mib(function: Callable) -> float | None:
-    """Memory that a call takes at most beyond what is taken before it; None where that cannot be told."""
+    """Measures the peak of the memory of a call, beyond that before it; None where the system does not tell."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -140,6 +143,3 @@ def peak_mib(function: Callable) -> float | None:
 def _resident_kib(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-__all__ = ["Contest", "measure", "relative_difference", "take_turns"]

@@ -1,90 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes commands of functions: the fields of the dataclass that a function takes are the options of its command.
+"""The commands of `dino`: each takes its options as one dataclass, and imports what it needs when it is called.
 
-What a function returns is printed. Its `remarks`, if it has any, go to standard error before it.
+To add a command, write its function here, and enter it in `COMMANDS` where the help should list it.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
-from types import NoneType, UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from conversion_scripts.options import ConvertOptions
 
-import typer
-
-
-def add_command(app: typer.Typer, function: Callable):
-    """
-    Adds a function to the command line, under its own name, with the first paragraph of its docstring as help.
-
-    Args:
-        function: takes `options`, a dataclass whose fields are made by `option`.
-    """
-    options_class = get_type_hints(function)["options"]
-    types = get_type_hints(options_class)
-    shown = [field for field in fields(options_class) if "help" in field.metadata]
-
-    def run(**values: Any):
-        values = {name: _parse(name, value, types[name]) for name, value in values.items()}
-        _show(function(options_class(**values)))
-
-    parameters = [_parameter(field, types[field.name]) for field in shown]
-    run.__signature__ = inspect.Signature(parameters)
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(function.__name__, help=inspect.getdoc(function).partition("\n\n")[0])(run)
+from ..benchmark.options import BenchOptions
+from ..demo.options import DemoOptions
+from ..evaluation.options import KnnOptions, LinearOptions, RetrieveOptions
+from ..evaluation.segmentation_options import SegmentOptions
+from ..extraction.options import ExtractOptions
+from ..hub.options import InfoOptions, PushOptions
+from ..pictures.options import AttentionOptions, PcaOptions
+from ..report.options import ReportOptions
+from ..training.options import FinetuneOptions, PretrainOptions
 
 
-def _parameter(field: Field, kind: Any) -> inspect.Parameter:
-    """Returns the parameter of which typer makes an option or an argument."""
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    item = _item_type(kind)
-    if item is not None and field.metadata["argument"]:  # takes all that follow
-        annotation = list[item] if field.default is MISSING else list[item] | None
-        default = default if field.default is MISSING else None
-    elif item is not None:  # with commas between them
-        annotation = str | None if default is None else str
-        default = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    else:
-        annotation = kind
-    flags = [field.metadata["flag"] or f"--{field.name.replace('_', '-')}"]
-    if field.metadata["argument"]:
-        info = typer.Argument(help=field.metadata["help"], metavar=field.metadata["flag"])
-    else:
-        info = typer.Option(*flags[0].split(), help=field.metadata["help"])
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
-    )
+def info(options: InfoOptions):
+    """Shows the sizes of a model, or of all presets: parameters, features, memory of weights, FLOPs of an image."""
+    from ..hub.info import show_sizes
+
+    return show_sizes(options)
 
 
-def _item_type(kind: Any) -> type | None:
-    """Returns the type of the items of `tuple[item, ...]`, also if it is optional; None for all other types."""
-    if isinstance(kind, UnionType):
-        (kind,) = [part for part in get_args(kind) if part is not NoneType][:1]
-    return get_args(kind)[0] if get_origin(kind) is tuple else None
+def convert(options: ConvertOptions):
+    """Converts any DINO checkpoint into any format; says what it recognised and what it left out."""
+    from conversion_scripts.convert import convert
+
+    return convert(options)
 
 
-def _parse(name: str, value: Any, kind: Any) -> Any:
-    """
-    Converts the value of an option into that of the field.
+def extract(options: ExtractOptions):
+    """Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
+    from ..extraction.extract import extract_features
 
-    Raises:
-        ValueError: if it should be numbers with commas between them, and is something else.
-    """
-    item = _item_type(kind)
-    if item is None or (value is None and kind != tuple[item, ...]):
-        return value
-    if not isinstance(value, str):
-        return tuple(value or ())
-    try:
-        return tuple(item(part.strip()) for part in value.split(",") if part.strip() or item is not str)
-    except ValueError:
-        numbers = "whole numbers" if item is int else "numbers"
-        raise ValueError(f"--{name.replace('_', '-')} {value} must be {numbers} with commas between them") from None
+    return extract_features(options)
 
 
-def _show(result: Any):
-    if result is None:  # on processes other than the main one
-        return
-    for remark in getattr(result, "remarks", ()):
-        typer.echo(remark, err=True)
-    typer.echo(result)
+def attention(options: AttentionOptions):
+    """Draws what a ViT's CLS token attends to: each head, and all heads over the image; as pictures or as videos."""
+    from ..pictures.attention import draw_attention
+
+    return draw_attention(options)
+
+
+def pca(options: PcaOptions):
+    """Paints a ViT's patch tokens in the colors of their first three principal components, which all images share."""
+    from ..pictures.components import paint_components
+
+    return paint_components(options)
+
+
+def segment(options: SegmentOptions):
+    """Carries the mask of a video's first frame through it by the similarity of patches, as the original on DAVIS."""
+    from ..evaluation.segmentation import segment_video
+
+    return segment_video(options)
+
+
+def knn(options: KnnOptions):
+    """Classifies images by the votes of their nearest neighbours, and records the accuracy."""
+    from ..evaluation.knn_classification import knn
+
+    return knn(options)
+
+
+def linear(options: LinearOptions):
+    """Trains linear classifiers of a model's features, tests the best, and saves the model with it."""
+    from ..evaluation.linear import linear
+
+    return linear(options)
+
+
+def finetune(options: FinetuneOptions):
+    """Trains a classifier and its backbone, and tests it; run again, it goes on where it stopped."""
+    from ..training.finetune import finetune
+
+    return finetune(options)
+
+
+def retrieve(options: RetrieveOptions):
+    """Finds the images most like each query; gives mean average precision where labels or a ground truth allow it."""
+    from ..evaluation.retrieval import retrieve
+
+    return retrieve(options)
+
+
+def report(options: ReportOptions):
+    """Writes one HTML page: a map of the images, neighbours, near-duplicates, outliers, and what k-NN predicts."""
+    from ..report.page import write_report
+
+    return write_report(options)
+
+
+def pretrain(options: PretrainOptions):
+    """Pretrains a model by a recipe; run again, it goes on where it stopped."""
+    from ..training.pretrain import pretrain
+
+    return pretrain(options)
+
+
+def push(options: PushOptions):
+    """Pushes a model to the hub with its image transform and a model card, and prints its address."""
+    from ..hub.pushing import push_saved_model
+
+    return push_saved_model(options)
+
+
+def bench(options: BenchOptions):
+    """Measures how fast models are on this machine, beside the same models in other libraries."""
+    from ..benchmark.run import run_benchmarks
+
+    return run_benchmarks(options)
+
+
+def demo(options: DemoOptions):
+    """Pretrains on scikit-image's photographs, extracts features, evaluates them, and draws pictures, in minutes."""
+    from ..demo.run import run_demo
+
+    return run_demo(options)
+
+
+COMMANDS = [
+    info,
+    convert,
+    extract,
+    attention,
+    pca,
+    segment,
+    knn,
+    linear,
+    finetune,
+    retrieve,
+    report,
+    pretrain,
+    push,
+    bench,
+    demo,
+]

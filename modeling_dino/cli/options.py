@@ -1,74 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands have in common: options of the same name and meaning, and what they say of images."""
+"""Makes commands of functions: the fields of the dataclass that a function takes are the options of its command.
 
-from typing import TYPE_CHECKING, Annotated
+What a function returns is printed. Its `remarks`, if it has any, go to standard error before it.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 
-if TYPE_CHECKING:
-    from ..evaluation.evaluation_data import EvaluationFeatures
-
-Model = Annotated[str, typer.Option(help="Folder or hub id of a saved model.")]
-IMAGES_HELP = (
-    "Folder of images, tars or Parquet files; one of these; a text file with a path a line; or the id of a data set, "
-    "user/name[/subset]. A split after a colon."
-)
-Output = Annotated[str, typer.Option(help="Folder to write to.")]
-GemP = Annotated[float, typer.Option(help="Exponent of generalised means.")]
-Scales = Annotated[str, typer.Option(help="Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.")]
-Resize = Annotated[
-    str, typer.Option(help="crop: from the middle, as saved with the model; square: squashed; whole: not cropped.")
-]
-ImageSize = Annotated[int | None, typer.Option(help="Pixels a side, if not the model's; the longer of whole images.")]
-BatchSize = Annotated[int, typer.Option(help="Images in one forward pass; on a CPU at most 8.")]
-NumWorkers = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of images, where there are several.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of labels, if not `label`.")]
-# of evaluations
-Train = Annotated[str, typer.Option(help="Labelled images to learn from: as of extract, or features that it wrote.")]
-Test = Annotated[str, typer.Option(help="Labelled images to be classified; the same.")]
-DataSet = Annotated[str | None, typer.Option(help="Name of the data set in results; --test if left out.")]
-JsonFile = Annotated[str | None, typer.Option("--json", help="File to write the results to, too.")]
-# of pictures
-Size = Annotated[int, typer.Option(help="Shorter side of the resized image in pixels.")]
-FramesPerSecond = Annotated[
-    float | None, typer.Option(help="Make a video of images, in their order, at so many a second.")
-]
-OnError = Annotated[str, typer.Option(help="What to do about an unreadable image: skip or fail.")]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
-
-
-def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple:
+def add_command(app: typer.Typer, function: Callable):
     """
-    Numbers with commas between them.
+    Adds a function to the command line, under its own name, with the first paragraph of its docstring as help.
+
+    Args:
+        function: takes `options`, a dataclass whose fields are made by `option`.
+    """
+    options_class = get_type_hints(function)["options"]
+    types = get_type_hints(options_class)
+    shown = [field for field in fields(options_class) if "help" in field.metadata]
+    shown.sort(key=lambda field: field.default is not MISSING)  # what is required comes first in the help
+
+    def run(**values: Any):
+        values = {name: _parse(name, value, types[name]) for name, value in values.items()}
+        _show(function(options_class(**values)))
+
+    parameters = [_parameter(field, types[field.name]) for field in shown]
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(function.__name__, help=inspect.getdoc(function).partition("\n\n")[0])(run)
+
+
+def _parameter(field: Field, kind: Any) -> inspect.Parameter:
+    """Returns the parameter of which typer makes an option or an argument."""
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    item = _item_type(kind)
+    if item is not None and field.metadata["argument"]:  # takes all that follow
+        annotation = list[item] if field.default is MISSING else list[item] | None
+        default = default if field.default is MISSING else None
+    elif item is not None:  # with commas between them
+        annotation = str | None if default is None else str
+        default = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    else:
+        annotation = kind
+    flags = [field.metadata["flag"] or f"--{field.name.replace('_', '-')}"]
+    if field.metadata["argument"]:
+        info = typer.Argument(help=field.metadata["help"], metavar=field.metadata["flag"])
+    else:
+        info = typer.Option(*flags[0].split(), help=field.metadata["help"])
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+    )
+
+
+def _item_type(kind: Any) -> type | None:
+    """Returns the type of the items of `tuple[item, ...]`, also if it is optional; None for all other types."""
+    if isinstance(kind, UnionType):
+        (kind,) = [part for part in get_args(kind) if part is not NoneType][:1]
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _parse(name: str, value: Any, kind: Any) -> Any:
+    """
+    Converts the value of an option into that of the field.
 
     Raises:
-        ValueError: if they are something else.
+        ValueError: if it should be numbers with commas between them, and is something else.
     """
+    item = _item_type(kind)
+    if item is None or (value is None and kind != tuple[item, ...]):
+        return value
+    if not isinstance(value, str):
+        return tuple(value or ())
     try:
-        return tuple(map(kind, text.split(",")))
+        return tuple(item(part.strip()) for part in value.split(",") if part.strip() or item is not str)
     except ValueError:
-        whole = "whole " if kind is int else ""
-        raise ValueError(f"--{option} {text} must be {whole}numbers with commas between them") from None
+        numbers = "whole numbers" if item is int else "numbers"
+        raise ValueError(f"--{name.replace('_', '-')} {value} must be {numbers} with commas between them") from None
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that were launched together."""
-    from ..runtime.processes import processes
-
-    return processes().is_main_process
-
-
-def name_skipped(*parts: "EvaluationFeatures"):
-    """Says which images could not be read, and how many have no label."""
-    for part in parts:
-        say_skipped(part.skipped)
-        if missing := (part.labels or []).count(None):
-            typer.echo(f"note {part.source}: {missing} images have no label, and are left out", err=True)
-
-
-def say_skipped(skipped: dict[str, str]):
-    """Names the images that could not be read."""
-    for name, reason in skipped.items():
-        typer.echo(f"skipped {name}: {reason}", err=True)
+def _show(result: Any):
+    if result is None:  # on processes other than the main one
+        return
+    for remark in getattr(result, "remarks", ()):
+        typer.echo(remark, err=True)
+    typer.echo(result)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole story in one command."""
+"""Demonstrates pretraining, extraction, evaluation and pictures in one command."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo trains and is tested on: parts of the photographs that lie inside the scikit-image package.
+"""
+Cuts the photographs inside the scikit-image package into the images that the demo trains and is tested on.
 
-The left parts are for training. The right parts, which training never sees, are cut into places; of each there are a
-few views as they are, and a few that are mirrored, distorted in colour and blurred. Whoever is to say of a distorted
-view which place it shows needs features that keep what is there and lose how it was taken: what DINO learns.
+The left parts are for training. The right parts, which training never sees, are cut into places. Each place has plain
+views, and views that are mirrored, blurred, and distorted in colour. To recognise the place of a distorted view,
+features must keep what it shows and ignore how it was taken, which is what DINO learns.
 """
 
 import random
@@ -19,37 +20,22 @@ from ..training.multi_crop import seeded
 if TYPE_CHECKING:
     from PIL import Image
 
-# those of the images inside the package that are photographs (others it would download)
-PHOTOGRAPHS = [
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "page.png",
-    "retina.jpg",
-    "rocket.jpg",
-]
-SAME_SCENE = "motorcycle_right.png"  # as another one, so that its left part shows what is right in that
-TRAINED_ON = 0.6  # of the width of a photograph
-TILES = 64  # to train on, of a photograph
+# the photographs inside the package; it would download others
+PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"]
+PHOTOGRAPHS += ["grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"]
+PHOTOGRAPHS += ["motorcycle_left.png", "motorcycle_right.png", "page.png", "retina.jpg", "rocket.jpg"]
+SAME_SCENE = "motorcycle_right.png"  # left out: its left part shows the right part of motorcycle_left.png
+TRAINED_ON = 0.6  # share of the width of a photograph
+TILES = 64  # from each photograph, to train on
 TILE_SIZE = 96  # pixels
 TILE_SCALE = (0.25, 0.5)  # of the shorter side of the photograph
 PLACES = 3  # along the shorter side of the photograph
-VIEWS = 8  # of a place, of each kind
+VIEWS = 8  # plain and distorted ones, of each place
 VIEW_SIZE = 64  # pixels
 
 
 def copy_photographs(folder: Path) -> list[Path]:
-    """Copies scikit-image's photographs into a folder."""
+    """Copies scikit-image's photographs into a folder; returns the copies."""
     source = Path(require("skimage.data").__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(source / name, folder / name)) for name in PHOTOGRAPHS if (source / name).is_file()]
@@ -57,15 +43,14 @@ def copy_photographs(folder: Path) -> list[Path]:
 
 def cut_photographs(photographs: list[Path], folder: Path, seed: int) -> tuple[Path, Path, Path]:
     """
-    Cuts them into what is trained and tested on.
+    Cuts photographs into images to train and test on.
 
     Returns:
-        the folders of tiles to train on, of views of places as they are, and of distorted ones; the sub-folders of the
-        latter two are the places.
+        the folders of the tiles to train on, of plain views, and of distorted views; views are in a folder a place.
     """
     tiles, views, distorted = (folder / name for name in ("tiles", "views", "distorted"))
     draw = random.Random(seed)
-    look, distort = view_transforms()
+    crop, distort = view_transforms()
     for path in photographs:
         if path.name == SAME_SCENE:
             continue
@@ -75,13 +60,13 @@ def cut_photographs(photographs: list[Path], folder: Path, seed: int) -> tuple[P
         for name, place in places(right):
             with seeded(draw.getrandbits(32)):
                 for number in range(VIEWS):
-                    save(look(place), views / f"{path.stem}-{name}" / f"{number}.png")
+                    save(crop(place), views / f"{path.stem}-{name}" / f"{number}.png")
                     save(distort(place), distorted / f"{path.stem}-{name}" / f"{number}.png")
     return tiles, views, distorted
 
 
 def halves(path: Path) -> "tuple[Image.Image, Image.Image]":
-    """The part of a photograph to train on, and the one to test on."""
+    """Returns the part of a photograph to train on, and the one to test on."""
     with require("PIL.Image").open(path) as file:
         photograph = file.convert("RGB")
     border = round(photograph.width * TRAINED_ON)
@@ -90,14 +75,14 @@ def halves(path: Path) -> "tuple[Image.Image, Image.Image]":
 
 
 def draw_tile(image: "Image.Image", draw: random.Random) -> "Image.Image":
-    """A square from anywhere in an image."""
+    """Crops a random square, and resizes it."""
     side = int(image.height * draw.uniform(*TILE_SCALE))
     left, top = draw.randint(0, image.width - side), draw.randint(0, image.height - side)
     return image.crop((left, top, left + side, top + side)).resize((TILE_SIZE, TILE_SIZE))
 
 
 def places(image: "Image.Image") -> "Iterator[tuple[str, Image.Image]]":
-    """The squares of a grid, by row and column."""
+    """Yields the squares of a grid, named by row and column."""
     side = min(image.height // PLACES, image.width)
     for row in range(image.height // side):
         for column in range(image.width // side):
@@ -106,7 +91,7 @@ def places(image: "Image.Image") -> "Iterator[tuple[str, Image.Image]]":
 
 
 def view_transforms():
-    """How a place is looked at: as it is, from nearer or farther; and mirrored, in other colours, blurred."""
+    """Returns the transforms of a place: a random crop; and one mirrored, blurred, and distorted in colour."""
     v2 = require("torchvision.transforms.v2", "train")
     crop = v2.RandomResizedCrop(VIEW_SIZE, (0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
     distortions = [
@@ -120,9 +105,6 @@ def view_transforms():
 
 
 def save(image: "Image.Image", file: Path):
-    """Writes it, and the folders it lies in."""
+    """Saves an image, and makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file)
-
-
-__all__ = ["PHOTOGRAPHS", "copy_photographs", "cut_photographs"]

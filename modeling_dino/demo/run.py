@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole story in one command, offline: pretrain, save, load, extract, evaluate, look.
+"""
+Runs the demo, offline: it pretrains a model, extracts features, evaluates them, and draws pictures.
 
-A small ViT is pretrained on the left parts of photographs, and is to recognise places in their right parts, which it
-has never seen, from distorted views. Beside it stand the same network untrained, and the pixels themselves.
+A small ViT is pretrained on the left parts of photographs. Then it has to recognise places in their right parts, which
+it has never seen, from distorted views. It is compared with the same network untrained, and with the pixels.
 """
 
 import os
@@ -30,11 +31,13 @@ from ..training.pretrain import pretrain
 from ..training.recipes import load_recipe
 from ..training.self_distillation import DinoForPreTraining
 from .images import copy_photographs, cut_photographs
+from .options import DemoOptions
 
 
 RECIPE = "photographs"
-PROCESSES = 2  # that extract features, where there are no GPUs
+PROCESSES = 2  # of the extraction, where there are no GPUs
 K = 5  # neighbours that vote
+NAMES = {"trained": "features, pretrained", "untrained": "features, untrained", "pixels": "pixels"}
 PORTRAITS = ("astronaut.png", "chelsea.png")
 PORTRAIT_SIZE = 320  # pixels
 DATA_SET = "places in scikit-image's photographs"
@@ -42,15 +45,7 @@ DATA_SET = "places in scikit-image's photographs"
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """
-    What the demo came to.
-
-    Args:
-        output: its folder.
-        accuracies: k-NN top-1 accuracy in percent, of trained features, of untrained ones and of pixels.
-        places: the classes there are.
-        seconds: it took.
-    """
+    """k-NN top-1 accuracies in percent, by the keys of `NAMES`; and the number of places, which are the classes."""
 
     output: Path
     accuracies: dict[str, float]
@@ -58,54 +53,50 @@ class DemoSummary:
     seconds: float
 
     def __str__(self) -> str:
-        names = {"trained": "features, pretrained", "untrained": "features, untrained", "pixels": "pixels"}
         lines = [f"which of {self.places} unseen places does a distorted view show? k-NN accuracy, k={K}:"]
-        lines += [f"  {names[name]:<22}{accuracy:5.1f} %" for name, accuracy in self.accuracies.items()]
+        lines += [f"  {NAMES[name]:<22}{accuracy:5.1f} %" for name, accuracy in self.accuracies.items()]
         lines.append(f"  {'chance':<22}{100 / self.places:5.1f} %")
         drawings = [f"attention/{Path(portrait).stem}-attention.png" for portrait in PORTRAITS]
         pictures = ["model/curves.png", "neighbours.png", *drawings]
-        return "\n".join([*lines, f"look at {', '.join(str(self.output / picture) for picture in pictures)}"])
+        lines.append(f"look at {', '.join(str(self.output / picture) for picture in pictures)}")
+        return "\n".join([*lines, f"{self.seconds:.0f} s"])
 
 
-def run_demo(
-    output: str | os.PathLike, seed: int = 0, overrides: Sequence[str] = (), overwrite: bool = False
-) -> DemoSummary:
+def run_demo(options: DemoOptions) -> DemoSummary:
     """
-    Pretrains on photographs, and shows what came of it.
-
-    Args:
-        output: a folder. Killed and run again with the same arguments, the pretraining goes on where it stopped.
-        seed: of the images and the network.
-        overrides: `key=value` of the recipe.
-        overwrite: start anew where the folder has the pretraining of another demo.
+    Pretrains on photographs, and evaluates the model; run again, the pretraining goes on where it stopped.
 
     Raises:
-        ValueError, OSError: as of the functions it calls.
+        ValueError: if the folder has the pretraining of another demo, or an override cannot work.
+        OSError: if the extraction fails.
     """
     started = time.perf_counter()
-    output = Path(output)
+    output = Path(options.output)
     photographs = copy_photographs(output / "photographs")
-    tiles, views, distorted = cut_photographs(photographs, output / f"seed-{seed}", seed)
-    overrides = (f"training.seed={seed}", *overrides)
+    tiles, *views = cut_photographs(photographs, output / f"seed-{options.seed}", options.seed)
+    overrides = (f"training.seed={options.seed}", *options.overrides)
     model, untrained = str(output / "model"), str(output / "untrained")
-    say(f"pretraining by the recipe {RECIPE} on tiles of the left parts of {len(photographs) - 1} photographs")
-    pretrain(PretrainOptions(recipe=RECIPE, data=str(tiles), output=model, overrides=overrides, overwrite=overwrite))
+    print_step(f"pretraining by the recipe {RECIPE} on tiles of the left parts of {len(photographs) - 1} photographs")
+    pretrain(
+        PretrainOptions(recipe=RECIPE, data=str(tiles), output=model, overrides=overrides, overwrite=options.overwrite)
+    )
     save_untrained(untrained, overrides)
 
-    say("extracting features of views of the right parts")
-    for name, images in (("views", views), ("distorted", distorted)):
-        extract(model, images, output / "features" / name)
-    trained = [features_of(str(output / "features" / name)) for name in ("views", "distorted")]
-    rivals = [features_of(str(images), untrained, FeatureOptions(progress=False)) for images in (views, distorted)]
+    print_step("extracting features of views of the right parts")
+    folders = [str(output / "features" / images.name) for images in views]
+    for images, folder in zip(views, folders):
+        run_extraction(model, images, folder)
+    trained = [features_of(folder) for folder in folders]
+    rivals = [features_of(str(images), untrained, FeatureOptions(progress=False)) for images in views]
     sides = {"trained": trained, "untrained": rivals, "pixels": [pixels_of(part, untrained) for part in trained]}
     found = {name: evaluate_knn(*parts, k=[K]) for name, parts in sides.items()}
     add_evaluation_results(model, found["trained"].results(DATA_SET))
 
-    say("drawing what is similar to what, and what the network attends to")
-    index, queries = (str(output / "features" / name) for name in ("views", "distorted"))
+    print_step("drawing nearest neighbours, and the attention of the network")
+    index, queries = folders
     sheet = str(output / "neighbours.png")
     retrieve(RetrieveOptions(index=index, queries=queries, model=model, sheet=sheet, dataset=DATA_SET))
-    draw(model, output)
+    draw_portraits(model, output)
     return DemoSummary(
         output,
         {name: accuracy.top1[K] for name, accuracy in found.items()},
@@ -114,32 +105,32 @@ def run_demo(
     )
 
 
-def say(line: str):
-    """What comes next, before it is done."""
+def print_step(line: str):
+    """Prints the next step to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def save_untrained(folder: str, overrides: Sequence[str]):
-    """Saves student and teacher as the pretraining began with them."""
+    """Saves student and teacher with the weights at which the pretraining began."""
     recipe = load_recipe(RECIPE, overrides)
     set_seed(recipe.training["seed"])
     DinoForPreTraining(recipe.config()).save_pretrained(folder)
 
 
-def extract(model: str, images: Path, output: Path):
+def run_extraction(model: str, images: Path, output: str):
     """
-    `dino extract` on all GPUs there are, or on some processes of this CPU; what an earlier demo left is replaced.
+    Runs `dino extract` by `accelerate launch`, on all GPUs or in processes on the CPU; replaces an earlier output.
 
     Raises:
-        OSError: if it fails; it has said why.
+        OSError: if it fails; it has printed why.
     """
     on_gpus = torch.accelerator.is_available()
     count = torch.accelerator.device_count() if on_gpus else PROCESSES
     launch = ["accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(count)]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     launch += ["--multi_gpu"] if count > 1 else []  # on a CPU, too: without it a single process is started
-    arguments = ["extract", "--model", model, "--images", str(images), "--output", str(output)]
-    arguments += ["--overwrite"] if output.exists() else []
+    arguments = ["extract", "--model", model, "--images", str(images), "--output", output]
+    arguments += ["--overwrite"] if os.path.exists(output) else []
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if not on_gpus:
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -149,7 +140,7 @@ def extract(model: str, images: Path, output: Path):
 
 
 def pixels_of(part: EvaluationFeatures, model: str) -> EvaluationFeatures:
-    """The same images as a network sees them, in the place of its features: (N, C * H * W)."""
+    """Replaces the features of images by their pixels, as the network gets them: (N, C * H * W)."""
     config = load_config(model)
     processor = load_image_processor(model, config)
     images = (read_image(name, config.num_channels)[0] for name in part.names)
@@ -157,8 +148,8 @@ def pixels_of(part: EvaluationFeatures, model: str) -> EvaluationFeatures:
     return replace(part, features=pixels)
 
 
-def draw(model: str, output: Path):
-    """Draws the attention to the portraits."""
+def draw_portraits(model: str, output: Path):
+    """Draws the attention of the network on two portraits."""
     folder = str(output / "attention")
     for portrait in PORTRAITS:
         image = str(output / "photographs" / portrait)
@@ -167,6 +158,3 @@ def draw(model: str, output: Path):
                 model=model, images=image, output=folder, size=PORTRAIT_SIZE, overwrite=True, progress=False
             )
         )
-
-
-__all__ = ["DemoSummary", "run_demo"]

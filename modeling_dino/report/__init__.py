@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page about a folder of features."""
+"""Writes one HTML page about a folder of features."""

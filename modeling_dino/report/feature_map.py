@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map of images: places in the plane where those of like features lie together, and which are shown from afar.
+"""
+Computes a map of images, on which similar images lie together, and which of them are shown from afar.
 
-Paper: t-SNE, https://www.jmlr.org/papers/v9/vandermaaten08a.html, in the form of https://doi.org/10.1038/s41592-018-0308-4,
-whose time is linear in the number of images. The neighbours it looks at are exact, and those that the report lists.
+Papers: t-SNE (https://www.jmlr.org/papers/v9/vandermaaten08a.html), in a form whose time is linear in the number of
+images (https://doi.org/10.1038/s41592-018-0308-4). The nearest neighbours are exact, and the same as in the report.
 """
 
 from typing import TYPE_CHECKING
@@ -17,20 +18,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 PERPLEXITY = 30
-NEIGHBOURS = 3 * PERPLEXITY  # as many as t-SNE looks at
-MIN_IMAGES = 10  # of fewer a map by t-SNE says nothing; they are laid out by principal components
-FEW_IMAGES = 4000  # to which Barnes-Hut trees are faster than interpolation on a grid
+NEIGHBOURS = 3 * PERPLEXITY  # as many as t-SNE uses
+MIN_IMAGES = 10  # fewer are placed by their principal components, as t-SNE needs neighbours
+FEW_IMAGES = 4000  # up to so many, Barnes-Hut trees are faster than interpolation on a grid
 COARSEST, FINEST = 2**-3, 2**-16  # distances between images that are shown together, in widths of the map
 
 
 def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours: torch.Tensor) -> "np.ndarray":
     """
+    Computes the places of images on the map; the same for the same input.
+
     Args:
         features: (N, D), of any norm.
-        similarities, neighbours: of [`nearest_others`], (N, k), with k = `NEIGHBOURS` for more images than that.
+        similarities, neighbours: (N, k), of [`nearest_others`] with `NEIGHBOURS` of each image.
 
     Returns:
-        places in [0, 1] x [0, 1], float32, (N, 2); the same for the same input.
+        (N, 2), float32, in [0, 1].
     """
     np, decomposition = require("numpy", "report"), require("sklearn.decomposition", "report")
     unit = F.normalize(features.float(), dim=1).numpy().astype("float64")
@@ -45,7 +48,7 @@ def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours:
 
 def _tsne(unit: "np.ndarray", similarities: "np.ndarray", neighbours: "np.ndarray") -> "np.ndarray":
     np, open_tsne = require("numpy", "report"), require("openTSNE", "report")
-    distances = np.sqrt(np.maximum(2 - 2 * similarities, 0), dtype="float64")  # euclidean ones of unit vectors
+    distances = np.sqrt(np.maximum(2 - 2 * similarities, 0), dtype="float64")  # between unit vectors, euclidean
     affinities = open_tsne.affinity.PerplexityBasedNN(
         perplexity=min(PERPLEXITY, neighbours.shape[1] / 3),
         knn_index=open_tsne.nearest_neighbors.PrecomputedNeighbors(neighbours, distances),
@@ -57,7 +60,7 @@ def _tsne(unit: "np.ndarray", similarities: "np.ndarray", neighbours: "np.ndarra
 
 
 def _fit_square(places: "np.ndarray") -> "np.ndarray":
-    """Moves and scales places so that they fill a square, with their middle in its middle."""
+    """Moves and scales the places so that they fill the unit square, and are centered in it."""
     low, high = places.min(axis=0), places.max(axis=0)
     side = (high - low).max() or 1
     return ((places - (low + high) / 2) / side + 0.5).astype("float32")
@@ -65,19 +68,19 @@ def _fit_square(places: "np.ndarray") -> "np.ndarray":
 
 def levels_of_detail(places: "np.ndarray") -> "tuple[np.ndarray, list[tuple[float, int]]]":
     """
-    An order in which images can be shown as the map is magnified, without any that covers another.
+    Orders images so that the first ones can be shown from afar, and more as the map is magnified, without overlap.
 
     Args:
         places: (N, 2), in [0, 1].
 
     Returns:
-        the images in order, (N,), those of a level near each other in the plane side by side; and for each level a
-        distance, and how many images come first that are that far apart, horizontally or vertically. Each distance is
-        1 / sqrt(2) of the one before; at the last, all are shown.
+        the images in order, (N,), within a level along a Z-order curve; and the levels, each a distance and the number
+        of images that lie at least so far apart, horizontally or vertically, and come first in the order. Each
+        distance is 1 / sqrt(2) of the one before. The last level has all images.
     """
     np = require("numpy", "report")
     points, level_of = places.astype("float64").tolist(), np.zeros(len(places), int)
-    # in an order drawn by lot, so that what is shown is as dense here and there as all images are
+    # in random order, so that the images of a level are as dense in each place as all images are
     shown, left = [], np.random.default_rng(0).permutation(len(places)).tolist()
     levels, distance = [], COARSEST
     while left:
@@ -99,7 +102,7 @@ def _cell(point: list[float], side: float) -> tuple[int, int]:
 
 
 def _is_free(point: list[float], cells: dict[tuple[int, int], list[float]], distance: float) -> bool:
-    """Whether no point lies in a square around this one; `cells` of this side hold one point each."""
+    """Returns whether no other point is within the distance; `cells` have this side, and hold one point each."""
     column, row = _cell(point, distance)
     around = (cells.get((column + x, row + y)) for x in (-1, 0, 1) for y in (-1, 0, 1))
     return all(
@@ -108,11 +111,8 @@ def _is_free(point: list[float], cells: dict[tuple[int, int], list[float]], dist
 
 
 def z_order(places: "np.ndarray") -> "np.ndarray":
-    """Where on a Z-order curve places in the unit square lie, (N, 2) -> (N,): mostly near if they are near."""
+    """Computes where places of the unit square lie on a Z-order curve, (N, 2) -> (N,)."""
     np = require("numpy", "report")
     x, y = np.minimum(places * 2**16, 2**16 - 1).astype("int64").T
     bits = range(16)
     return sum(((x >> bit & 1) << 2 * bit) | ((y >> bit & 1) << 2 * bit + 1) for bit in bits)
-
-
-__all__ = ["NEIGHBOURS", "levels_of_detail", "place_images", "z_order"]

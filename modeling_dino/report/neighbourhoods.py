@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nearest neighbours say about a set of features: what is alike, what stands alone, which labels do not fit.
+"""
+Finds the nearest neighbours of images, and from these near-duplicates, outliers, clusters and predicted classes.
 
-Similarities are cosines, of all pairs of images, exact. Neighbours vote for classes as in [`knn_predict`], but an
-image not for itself.
+Similarities are cosines, computed exactly for all pairs of images. Neighbours vote for classes as in [`knn_predict`],
+and an image does not vote for itself.
 """
 
 from typing import TYPE_CHECKING
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def nearest_others(features: torch.Tensor, k: int, progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The images most like each image, without itself.
+    Finds the k nearest neighbours of each image among the others; N - 1 if there are no more.
 
     Args:
         features: (N, D), of any norm.
-        k: how many; N - 1 if that is less.
-        progress: show a progress bar.
 
     Returns:
-        cosines, the greatest first, and which images they are with: (N, k) each.
+        the cosine similarities in descending order, and the neighbours: (N, k) each.
     """
     keys = F.normalize(features.float(), dim=1)
     k = min(k, len(keys) - 1)
@@ -39,7 +38,7 @@ def nearest_others(features: torch.Tensor, k: int, progress: bool = False) -> tu
     for chunk in tqdm(rows.split(QUERIES), "neighbours", disable=not progress):
         cosines, found = nearest(keys[chunk], keys, k + 1)
         is_other = found != chunk[:, None]
-        is_other[is_other.all(dim=1), -1] = False  # more than k images are its equals, and it is not among those found
+        is_other[is_other.all(dim=1), -1] = False  # more than k others equal it, and it was not found itself
         similarities[chunk] = cosines[is_other].reshape(len(chunk), k).clamp(-1, 1)
         neighbours[chunk] = found[is_other].reshape(len(chunk), k)
     return similarities, neighbours
@@ -47,7 +46,7 @@ def nearest_others(features: torch.Tensor, k: int, progress: bool = False) -> tu
 
 def leave_one_out(features: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """
-    The class of each image by the weighted votes of the k images most like it.
+    Predicts the class of each image by the weighted votes of its k nearest neighbours.
 
     Args:
         features: (N, D), of any norm.
@@ -57,23 +56,19 @@ def leave_one_out(features: torch.Tensor, labels: torch.Tensor, k: int) -> torch
         (N,); -1 where there is no other image.
     """
     similarities, neighbours = nearest_others(features, k)
-    if not neighbours.shape[1]:
-        return torch.full_like(labels, -1)
-    k = neighbours.shape[1]
-    return torch.cat(
-        [
-            vote(similarities[rows], labels[neighbours[rows]], int(labels.max()) + 1, [k], TEMPERATURE)[k][:, 0]
-            for rows in torch.arange(len(labels)).split(QUERIES)
-        ]
-    )
+    predicted, k = torch.full_like(labels, -1), neighbours.shape[1]
+    for rows in torch.arange(len(labels)).split(QUERIES) if k else ():
+        votes = vote(similarities[rows], labels[neighbours[rows]], int(labels.max()) + 1, [k], TEMPERATURE)
+        predicted[rows] = votes[k][:, 0]
+    return predicted
 
 
 def near_duplicates(similarities: torch.Tensor, neighbours: torch.Tensor, threshold: float) -> list["np.ndarray"]:
     """
-    Groups of images that are linked by cosines of at least the threshold, of [`nearest_others`].
+    Finds groups of images, in which each is linked to another by a cosine similarity of at least the threshold.
 
     Returns:
-        the images of each group, ascending; the group with the most alike images first.
+        the images of each group, in ascending order; the groups in descending order of their greatest similarity.
     """
     np, sparse = require("numpy", "report"), require("scipy.sparse", "report")
     images, places = (similarities >= threshold).nonzero(as_tuple=True)
@@ -85,19 +80,16 @@ def near_duplicates(similarities: torch.Tensor, neighbours: torch.Tensor, thresh
     return sorted((part for part in parts if len(part) > 1), key=lambda part: -float(similarities[part, 0].max()))
 
 
-def distances(similarities: torch.Tensor) -> torch.Tensor:
-    """How far an image is from others: 1 less the mean cosine with its neighbours, (N, k) -> (N,)."""
+def neighbour_distances(similarities: torch.Tensor) -> torch.Tensor:
+    """Returns 1 minus the mean cosine similarity of an image to its neighbours, (N, k) -> (N,)."""
     return 1 - similarities.mean(dim=1) if similarities.shape[1] else similarities.new_zeros(len(similarities))
 
 
-def clusters(features: torch.Tensor, num_clusters: int) -> "np.ndarray":
-    """The cluster of each image by k-means of unit vectors, (N, D) -> (N,); that of the most images is 0."""
+def cluster_images(features: torch.Tensor, num_clusters: int) -> "np.ndarray":
+    """Clusters images by k-means of their unit vectors, (N, D) -> (N,); 0 is the cluster with the most images."""
     np, cluster = require("numpy", "report"), require("sklearn.cluster", "report")
     unit = F.normalize(features.float(), dim=1).numpy()
     num_clusters = min(num_clusters, len(unit))
     found = cluster.MiniBatchKMeans(num_clusters, random_state=0, n_init=3).fit_predict(unit)
     by_size = np.argsort(-np.bincount(found, minlength=num_clusters), kind="stable")
     return np.argsort(by_size)[found]
-
-
-__all__ = ["clusters", "distances", "leave_one_out", "near_duplicates", "nearest_others"]

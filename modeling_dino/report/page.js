@@ -1,10 +1,10 @@
 "use strict";
 
-/* The page of `dino report`. What it shows was computed beforehand and lies in the element `data`; here it is drawn.
+/* Draws the page of `dino report` from what was computed beforehand, which is in the element `data`.
 
    Images are numbered in the order of their level of detail: of the first `count` of a level, no two are nearer to each
-   other than its `distance`, so at a magnification where this is the width of a thumbnail none covers another.
-   Thumbnails are cells of atlases, 16 x 16 each, in elements behind this script that may not be there yet.
+   other than its `distance`, so no thumbnail covers another at a magnification where this is the width of a thumbnail.
+   Thumbnails are cells of atlases, 16 x 16 each, in elements behind this script, which may not have been read yet.
 
    Text from outside (names, classes, reasons) only ever becomes `textContent`. */
 
@@ -31,10 +31,10 @@ for (const [reason, images] of Object.entries(page.thumbnails.missing)) for (con
 const $ = (id) => document.getElementById(id);
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-/* A cosine, with as many digits as tell it from 1. */
+/* Writes a cosine with enough digits to tell it from 1. */
 const cosineText = (cosine) => (cosine < 0.9995 ? cosine.toFixed(3) : cosine.toFixed(5));
 
-/* An element with properties and children; strings become text. */
+/* Makes an element with properties and children; strings become text. */
 function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -49,10 +49,10 @@ function element(tag, properties = {}, ...children) {
 
 const SIDE = page.thumbnails.side;
 const COLUMNS = 16;
-const atlases = new Map(); // number -> image, decoded or on its way
-const waiting = new Set(); // what to do when more thumbnails are there
+const atlases = new Map(); // number -> image, decoded or being decoded
+const waiting = new Set(); // functions to call when more thumbnails have been read
 
-/* The atlas that an image is in, or null as long as it is not there or not decoded. */
+/* Returns the atlas that an image is in, or null until it is decoded. */
 function atlasOf(image) {
   const number = Math.floor(image / COLUMNS ** 2);
   const known = atlases.get(number);
@@ -78,11 +78,11 @@ function retry() {
 function drawThumbnail(context, image, x, y, side) {
   const cell = image % COLUMNS ** 2;
   const left = (cell % COLUMNS) * SIDE, top = Math.floor(cell / COLUMNS) * SIDE;
-  // without the pixels at the border, into which JPEG smooths colours of those beside it
+  // without the pixels at the border, as JPEG mixes their colours with those of the thumbnail beside it
   context.drawImage(atlasOf(image), left + 1, top + 1, SIDE - 2, SIDE - 2, x, y, side, side);
 }
 
-/* In place of a picture that could not be read: a crossed-out square. */
+/* Draws a crossed-out square in place of a picture that could not be read. */
 function drawMissing(context, x, y, side) {
   context.fillStyle = colours.line;
   context.fillRect(x, y, side, side);
@@ -96,7 +96,7 @@ function drawMissing(context, x, y, side) {
   context.stroke();
 }
 
-/* A canvas with a thumbnail, painted as soon as that is there. */
+/* Makes a canvas with a thumbnail, which is painted as soon as it has been read. */
 function picture(image) {
   const canvas = element("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
   const paint = () => {
@@ -123,7 +123,7 @@ let grouping = groupings.label || groupings.cluster;
 
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 
-/* Ten hues that can be told apart, in an order in which those beside each other differ; of more, any number. */
+/* Ten hues, of which successive ones differ most; for more categories, hues at the golden angle. */
 const HUES = [255, 50, 145, 25, 310, 195, 90, 350, 225, 120];
 function colourOf(category) {
   if (category < 0) return colours.quiet;
@@ -189,15 +189,15 @@ let width = 1, height = 1, drawRequested = false, fitted = true;
 
 const screenX = (image) => (places[2 * image] - view.x) * view.zoom + width / 2;
 const screenY = (image) => (places[2 * image + 1] - view.y) * view.zoom + height / 2;
-/* Pixels at the left that the open legend takes, where there is room beside it. */
+/* Returns the pixels that the open legend takes at the left, where there is room beside it. */
 const legendWidth = () => (width > 700 && $("legend").open ? $("legend").offsetWidth + 12 : 0);
 const fitZoom = () => Math.min(width - legendWidth(), height) * 0.9;
 const MAX_ZOOM = 200 / page.levels[page.levels.length - 1][0];
 const MAX_DRAWN = 200; // pixels of a thumbnail on the map
 
-/* How many images are shown as thumbnails at this magnification, and how large these are. */
+/* Returns how many images are shown as thumbnails at this magnification, and their size. */
 function detail() {
-  // larger when magnified; from afar they leave the colours of those between them to be seen
+  // small from afar, so that the colours of the dots between them can be seen
   const least = Math.min(width < 500 ? 38 : 46, 26 + 8 * Math.max(0, Math.log2(view.zoom / fitZoom())));
   let shown = 0, side = least;
   for (const [distance, number] of page.levels) {
@@ -220,7 +220,7 @@ function draw() {
   const scale = devicePixelRatio;
   context.setTransform(scale, 0, 0, scale, 0, 0);
   context.fillStyle = colours.page;
-  context.fillRect(0, 0, width + 1, height + 1); // of a last, broken pixel too
+  context.fillRect(0, 0, width + 1, height + 1); // also a last pixel that is only partly covered
   const { shown, side } = detail();
   drawDots(shown);
   const whole = drawThumbnails(shown, side);
@@ -248,7 +248,7 @@ function drawDots(shown) {
   context.globalAlpha = 1;
 }
 
-/* Whether all of them were there. */
+/* Draws the thumbnails in view, and returns whether all of them had been read. */
 function drawThumbnails(shown, side) {
   const border = side > 80 ? 3 : 2;
   let whole = true;
@@ -267,7 +267,7 @@ function drawThumbnails(shown, side) {
   return whole;
 }
 
-/* Lines to the neighbours, and the image itself above all others. */
+/* Draws lines to the neighbours, and the selected image above all others. */
 function drawChosen(shown, side) {
   const image = state.chosen, x = screenX(image), y = screenY(image);
   context.strokeStyle = colours.accent;
@@ -295,7 +295,7 @@ function drawChosen(shown, side) {
   else if (atlasOf(image)) drawThumbnail(context, image, x - half, y - half, 2 * half);
 }
 
-/* Notes when something was first true, after it is painted. */
+/* Notes the time of the first call, after painting. */
 const marked = new Set();
 function mark(name) {
   if (marked.has(name)) return;
@@ -318,14 +318,14 @@ function fit() {
   fitted = true;
 }
 
-/* Zooms so that what lies under a point of the canvas stays there. */
+/* Zooms, and keeps what lies under a point of the canvas in its place. */
 function zoomAt(x, y, factor) {
   const zoom = Math.min(MAX_ZOOM, Math.max(fitZoom() / 2, view.zoom * factor));
   const change = 1 / view.zoom - 1 / zoom;
   moveTo(view.x + (x - width / 2) * change, view.y + (y - height / 2) * change, zoom);
 }
 
-/* The image at a point of the canvas: a thumbnail that covers it, else the nearest dot. */
+/* Returns the image at a point of the canvas: a thumbnail that covers it, else the nearest dot. */
 function imageAt(x, y, reach = 14) {
   const { shown, side } = detail();
   let best = null, least = reach;
@@ -342,7 +342,7 @@ function zoomTo(image) {
   const near = [...neighboursOf(image).slice(0, 8)].map((other) =>
     Math.max(Math.abs(places[2 * other] - places[2 * image]), Math.abs(places[2 * other + 1] - places[2 * image + 1])));
   near.sort((a, b) => a - b);
-  const reach = near[near.length >> 1] || 0; // half of them: one may lie far off
+  const reach = near[near.length >> 1] || 0; // the median, as one may lie far off
   moveTo(places[2 * image], places[2 * image + 1], Math.max(fitZoom() * 2, Math.min(width, height) / (3 * Math.max(reach, 1e-6))));
 }
 
@@ -429,7 +429,7 @@ function hover(image, point) {
   box.style.top = `${Math.max(0, Math.min(point.y + 16, height - box.offsetHeight - 8))}px`;
 }
 
-/* ---- what was chosen or found ---- */
+/* ---- selected and found images ---- */
 
 function choose(image) {
   state.chosen = image;
@@ -437,14 +437,14 @@ function choose(image) {
   if (image !== null) {
     const x = screenX(image), y = screenY(image);
     if (x < 0 || y < 0 || x > width || y > height) moveTo(places[2 * image], places[2 * image + 1], view.zoom);
-    const first = page.k ? `; most like it: ${page.names[neighboursOf(image)[0]]}` : "";
+    const first = page.k ? `; nearest neighbour: ${page.names[neighboursOf(image)[0]]}` : "";
     $("said").textContent = page.names[image] + first;
   }
   requestDraw();
   openTab("image");
 }
 
-/* Lights up some images on the map, and lists them; null ends that. */
+/* Highlights some images on the map, and lists them; null ends that. */
 function find(found, title) {
   for (const button of $("categories").querySelectorAll("[aria-pressed=true]")) button.setAttribute("aria-pressed", "false");
   state.found = found && { images: found, title };
@@ -498,7 +498,7 @@ $("tabs").addEventListener("keydown", (event) => {
   tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length].click();
 });
 
-/* Images as buttons with pictures; those beyond the first are shown on request. */
+/* Makes buttons with pictures; those beyond the first are shown on request. */
 function tiles(list, caption, first = 60) {
   const made = element("ul", { className: "tiles" });
   const more = element("button", { type: "button", className: "plain", textContent: "Show more" });
@@ -534,16 +534,16 @@ function showImage() {
   const image = state.chosen;
   if (image === null) {
     return [
-      paragraph("Click an image to see what is most like it."),
-      paragraph("Drag to move the map, scroll or pinch to zoom in: more images appear. A colour of the legend lights up what has it."),
-      paragraph(`With the keyboard, on the map: ${$("keys").textContent}`, "quiet"),
+      paragraph("Click an image to see its nearest neighbours."),
+      paragraph("Drag to move the map. Scroll or pinch to zoom in, and more images appear. Click a colour of the legend to highlight its images."),
+      paragraph(`Keyboard, while the map has the focus: ${$("keys").textContent}`, "quiet"),
     ];
   }
   const further = distances.reduce((sum, distance) => sum + (distance < distances[image]), 0);
   const pairs = [["cluster", groupings.cluster.names[clusterOf[image]]]];
   if (labelOf) pairs.unshift(["label", labelText(image)]);
-  if (predicted && predicted[image] >= 0) pairs.splice(1, 0, ["k-NN says", page.classes[predicted[image]]]);
-  if (page.k) pairs.push(["distance", `${distances[image].toFixed(3)}, further out than ${Math.floor((100 * further) / count)} %`]);
+  if (predicted && predicted[image] >= 0) pairs.splice(1, 0, ["k-NN predicts", page.classes[predicted[image]]]);
+  if (page.k) pairs.push(["distance", `${distances[image].toFixed(3)}, greater than that of ${Math.floor((100 * further) / count)} % of the images`]);
   if (missing.has(image)) pairs.push(["no picture", missing.get(image)]);
   const details = definitions(pairs);
   if (predicted && predicted[image] >= 0 && predicted[image] !== labelOf[image]) details.querySelectorAll("dd")[1].className = "wrong";
@@ -551,8 +551,8 @@ function showImage() {
   return [
     element("h2", { textContent: page.names[image], title: page.root + page.names[image] }),
     element("div", { className: "chosen" }, picture(image), element("div", {}, details,
-      element("button", { type: "button", className: "plain", textContent: "Zoom to it", onclick: () => zoomTo(image) }))),
-    element("h3", { textContent: page.k ? `Most like it, by cosine` : "There is no other image" }),
+      element("button", { type: "button", className: "plain", textContent: "Zoom to this image", onclick: () => zoomTo(image) }))),
+    element("h3", { textContent: page.k ? "Nearest neighbours by cosine similarity" : "There is no other image" }),
     ...tiles([...rank.keys()], (other) => cosineText(rank.get(other)), page.k || 1),
   ];
 }
@@ -563,7 +563,7 @@ function showFound() {
     element("h2", { textContent: title }),
     paragraph(plural(found.length, "image"), "quiet"),
     ...tiles(found, (image) => page.names[image].split("/").pop()),
-    element("button", { type: "button", className: "plain", textContent: "Light up all again", onclick: () => { query.value = ""; find(null); } }),
+    element("button", { type: "button", className: "plain", textContent: "Clear the highlight", onclick: () => { query.value = ""; find(null); } }),
   ];
 }
 
@@ -572,16 +572,16 @@ function showDuplicates() {
   const { groups, threshold } = page.duplicates;
   const total = groups.reduce((sum, group) => sum + group.length, 0);
   const largest = Math.max(0, ...groups.map((group) => group.length));
-  const advice = largest > count / 4 && largest > 2 ? ` One group has ${plural(largest, "image")}: a greater --duplicates divides it.` : "";
-  const intro = paragraph(`${plural(total, "image")} in ${plural(groups.length, "group")}: linked by a cosine of at least ${threshold} to one of their nearest. Those most alike come first.${advice}`, "quiet");
+  const advice = largest > count / 4 && largest > 2 ? ` The largest group has ${plural(largest, "image")}; a higher --duplicates splits it.` : "";
+  const intro = paragraph(`${plural(total, "image")} in ${plural(groups.length, "group")}. Each image has a cosine similarity of at least ${threshold} to another one of its group. The most similar come first.${advice}`, "quiet");
   const list = element("div", {});
   const more = element("button", { type: "button", className: "plain", textContent: "Show more groups" });
   let shown = 0;
   const extend = () => {
     for (const group of groups.slice(shown, shown + GROUPS_AT_ONCE)) {
-      const light = element("button", { type: "button", className: "plain", textContent: "Show on the map", onclick: () => find(group, plural(group.length, "near-duplicate")) });
+      const showOnMap = element("button", { type: "button", className: "plain", textContent: "Show on the map", onclick: () => find(group, plural(group.length, "near-duplicate")) });
       list.append(element("div", { className: "group" }, paragraph(plural(group.length, "image")),
-        ...tiles(group, (image) => cosineText(similarities[image * page.k]), 12), light));
+        ...tiles(group, (image) => cosineText(similarities[image * page.k]), 12), showOnMap));
     }
     shown += GROUPS_AT_ONCE;
     more.hidden = shown >= groups.length;
@@ -594,7 +594,7 @@ function showDuplicates() {
 function showOutliers() {
   const order = [...distances.keys()].sort((a, b) => distances[b] - distances[a]);
   return [
-    paragraph(`By distance: 1 less the mean cosine with the ${page.k} images most like each. The furthest out come first.`, "quiet"),
+    paragraph(`The images furthest from their neighbours come first. The distance is 1 minus the mean cosine similarity to the ${page.k} nearest neighbours.`, "quiet"),
     ...tiles(order, (image) => distances[image].toFixed(3)),
   ];
 }
@@ -611,30 +611,30 @@ function showLabels() {
     cells.set(key, (cells.get(key) || 0) + 1);
   }
   const unlabelled = images((i) => labelOf[i] < 0).length;
-  const light = (label, says) => find(images((i) => labelOf[i] === label && predicted[i] === says),
-    label === says ? `${classes[label]}, and k-NN agrees` : `${classes[label]}, but k-NN says ${classes[says]}`);
-  const shown = [element("h2", { textContent: page.knn.accuracy === null ? "Too few labelled images" : `k-NN finds the label of ${page.knn.accuracy.toFixed(1)} %` }),
-    paragraph(`${right.toLocaleString("en")} of ${plural(voted, "image")}, each classified by the ${page.k} most like it among the others` +
-      (unlabelled ? `; ${unlabelled.toLocaleString("en")} have no label.` : "."), "quiet")];
-  if (classes.length <= MAX_MATRIX) shown.push(element("h3", { textContent: "Confusion: label (rows) and k-NN (columns)" }), matrix(classes, cells, light));
+  const highlight = (label, prediction) => find(images((i) => labelOf[i] === label && predicted[i] === prediction),
+    label === prediction ? `${classes[label]}, as k-NN predicts` : `${classes[label]}, but k-NN predicts ${classes[prediction]}`);
+  const shown = [element("h2", { textContent: page.knn.accuracy === null ? "Too few labelled images" : `k-NN accuracy: ${page.knn.accuracy.toFixed(1)} %` }),
+    paragraph(`${right.toLocaleString("en")} of ${plural(voted, "image")} are classified correctly by their ${page.k} nearest neighbours.` +
+      (unlabelled ? ` ${plural(unlabelled, "image")} without a label ${unlabelled === 1 ? "is" : "are"} left out.` : ""), "quiet")];
+  if (classes.length <= MAX_MATRIX) shown.push(element("h3", { textContent: "Confusion matrix: labels in rows, k-NN predictions in columns" }), matrix(classes, cells, highlight));
   const pairs = [...cells].map(([key, number]) => [Math.floor(key / classes.length), key % classes.length, number])
-    .filter(([label, says]) => label !== says).sort((a, b) => b[2] - a[2]).slice(0, 50);
+    .filter(([label, prediction]) => label !== prediction).sort((a, b) => b[2] - a[2]).slice(0, 50);
   if (pairs.length) {
-    shown.push(element("h3", { textContent: "Most confused" }), element("ul", { className: "pairs" }, ...pairs.map(([label, says, number]) =>
-      element("li", {}, element("button", { type: "button", onclick: () => light(label, says) },
-        element("span", { className: "name", textContent: `${classes[label]} → ${classes[says]}` }), element("span", { className: "quiet", textContent: String(number) }))))));
+    shown.push(element("h3", { textContent: "Most confused" }), element("ul", { className: "pairs" }, ...pairs.map(([label, prediction, number]) =>
+      element("li", {}, element("button", { type: "button", onclick: () => highlight(label, prediction) },
+        element("span", { className: "name", textContent: `${classes[label]} → ${classes[prediction]}` }), element("span", { className: "quiet", textContent: String(number) }))))));
   }
   return shown;
 }
 
-function matrix(classes, cells, light) {
+function matrix(classes, cells, highlight) {
   const columns = classes.map((name) => element("th", { scope: "col", title: name }, element("span", { textContent: name })));
   const rows = classes.map((name, label) => element("tr", {}, element("th", { scope: "row", textContent: name, title: name }),
-    ...classes.map((says, column) => {
+    ...classes.map((prediction, column) => {
       const number = cells.get(label * classes.length + column) || 0;
       const share = number / groupings.label.sizes[label];
-      const cell = element("td", {}, number ? element("button", { type: "button", textContent: String(number), onclick: () => light(label, column),
-        "aria-label": `${number} of ${name}: k-NN says ${says}` }) : element("span", { textContent: "·" }));
+      const cell = element("td", {}, number ? element("button", { type: "button", textContent: String(number), onclick: () => highlight(label, column),
+        "aria-label": `${number} of ${name}: k-NN predicts ${prediction}` }) : element("span", { textContent: "·" }));
       if (number) cell.style.background = `rgba(var(--shade), ${(0.08 + 0.37 * share).toFixed(2)})`;
       return cell;
     })));

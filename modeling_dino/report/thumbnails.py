@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small pictures of the images that features are of, read again from where they came from, many in one JPEG."""
+"""Reads the images of features again, makes them small, and puts many of these thumbnails into one JPEG file."""
 
 import io
 import os
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-# Multiples of 16: JPEG codes blocks of 8 x 8, colours in 16 x 16, so that a picture shines into the one beside it by
-# no more than the pixel at the border over which decoders smooth colours; the page leaves that out.
+# Multiples of 16: JPEG codes blocks of 8 x 8 pixels, and colours in 16 x 16. So a picture changes the one beside it
+# only in the pixels at the border, over which decoders smooth colours; the page leaves these out.
 SIDES = (160, 112, 80, 64, 48, 32)
-MAX_PIXELS = 20_000 * 64**2  # of all pictures
+MAX_PIXELS = 20_000 * 64**2  # of all pictures together
 MAX_IMAGES = MAX_PIXELS // SIDES[-1] ** 2
-COLUMNS, ROWS = 16, 16  # of an atlas
+COLUMNS, ROWS = 16, 16  # of an atlas, which is one JPEG file of many pictures
 QUALITIES = (82, 60, 40, 20)
-BYTES_PER_PIXEL = 0.5  # of an atlas, at most: with all pictures 39 MiB
+BYTES_PER_PIXEL = 0.5  # of an atlas, at most; 39 MiB for all pictures
 RECORDS_AT_ONCE = 32
 
 
 def side_for(num_images: int) -> int:
-    """The side of the pictures in pixels: the more there are, the smaller."""
+    """Returns the side of the pictures in pixels, which is smaller for more images."""
     return next(side for side in SIDES if num_images * side**2 <= MAX_PIXELS or side == SIDES[-1])
 
 
 def central_square(image: "Image.Image", side: int) -> torch.Tensor:
-    """Returns the square in the middle, which the model sees most of, in bytes: (side, side, 3)."""
+    """Crops the central square, most of which the model sees too, and resizes it: (side, side, 3) in bytes."""
     left, top = ((length - min(image.size)) / 2 for length in image.size)
     box = (left, top, left + min(image.size), top + min(image.size))
     square = image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
@@ -46,7 +46,7 @@ def central_square(image: "Image.Image", side: int) -> torch.Tensor:
 
 
 def image_key(name: str | int, source_name: str) -> str:
-    """What tells the images of a source apart, wherever it lies: the path in it, or the place in the table."""
+    """Returns the path of an image within its source, or its index there; the same after the source has moved."""
     path, source = os.path.normpath(str(name)), os.path.normpath(source_name)
     for root in (source, os.path.dirname(source)):
         if root and path.startswith(os.path.join(root, "")):
@@ -101,7 +101,7 @@ def wanted_records(source: ImageSource, source_name: str, places: dict[str, list
 
 
 def atlases(pictures: "np.ndarray") -> Iterator[bytes]:
-    """Pictures (N, side, side, 3) as JPEG files of 16 x 16 each, row by row; of a bounded size, whatever they show."""
+    """Yields JPEG files of 16 x 16 pictures each, row by row, from (N, side, side, 3); their size is bounded."""
     np, Image = require("numpy"), require("PIL.Image")
     side = pictures.shape[1]
     for start in range(0, len(pictures), COLUMNS * ROWS):
@@ -114,13 +114,10 @@ def atlases(pictures: "np.ndarray") -> Iterator[bytes]:
 
 
 def jpeg(image: "Image.Image", max_bytes: int) -> bytes:
-    """A JPEG file, of a quality at which it has no more than so many bytes, or of the least."""
+    """Encodes a JPEG file at the highest quality at which it fits into so many bytes, or at the lowest."""
     for quality in QUALITIES:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= max_bytes:
             break
     return file.getvalue()
-
-
-__all__ = ["MAX_IMAGES", "atlases", "image_key", "read_thumbnails", "side_for"]

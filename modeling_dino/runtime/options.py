@@ -31,6 +31,3 @@ def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | Non
     """Returns the lines that name images which were skipped, and what there is to know about others."""
     lines = [f"skipped {name}: {reason}" for name, reason in skipped.items()]
     return lines + [f"note {name}: {text}" for name, text in (notes or {}).items()]
-
-
-__all__ = ["option", "remarks_on_images"]

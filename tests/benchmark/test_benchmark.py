@@ -7,8 +7,9 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, cli
 from modeling_dino.benchmark.contests import with_constant_weights
+from modeling_dino.benchmark.options import BenchOptions
 from modeling_dino.benchmark.rivals import feature_rivals
-from modeling_dino.benchmark.run import BenchSettings, run_benchmarks, table
+from modeling_dino.benchmark.run import run_benchmarks, table
 from modeling_dino.benchmark.timing import Contest, measure
 
 
@@ -71,15 +72,15 @@ def test_rivals_are_the_same_model(models):
 
 
 def test_no_ratio_of_unequal_outputs():
-    settings = BenchSettings(["vit_tiny"], ["features"], [], rounds=1)
+    options = BenchOptions(rounds=1)
     functions = {"dino": lambda: torch.ones(3), "equal": lambda: torch.ones(3), "other": lambda: torch.zeros(3)}
-    line = measure(Contest("features", "", functions, ["dino"], 1e-5), settings)
+    line = measure(Contest("features", "", functions, ["dino"], 1e-5), options)
     assert line["unequal"] == ["other"]
     assert line["fastest_rival"] == "equal"
     del functions["equal"]
-    line = measure(Contest("features", "", functions, ["dino"], 1e-5), settings)
+    line = measure(Contest("features", "", functions, ["dino"], 1e-5), options)
     assert "ratio" not in line
-    assert "differs" in table({"lines": [line]})
+    assert "differs" in table([line])
 
 
 @pytest.mark.parametrize(
@@ -90,24 +91,27 @@ def test_no_ratio_of_unequal_outputs():
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"device": "tpu"}, "unknown device 'tpu': allowed are cpu, cuda"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        BenchSettings(**{"models": ["vit_tiny"], "what": ["features"], "against": [], **arguments})
+        BenchOptions(**arguments)
 
 
 def test_all_ways_of_knn_are_equally_right(monkeypatch):
     monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TRAIN", 600)
     monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TEST", 100)
-    (line,) = run_benchmarks(BenchSettings([], ["knn"], [], rounds=1))["lines"]
+    (line,) = run_benchmarks(BenchOptions(what=("knn",), rounds=1))["lines"]
     assert len(line["seconds"]) == 4
     assert line["unequal"] == []
 
 
 def test_threads_are_as_before(models):
     threads = torch.get_num_threads()
-    report = run_benchmarks(BenchSettings(models[:1], ["latency"], ["timm"], threads=2, rounds=1))
+    report = run_benchmarks(
+        BenchOptions(models=tuple(models[:1]), what=("latency",), against=("timm",), threads=2, rounds=1)
+    )
     assert torch.get_num_threads() == threads
     assert report["threads"] == 2
 
@@ -127,3 +131,9 @@ def test_compiled_weights_are_constants():
         torch._dynamo.reset()
         compiled(x)
     assert arguments == [1, 3]
+
+
+def test_results_are_saved_in_a_folder_that_is_there(tmp_path):
+    """Seen before anything is measured."""
+    with pytest.raises(ValueError, match="there is no folder for"):
+        run_benchmarks(BenchOptions(output=str(tmp_path / "nowhere" / "bench.json")))

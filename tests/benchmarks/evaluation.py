@@ -30,6 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from modeling_dino import DinoConfig, DinoModel
+from modeling_dino.demo.options import DemoOptions
 from modeling_dino.demo.run import pixels_of, run_demo
 from modeling_dino.evaluation.evaluation_data import EvaluationFeatures, features_of, number_labels
 from modeling_dino.evaluation.knn_classification import evaluate_knn
@@ -111,7 +112,7 @@ def train_digits(folder: Path, seed: int) -> Trained:
 
 def train_photographs(folder: Path, seed: int) -> Trained:
     """Pretrains on the left parts of the photographs, as the demo does; the right parts are the images."""
-    demo = run_demo(folder / f"demo{seed}", seed).output
+    demo = run_demo(DemoOptions(output=str(folder / f"demo{seed}"), seed=seed)).output
     parts = tuple(str(demo / f"seed-{seed}" / part) for part in ("views", "distorted"))
     return Trained({"untrained": str(demo / "untrained"), "DINO": str(demo / "model")}, parts, ks=(5,))
 

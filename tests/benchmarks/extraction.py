@@ -1,5 +1,5 @@
 """
-Features from JPEG files: `dino extract` against transformers' pipeline, and its memory by the number of images.
+Measures features from JPEG files: `dino extract` beside transformers' pipeline, and its memory.
 
     python tests/benchmarks/extraction.py speed     # images a second, and the ratio to the faster of two pipelines
     python tests/benchmarks/extraction.py memory    # peak memory for 2,000 and for 20,000 images
@@ -45,7 +45,7 @@ def speed(
     rounds: int = 3,
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
-    """Images a second, and the ratio to the faster of the pipelines."""
+    """Measures images a second, and the ratio to the faster of the pipelines."""
     report = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "images": count}
     report |= {"torch": torch.__version__, "transformers": transformers.__version__, "batch_size": batch_size}
     for backbone, size in itertools.product(backbones.split(","), sizes.split(",")):
@@ -81,7 +81,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(res
 
 @app.command()
 def memory(counts: Annotated[str, typer.Option(help="With a comma between them.")] = "2000,20000"):
-    """Peak memory of the process that computes, and of the one that reads, by the number of images."""
+    """Measures the peak memory of the process that computes, and of the one that reads, by the number of images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         DinoModel(DinoConfig(backbone="vit_tiny", image_size=64, head_type=None)).save_pretrained(folder / "model")

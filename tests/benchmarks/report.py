@@ -1,12 +1,12 @@
 """
-`dino report` of many images: seconds to make the page, its size, and when a browser can use it.
+Measures `dino report` of many images: the time to write the page, its size, and the time until a browser shows it.
 
     python tests/benchmarks/report.py            # 20,000 images, five visits
 
 Images are crops of scikit-image's photographs, JPEGs of 160 x 120; features are drawn around a center for each
-photograph, 384 numbers wide. The page is opened from its file in headless Chromium, anew each time. `usable`: the map
-is painted, and clicks are answered; `pictures`: all thumbnails of the first view are painted, too. Both are counted
-from the start of the navigation.
+photograph, 384 numbers wide. The page is opened from its file in headless Chromium, with a new profile each time.
+`usable` is when the map is painted and answers clicks, `pictures` when all thumbnails of the first view are painted,
+too. Both are counted from the start of the navigation.
 """
 
 import random
@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
 from browser import chromium, wait_for_mark
 from feature_folders import records_of, write_features
 
-from modeling_dino.demo.run import copy_photographs
+from modeling_dino.demo.images import copy_photographs
+from modeling_dino.report.options import ReportOptions
 from modeling_dino.report.page import write_report
 
 
@@ -36,7 +37,7 @@ SIZE = (160, 120)
 
 
 def write_images(folder: Path, count: int):
-    """Crops of the photographs, each another one, in a folder for each photograph."""
+    """Writes different crops of the photographs, in a folder for each photograph."""
     photographs = [(path.stem, Image.open(path).convert("RGB")) for path in copy_photographs(folder / "photographs")]
     draw = random.Random(0)
     for i in tqdm(range(count), "crops"):
@@ -51,7 +52,7 @@ def write_images(folder: Path, count: int):
 
 
 def make_features(folder: Path):
-    """What `dino extract` would write, with features drawn at random."""
+    """Writes random features as `dino extract` writes features."""
     records = records_of(folder / "images")
     generator = np.random.default_rng(0)
     names = sorted({record.columns["label"] for record in records})
@@ -62,10 +63,10 @@ def make_features(folder: Path):
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Images.")] = 20_000,
-    visits: Annotated[int, typer.Option(help="Of the browser.")] = 5,
-    folder: Annotated[Path | None, typer.Option(help="To keep images, features and the page in.")] = None,
-    only_visit: Annotated[bool, typer.Option("--only-visit", help="Open the page that the folder has.")] = False,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 20_000,
+    visits: Annotated[int, typer.Option(help="Number of visits of the browser.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Folder to keep images, features and the page in.")] = None,
+    only_visit: Annotated[bool, typer.Option("--only-visit", help="Only open the page in the folder.")] = False,
 ):
     """Makes images, features and a page, and opens it."""
     with tempfile.TemporaryDirectory() as name:
@@ -74,7 +75,8 @@ def main(
             write_images(place, count)
             make_features(place)
         if not only_visit:
-            print(write_report(place / "features", place / "report.html"))
+            options = ReportOptions(folder=str(place / "features"), output=str(place / "report.html"))
+            print(write_report(options))
         seconds = {"usable": [], "pictures": []}
         for _ in range(visits):
             with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:

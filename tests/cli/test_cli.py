@@ -1,3 +1,6 @@
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import typer
@@ -7,9 +10,12 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.cli.app import app
+from modeling_dino.cli.commands import COMMANDS
 
 
-COMMANDS = list(typer.main.get_command(app).commands)
+NAMES = list(typer.main.get_command(app).commands)
+LISTED = ["info", "convert", "extract", "attention", "pca", "segment", "knn", "linear", "finetune", "retrieve"]
+LISTED += ["report", "pretrain", "push", "bench", "demo"]  # `export` and `match` are to come
 
 
 @pytest.fixture
@@ -26,10 +32,36 @@ def folder(tmp_path):
 def test_help_lists_the_commands(dino):
     code, out, _ = dino("--help")
     assert code == 0
-    assert {"info", "convert", "extract", "attention", "knn", "linear", "pretrain", "push", "demo"} <= set(COMMANDS)
-    assert all(command in out for command in COMMANDS)
-    for command in COMMANDS:
+    assert NAMES == LISTED
+    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == LISTED
+    for command in NAMES:
         assert dino(command, "--help")[0] == 0
+
+
+@pytest.mark.parametrize("function", COMMANDS, ids=NAMES)
+def test_the_options_of_a_command_are_those_of_one_dataclass(function):
+    options = get_type_hints(function)["options"]
+    assert is_dataclass(options)
+    assert options.__dataclass_params__.frozen
+    parameters = typer.main.get_command(app).commands[function.__name__].params
+    names = {parameter.name for parameter in parameters if parameter.name != "help"}
+    assert names == {field.name for field in fields(options) if "help" in field.metadata}
+    assert all(parameter.help for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bench --threads 0", "threads=0 must be at least 1"),
+        ("bench --what speed", "unknown benchmark 'speed'"),
+        ("demo --seed -1", "seed=-1 must be at least 0"),
+        ("report . --clusters 0", "clusters=0 must be at least 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(dino, arguments, message):
+    code, _, err = dino(*arguments.split())
+    assert code == 2
+    assert message in err
 
 
 def test_info(dino, folder):

@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.demo.images import copy_photographs, cut_photographs, halves
+from modeling_dino.demo.options import DemoOptions
 from modeling_dino.demo.run import K, pixels_of, run_demo
 from modeling_dino.evaluation.evaluation_data import features_of
 
@@ -16,7 +17,7 @@ from modeling_dino.evaluation.evaluation_data import features_of
 def demo(tmp_path_factory):
     """A demo of two steps."""
     folder = tmp_path_factory.mktemp("demo")
-    return run_demo(folder, seed=3, overrides=("training.max_steps=2",))
+    return run_demo(DemoOptions(output=str(folder), seed=3, overrides=("training.max_steps=2",)))
 
 
 def test_it_pretrains_extracts_evaluates_and_draws(demo):
@@ -27,7 +28,9 @@ def test_it_pretrains_extracts_evaluates_and_draws(demo):
     assert views["label"].tolist() == distorted["label"].tolist()
     for picture in ("model/curves.png", "neighbours.png", "attention/astronaut-attention.png"):
         assert Image.open(folder / picture).size > (100, 100)
-    assert all(Path(file).is_file() for file in str(demo).rpartition("look at ")[2].split(", "))
+    *_, pictures, seconds = str(demo).splitlines()
+    assert all(Path(file).is_file() for file in pictures.removeprefix("look at ").split(", "))
+    assert seconds.endswith(" s")
     (result,) = [
         result
         for result in json.loads((folder / "model" / "evaluation_results.json").read_text())
@@ -55,8 +58,13 @@ def test_pixels_are_what_the_network_sees(demo):
 def test_another_seed_is_refused_before_anything_is_replaced(demo):
     before = {file: file.stat().st_mtime_ns for file in demo.output.rglob("*.*") if file.parent.name != "photographs"}
     with pytest.raises(ValueError, match="another run"):
-        run_demo(demo.output, seed=4, overrides=("training.max_steps=2",))
+        run_demo(DemoOptions(output=str(demo.output), seed=4, overrides=("training.max_steps=2",)))
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
+        DemoOptions(seed=-1)
 
 
 def test_no_place_is_trained_on(tmp_path):

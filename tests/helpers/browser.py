@@ -1,4 +1,4 @@
-"""Chromium without a window, which notes what a page logs and asks for."""
+"""Opens pages in Chromium without a window, and records their log and their requests."""
 
 import json
 import shutil
@@ -25,6 +25,7 @@ FLAGS = (
 
 
 def program(name: str) -> str:
+    """Returns the path of an installed program."""
     path = shutil.which(name)
     assert path, f"no {name}: the report is tested in it; on Debian, `apt-get install chromium chromium-driver`"
     return path
@@ -32,7 +33,7 @@ def program(name: str) -> str:
 
 @contextmanager
 def chromium(profile: Path, width: int = 1440, height: int = 900, dark: bool = False) -> Iterator[Chrome]:
-    """A browser with a profile of its own, whose page has this size."""
+    """Opens a browser with its own profile and a page of this size, and closes it at the end."""
     options = ChromeOptions()
     options.binary_location = program("chromium")
     for flag in (*FLAGS, f"--user-data-dir={profile}", "about:blank"):
@@ -44,7 +45,7 @@ def chromium(profile: Path, width: int = 1440, height: int = 900, dark: bool = F
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        browser.get("about:blank")  # in the place of the page that a new tab has
+        browser.get("about:blank")  # instead of the page of a new tab
         requests(browser)
         yield browser
     finally:
@@ -52,14 +53,14 @@ def chromium(profile: Path, width: int = 1440, height: int = 900, dark: bool = F
 
 
 def requests(browser: Chrome) -> list[str]:
-    """The addresses the browser was asked for, since this was last called."""
+    """Returns the addresses that were requested since the last call."""
     entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [entry["params"]["request"]["url"] for entry in entries if entry["method"] == "Network.requestWillBeSent"]
 
 
 def wait_for_mark(browser: Chrome, name: str, seconds: float = 60) -> float:
-    """When the page noted something, in seconds since it was asked for."""
+    """Waits for a performance mark of the page; returns its time in seconds since the navigation started."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    look = f"return performance.getEntriesByName('{name}').map(mark => mark.startTime)[0]"
-    return WebDriverWait(browser, seconds, 0.05).until(lambda driver: driver.execute_script(look)) / 1000
+    script = f"return performance.getEntriesByName('{name}').map(mark => mark.startTime)[0]"
+    return WebDriverWait(browser, seconds, 0.05).until(lambda driver: driver.execute_script(script)) / 1000

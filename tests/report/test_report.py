@@ -26,7 +26,8 @@ from modeling_dino.report import page as report
 from modeling_dino.report import thumbnails
 from modeling_dino.report.feature_map import FINEST, levels_of_detail, place_images
 from modeling_dino.report.neighbourhoods import leave_one_out, near_duplicates, nearest_others
-from modeling_dino.report.page import write_report
+from modeling_dino.report.options import ReportOptions
+from modeling_dino.report.page import ReportSummary, write_report
 from modeling_dino.report.thumbnails import MAX_IMAGES, jpeg, side_for
 
 
@@ -87,11 +88,17 @@ def numbered(count: int, classes: int = 0) -> list[str]:
     return [f"class {i % classes}/{i:04d}.png" if classes else f"{i:04d}.png" for i in range(count)]
 
 
+def report_on(folder: Path, **options) -> ReportSummary:
+    """Writes the page about a folder of features."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return write_report(ReportOptions(folder=str(folder), progress=False, **options))
+
+
 def make(folder: Path, features: np.ndarray, names: list[str] | None = None, **options) -> Page:
     """Images, features, and the page about them."""
     write_images(folder / "images", names or numbered(len(features)))
     write_features(folder / "features", folder / "images", features)
-    return Page(write_report(folder / "features", progress=False, **options).output)
+    return Page(report_on(folder / "features", **options).output)
 
 
 def random_features(count: int, width: int = 16) -> np.ndarray:
@@ -165,12 +172,12 @@ def test_groups_of_duplicates(tmp_path):
     page = make(tmp_path, features, duplicates=0.975)
     groups = [{int(page.names[i][:4]) for i in group} for group in page.data["duplicates"]["groups"]]
     assert sorted(groups, key=min) == [{0, 4, 10}, {3, 7}]
-    assert "5 in groups of near-duplicates" in str(write_report(tmp_path / "features", duplicates=0.975))
+    assert "5 in groups of near-duplicates" in str(report_on(tmp_path / "features", duplicates=0.975))
     assert make_again(tmp_path, duplicates=0.99).data["duplicates"]["groups"] != page.data["duplicates"]["groups"]
 
 
 def make_again(folder: Path, **options) -> Page:
-    return Page(write_report(folder / "features", progress=False, **options).output)
+    return Page(report_on(folder / "features", **options).output)
 
 
 def test_no_image_is_its_own_neighbour_among_many_equals():
@@ -224,7 +231,7 @@ def test_thumbnails_show_the_images_of_every_source(tmp_path):
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "images.parquet")
     for source in ("images", "list.txt", "images.tar", "images.parquet"):
         write_features(tmp_path / f"features of {source}", tmp_path / source, random_features(20))
-        summary = write_report(tmp_path / f"features of {source}", progress=False)
+        summary = report_on(tmp_path / f"features of {source}")
         assert (summary.missing, summary.notes) == ({}, []), source
         page = Page(summary.output)
         for place, name in enumerate(page.names):
@@ -238,7 +245,7 @@ def test_images_that_are_gone_or_damaged_have_none_and_are_counted(tmp_path):
     write_features(tmp_path / "features", tmp_path / "images", random_features(12))
     (tmp_path / "images" / "0003.png").unlink()
     (tmp_path / "images" / "0005.png").write_bytes(b"no image")
-    summary = write_report(tmp_path / "features", num_workers=2, progress=False)
+    summary = report_on(tmp_path / "features", num_workers=2)
     assert "12 images, 2 without a picture" in str(summary)
     assert len(summary.notes) == 1
     assert "differs in paths or sizes" in summary.notes[0]
@@ -252,17 +259,17 @@ def test_images_that_are_gone_or_damaged_have_none_and_are_counted(tmp_path):
 def test_images_that_have_moved(tmp_path):
     make(tmp_path, random_features(12), numbered(12, classes=3))
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    summary = write_report(tmp_path / "features", progress=False)
+    summary = report_on(tmp_path / "features")
     assert summary.missing == {"the images are gone": 12}
     assert "--images says where they are now" in summary.notes[0]
     assert not [name for name, _ in Page(summary.output).scripts if name and name.startswith("atlas")]
-    summary = write_report(tmp_path / "features", images=str(tmp_path / "elsewhere"), progress=False)
+    summary = report_on(tmp_path / "features", images=str(tmp_path / "elsewhere"))
     assert summary.missing == {}
     page = Page(summary.output)
     for place, name in enumerate(page.names):
         assert np.abs(page.thumbnail(place) - colour(int(name[-8:-4]))).max() <= 4
     with pytest.raises(ValueError, match="nowhere is neither a folder"):
-        write_report(tmp_path / "features", images="nowhere", progress=False)
+        report_on(tmp_path / "features", images="nowhere")
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 160), (3201, 112), (20_000, 64), (20_001, 48), (MAX_IMAGES, 32)])
@@ -288,7 +295,7 @@ def test_names_and_labels_stay_text(tmp_path):
         folder = tmp_path / f"of {source} </title><script>"
         features = random_features(len(records_of(tmp_path / source)))
         write_features(folder, tmp_path / source, features)
-        page = Page(write_report(folder, tmp_path / "page.html", progress=False).output)
+        page = Page(report_on(folder, output=tmp_path / "page.html").output)
         assert [name for name, _ in page.scripts] == ["data", None, "atlas-0"]
         assert page.script("data").isascii() or "<" not in page.script("data")
         assert "img" not in page.tags
@@ -315,7 +322,7 @@ def test_some_images_without_label(tmp_path):
     datasets.Dataset.from_dict(rows, kinds).to_parquet(tmp_path / "images.parquet")
     features = np.repeat(np.eye(5), 3, axis=0) + np.arange(15)[:, None] / 100
     write_features(tmp_path / "features", tmp_path / "images.parquet", features)
-    page = Page(write_report(tmp_path / "features", k=1, progress=False).output)
+    page = Page(report_on(tmp_path / "features", k=1).output)
     assert page.data["classes"] == ["2", "10"]
     found = {
         int(name): (label, says)
@@ -355,10 +362,10 @@ def test_a_sample_of_more_images(tmp_path):
     features = random_features(40)
     write_images(tmp_path / "images", numbered(40))
     write_features(tmp_path / "features", tmp_path / "images", features)
-    summary = write_report(tmp_path / "features", max_images=15, progress=False)
+    summary = report_on(tmp_path / "features", max_images=15)
     page = Page(summary.output)
     assert str(summary).startswith("15 of 40 images, ")
-    assert ["Images", "15, drawn by lot from 40"] in page.data["facts"]
+    assert ["Images", "15, a random sample of 40"] in page.data["facts"]
     rows = np.array([int(name[:4]) for name in page.names])
     assert len(set(rows)) == 15
     nearest = cosines(features[rows]).argmax(1)
@@ -383,20 +390,20 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
         ("nowhere", "holds something other than features"),
     ):
         with pytest.raises(ValueError, match=says):
-            write_report(tmp_path / name, progress=False)
+            report_on(tmp_path / name)
         assert not (tmp_path / name / "report.html").exists()
     manifest = tmp_path / "nan" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     with pytest.raises(ValueError, match="is not complete: run the same `dino extract` again"):
-        write_report(tmp_path / "nan", progress=False)
+        report_on(tmp_path / "nan")
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"k": 0}, "k=0 must be between 1 and 90"),
-        ({"num_clusters": 0}, "at least 1"),
-        ({"duplicates": 1.5}, "between -1 and 1"),
+        ({"num_clusters": 0}, "clusters=0 must be at least 1"),
+        ({"duplicates": 1.5}, "duplicates=1.5 is a cosine, and must be between -1 and 1"),
         ({"max_images": MAX_IMAGES + 1}, "between 1 and 80000"),
         ({"features": "patch_mean"}, "has cls features, not patch_mean"),
         ({"output": "."}, "is a folder: name a file"),
@@ -406,7 +413,7 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, options, says):
     write_images(tmp_path / "images", numbered(2))
     write_features(tmp_path / "features", tmp_path / "images", random_features(2))
     with pytest.raises(ValueError, match=says):
-        write_report(tmp_path / "features", progress=False, **options)
+        report_on(tmp_path / "features", **options)
 
 
 def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -419,7 +426,7 @@ def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert text.endswith("</html>\n")
     monkeypatch.setattr(report, "atlases", lambda pictures: [b"", 1 / 0])
     with pytest.raises(ZeroDivisionError):
-        write_report(tmp_path / "features", page, progress=False)
+        report_on(tmp_path / "features", output=page)
     assert page.read_text() == text
     assert list(page.parent.iterdir()) == [page]
 
@@ -428,7 +435,7 @@ OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
 def test_in_a_browser(tmp_path):
-    """Opened from its file: a click gives neighbours, and so does the keyboard; no errors, and no requests."""
+    """A click shows neighbours, and so does the keyboard; the page logs no errors, and sends no requests."""
     names = sorted([EVIL, *numbered(39, classes=3)])
     features = random_features(40)
     page = make(tmp_path, features, names, k=6)
@@ -484,6 +491,6 @@ def test_on_a_phone(tmp_path, dark):
         background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(20, 20, 22)" if dark else "rgb(250, 249, 246)")
         browser.execute_script("openTab('labels')")
-        assert "k-NN finds the label of" in browser.find_element(By.ID, "content").text
+        assert "k-NN accuracy: " in browser.find_element(By.ID, "content").text
         assert browser.execute_script(f"return {OVERFLOW}") <= 0
         assert browser.get_log("browser") == []

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `dino bench`."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..hub.loading import DTYPES
+from ..runtime.options import option
+
+
+BENCHMARKS = ("features", "latency", "attention", "training", "loading", "knn", "extraction")
+LIBRARIES = ("timm", "transformers", "torchvision")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """
+    What is measured, and how. Weights do not matter for speed, and are random.
+
+    Raises:
+        ValueError: if a value cannot work.
+    """
+
+    models: tuple[str, ...] = option(
+        "Presets, folders or hub ids, with commas between them.", ("dino_vits16", "dino_resnet50")
+    )
+    what: tuple[str, ...] = option(f"{', '.join(BENCHMARKS)}; several with commas.", ("features", "latency"))
+    against: tuple[str, ...] = option("Libraries to compare with, where they are installed.", LIBRARIES)
+    device: str = option("cpu or cuda.", "cpu")
+    dtype: str = option("float32, bfloat16 or float16.", "float32")
+    threads: int = option("Number of threads on a CPU.", 1)
+    batch_size: int = option("Images in one forward pass.", 8)
+    training_batch_size: int = option("Images in one training step.", 4)
+    image_size: int | None = option("Pixels a side, if not the model's.", None)
+    rounds: int = option("Number of rounds in which all take turns; the medians count.", 5)
+    compile: bool = option("Measure compiled models, too.", False)
+    output: str | None = option("File to write the results to.", None, flag="--json")
+
+    def __post_init__(self):
+        for name, values, allowed in (
+            ("benchmark", self.what, BENCHMARKS),
+            ("library", self.against, LIBRARIES),
+            ("dtype", [self.dtype], DTYPES),
+            ("device", [self.device.split(":")[0]], DEVICES),
+        ):
+            if unknown := [value for value in values if value not in allowed]:
+                raise ValueError(f"unknown {name} {unknown[0]!r}: allowed are {', '.join(allowed)}")
+        for name in ("threads", "batch_size", "training_batch_size", "image_size", "rounds"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("there is no GPU that PyTorch can use: pass --device cpu")

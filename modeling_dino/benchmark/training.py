@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a training step of 2 global and 8 local crops, beside the original's step, done plainly."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..hub.loading import DTYPES, load_config
+from ..modeling_dino import DinoModel, backbone_class
+from ..training.optimization import clip_each_gradient, parameter_groups, set_rates
+from ..training.self_distillation import DinoForPreTraining
+from .options import BenchOptions
+from .timing import TOLERANCES, Contest, measure, relative_difference
+
+
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 5e-5, 0.04, 3.0
+TEACHER_MOMENTUM, CENTER_MOMENTUM = 0.996, 0.9
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
+TRAINING_STEPS = 2  # whose results are compared
+
+
+class DinoStep:
+    """Does what [`DinoTrainer`] does in a step."""
+
+    optimizer_kind = {"fused": True}
+
+    def __init__(self, model: DinoForPreTraining):
+        self.model = model
+        self.optimizer = torch.optim.AdamW(parameter_groups(model.student), **self.optimizer_kind)
+
+    def __call__(self, crops: list[torch.Tensor]) -> torch.Tensor:
+        """Does one step, and returns the loss."""
+        set_rates(self.optimizer, LEARNING_RATE, WEIGHT_DECAY)
+        loss, teacher = self.forward(crops)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.clip_gradients()
+        self.optimizer.step()
+        self.update(teacher)
+        return loss.detach()
+
+    def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the loss, and the teacher's projection of the global crops, (2 * B, K)."""
+        output = self.model(crops, student_temperature=STUDENT_TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE)
+        return output.loss, output.teacher_projection
+
+    def clip_gradients(self):
+        """Clips the gradient of each parameter by its norm."""
+        clip_each_gradient(self.model.student.parameters(), MAX_GRAD_NORM)
+
+    def update(self, teacher: torch.Tensor):
+        """Updates the teacher and the center."""
+        self.model.update_teacher(TEACHER_MOMENTUM)
+        self.model.update_center(teacher, CENTER_MOMENTUM)
+
+
+class PlainStep(DinoStep):
+    """
+    Does the training step as the original (https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py) does.
+
+    It takes two passes of the backbone for all tokens, attention by definition, a loss pair by pair, weight norm on
+    the weight, and loops over parameters for clipping, AdamW and the teacher.
+    """
+
+    optimizer_kind = {"foreach": False}
+
+    def __init__(self, model: DinoForPreTraining):
+        super().__init__(model)
+        for network in (model.student, model.teacher):
+            network.set_attn_implementation("eager")
+
+    def project(self, network: DinoModel, crops: list[torch.Tensor]) -> torch.Tensor:
+        """Computes the projections of crops, (crops * B, K)."""
+        sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
+        batches = [torch.cat([crop for crop in crops if crop.shape[-1] == size]) for size in sizes]
+        features = torch.cat([network.backbone(batch)[:, 0] for batch in batches])
+        head = network.head
+        bottleneck = nn.functional.normalize(head.mlp(features), dim=-1)
+        weight = torch._weight_norm(head.last_layer.weight_v, head.last_layer.weight_g, 0)
+        return nn.functional.linear(bottleneck, weight)
+
+    def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean loss over pairs of different crops, and the teacher's projection."""
+        student = self.project(self.model.student, crops).float()
+        with torch.no_grad():
+            teacher = self.project(self.model.teacher, crops[:2]).float()
+        students = (student / STUDENT_TEMPERATURE).chunk(len(crops))
+        targets = ((teacher - self.model.center) / TEACHER_TEMPERATURE).softmax(-1).chunk(2)
+        pairs = [
+            torch.sum(-target * nn.functional.log_softmax(students[s], dim=-1), dim=-1).mean()
+            for t, target in enumerate(targets)
+            for s in range(len(crops))
+            if s != t
+        ]
+        return sum(pairs) / len(pairs), teacher
+
+    def clip_gradients(self):
+        """Clips the gradient of each parameter by its norm."""
+        for parameter in self.model.student.parameters():
+            if parameter.grad is not None:
+                scale = MAX_GRAD_NORM / (parameter.grad.norm(2) + 1e-6)
+                if scale < 1:
+                    parameter.grad.mul_(scale)
+
+    @torch.no_grad()
+    def update(self, teacher: torch.Tensor):
+        """Updates the teacher and the center."""
+        for ours, theirs in zip(self.model.teacher.parameters(), self.model.student.parameters()):
+            ours.mul_(TEACHER_MOMENTUM).add_((1 - TEACHER_MOMENTUM) * theirs)
+        mean = teacher.sum(0, keepdim=True) / len(teacher)
+        self.model.center.mul_(CENTER_MOMENTUM).add_(mean * (1 - CENTER_MOMENTUM))
+
+
+def measure_training(name: str, options: BenchOptions) -> dict | None:
+    """Measures training steps, after the loss and the weights of some steps have been compared."""
+    config, batch_size = load_config(name), options.training_batch_size
+    if not backbone_class(config).has_attention:
+        return None
+    config.head_type = "dino"
+    torch.manual_seed(0)
+    model = DinoForPreTraining(config).train().to(options.device)
+    model.update_teacher(0.9)
+    before, plain = copy.deepcopy(model), copy.deepcopy(model)
+    # two crops of the model's size, and eight of three sevenths of it (96 for 224)
+    sides = [config.image_size] * 2 + [max(config.image_size * 3 // 7, config.patch_size)] * 8
+    shape = batch_size, config.num_channels
+    crops = [torch.randn(*shape, side, side, device=options.device) for side in sides]
+    half = torch.autocast(options.device, dtype=DTYPES[options.dtype], enabled=options.dtype != "float32")
+    dino, rival = DinoStep(model), PlainStep(plain)
+    functions = {"dino": lambda: half(dino)(crops), "plain step": lambda: half(rival)(crops)}
+    losses = {who: torch.stack([step() for _ in range(TRAINING_STEPS)]) for who, step in functions.items()}
+    facts = {
+        "loss_difference": relative_difference(losses["plain step"], losses["dino"]),
+        "update_difference": update_difference(before, plain, model),
+        "projection_dim": config.projection_dim,
+        "batch_size": batch_size,
+    }
+    if max(facts["loss_difference"], facts["update_difference"] / 10) > TOLERANCES[options.dtype]:
+        return {"what": "training", "model": name, **facts, "unequal": ["plain step"], "seconds": {}}
+    return measure(Contest("training", name, functions, ["dino"], None, batch_size, facts=facts), options)
+
+
+def update_difference(before: DinoForPreTraining, a: DinoForPreTraining, b: DinoForPreTraining) -> float:
+    """
+    Returns the difference between two updates of student and teacher, relative to the length of one.
+
+    The keys' biases are left out: their gradient is rounding noise, which Adam makes large.
+    """
+    weights = [dict(model.named_parameters()) for model in (before, a, b)]
+    names = [name for name in weights[0] if not name.endswith("qkv.bias")]
+    vectors = [torch.cat([named[name].detach().flatten() for name in names]) for named in weights]
+    return ((vectors[1] - vectors[2]).norm() / (vectors[1] - vectors[0]).norm()).item()

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `dino demo`."""
+
+from dataclasses import dataclass
+
+from ..runtime.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """
+    Where the demo is written, and how its pretraining differs from the recipe.
+
+    Raises:
+        ValueError: if the seed is negative.
+    """
+
+    overrides: tuple[str, ...] = option("Values to replace in the recipe.", (), flag="[KEY=VALUE]...", argument=True)
+    output: str = option("Folder to write to; with an interrupted demo of the same options, that goes on.", "demo")
+    seed: int = option("Seed of the images and the network.", 0)
+    overwrite: bool = option("Start anew where the folder has another demo.", False)
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0")
