@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only some commands need is imported when it is used."""
+"""Imports libraries that only some commands need."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,10 +7,10 @@ from types import ModuleType
 
 def require(module: str, extra: str = "cli") -> ModuleType:
     """
-    Imports a module that the model itself does without.
+    Imports a module that the model itself does not need.
 
     Raises:
-        ImportError: if it is not installed; says which extra brings it.
+        ImportError: if it is not installed; the message has the command that installs the extra.
     """
     try:
         return import_module(module)

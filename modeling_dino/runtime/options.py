@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of commands: each is a field of a dataclass, from which the command line and the Python function both come.
+"""
+Makes options of commands: each is a field of a dataclass, which the command line and the Python function share.
 
     @dataclass(frozen=True, kw_only=True)
     class PaintOptions:
@@ -19,15 +20,15 @@ def option(help: str, default: Any = MISSING, *, flag: str | None = None, argume
     Makes a field of a dataclass of options.
 
     Args:
-        help: what the option is, in a sentence; the command line shows it.
-        default: the option is required where it is left out.
-        flag: how the option is spelt on the command line, where that is not `--name`.
-        argument: whether the command line takes it by its place, without a name.
+        help: the text that the command line shows.
+        default: the option is required if this is left out.
+        flag: the spelling on the command line, if it is not `--name`; the placeholder of an argument in the help.
+        argument: the command line takes it by its position, without a name.
     """
     return field(default=default, metadata={"help": help, "flag": flag, "argument": argument})
 
 
 def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[str]:
-    """Returns the lines that name images which were skipped, and what there is to know about others."""
+    """Returns a line for each skipped image, and for each note about an image."""
     lines = [f"skipped {name}: {reason}" for name, reason in skipped.items()]
     return lines + [f"note {name}: {text}" for name, text in (notes or {}).items()]
