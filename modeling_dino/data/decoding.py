@@ -18,13 +18,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _SUFFIXES = ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -52,7 +48,7 @@ def check_on_error(on_error: str):
         raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
 
 
-def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image, str | None]":
+def read_image(source: str | bytes, num_channels: int = 3) -> tuple[PilImage, str | None]:
     """
     Reads an image file in RGB, or in grey for a model of one channel, as the original's loader does.
 
@@ -86,7 +82,7 @@ def read_image(source: str | bytes, num_channels: int = 3) -> "tuple[Image.Image
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def check_resized(image: "Image.Image", shorter_side: int):
+def check_resized(image: PilImage, shorter_side: int):
     """Raises ValueError if an image is so thin that resizing its shorter side to this would take gigabytes."""
     limit = require("PIL.Image").MAX_IMAGE_PIXELS
     longer_side = shorter_side * max(image.size) // min(image.size)
@@ -130,7 +126,7 @@ def _read_file(path: str) -> bytes:
         raise ValueError("no such file" if isinstance(error, FileNotFoundError) else error.strerror) from error
 
 
-def _load(image: "Image.Image", content: bytes):
+def _load(image: PilImage, content: bytes):
     """Loads the pixels of an image that Pillow has opened; raises nearly any exception if they are not whole."""
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(image, content)
@@ -143,7 +139,7 @@ def _load(image: "Image.Image", content: bytes):
         _check_png(content)
 
 
-def _check_jpeg(image: "Image.Image", content: bytes):
+def _check_jpeg(image: PilImage, content: bytes):
     """Raises ValueError if the end of the image is missing, or its scans are so many that they would take hours."""
     scan = 2  # where the first scan begins, behind the other segments; thumbnails in these have ends of their own
     while scan >= 0 and content[scan : scan + 2] != START_OF_SCAN:
@@ -186,7 +182,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _note(image: "Image.Image") -> str | None:
+def _note(image: PilImage) -> str | None:
     """Returns a note on what is lost of an image, if anything."""
     if image.mode in MODES_OF_16_BITS:
         return f"mode {image.mode}: values above 255 are clipped, as in the original; convert it to 8 bits"

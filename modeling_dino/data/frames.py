@@ -5,17 +5,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
+from ..runtime.extras import PilImage
 from .decoding import MODES, check_on_error
 from .image_source import ImageRecord, ImageSource
 from .reader import all_records, decode_record
 from .sources import open_source
 from .video import Video, is_video
-
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Frame:
 
     name: str
     source: str
-    image: "Image.Image"
+    image: PilImage
 
 
 class ImageFrames:

@@ -11,18 +11,15 @@ A sampler gives batches of records, and worker processes of PyTorch's loader rea
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from .decoding import check_resized, read_image
 from .image_source import FileRange, ImageRecord, ImageSource, Unreadable
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 RECORDS_AT_ONCE = 1024  # in a part of a source
 
@@ -62,7 +59,7 @@ class ImageReader(Dataset):
         num_channels: 3 for RGB, 1 for grey.
     """
 
-    def __init__(self, transform: "Callable[[Image.Image], torch.Tensor]", num_channels: int = 3):
+    def __init__(self, transform: Callable[[PilImage], torch.Tensor], num_channels: int = 3):
         self.transform, self.num_channels = transform, num_channels
 
     def __getitem__(self, batch: Batch) -> Images:
@@ -84,7 +81,7 @@ class ImageReader(Dataset):
 
 def decode_record(
     record: ImageRecord, num_channels: int = 3, shorter_side: int | None = None
-) -> "tuple[Image.Image, str | None]":
+) -> tuple[PilImage, str | None]:
     """
     Decodes the image of a record.
 

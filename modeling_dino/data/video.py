@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from ..runtime.whole_files import whole_file
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +42,7 @@ class Video:
             self.num_frames: int | None = stream.frames or None
             self.fps: Fraction | None = stream.average_rate
 
-    def __iter__(self) -> Iterator["Image.Image"]:
+    def __iter__(self) -> Iterator[PilImage]:
         count = 0
         with self._open() as stream:
             for frame in stream.container.decode(stream):
@@ -79,7 +75,7 @@ def is_video(path: str | os.PathLike) -> bool:
 
 
 @contextmanager
-def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[["Image.Image"], None]]:
+def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[[PilImage], None]]:
     """
     Gives a function that appends a frame to an MP4 file; the file appears at the end, whole.
 
@@ -95,7 +91,7 @@ def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[["Image.
         stream.pix_fmt, stream.codec_context.colorspace = PIXEL_FORMAT, BT601
         size = None
 
-        def append(image: "Image.Image"):
+        def append(image: PilImage):
             nonlocal size
             if size is None:
                 size = image.size

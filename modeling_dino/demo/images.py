@@ -11,14 +11,10 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from ..training.multi_crop import seeded
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # the photographs inside the package; it would download others
 PHOTOGRAPHS = ["astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"]
@@ -65,7 +61,7 @@ def cut_photographs(photographs: list[Path], folder: Path, seed: int) -> tuple[P
     return tiles, views, distorted
 
 
-def halves(path: Path) -> "tuple[Image.Image, Image.Image]":
+def halves(path: Path) -> tuple[PilImage, PilImage]:
     """Returns the part of a photograph to train on, and the one to test on."""
     with require("PIL.Image").open(path) as file:
         photograph = file.convert("RGB")
@@ -74,14 +70,14 @@ def halves(path: Path) -> "tuple[Image.Image, Image.Image]":
     return photograph.crop((0, 0, border, height)), photograph.crop((border, 0, width, height))
 
 
-def draw_tile(image: "Image.Image", draw: random.Random) -> "Image.Image":
+def draw_tile(image: PilImage, draw: random.Random) -> PilImage:
     """Crops a random square, and resizes it."""
     side = int(image.height * draw.uniform(*TILE_SCALE))
     left, top = draw.randint(0, image.width - side), draw.randint(0, image.height - side)
     return image.crop((left, top, left + side, top + side)).resize((TILE_SIZE, TILE_SIZE))
 
 
-def places(image: "Image.Image") -> "Iterator[tuple[str, Image.Image]]":
+def places(image: PilImage) -> Iterator[tuple[str, PilImage]]:
     """Yields the squares of a grid, named by row and column."""
     side = min(image.height // PLACES, image.width)
     for row in range(image.height // side):
@@ -104,7 +100,7 @@ def view_transforms():
     return crop, v2.Compose([crop, *distortions])
 
 
-def save(image: "Image.Image", file: Path):
+def save(image: PilImage, file: Path):
     """Saves an image, and makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file)

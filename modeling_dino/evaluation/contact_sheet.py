@@ -4,18 +4,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..data.image_source import ImageRecord
 from ..data.reader import all_records, decode_record
 from ..data.sources import open_source
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from ..runtime.whole_files import whole_file
 from .evaluation_data import EvaluationFeatures
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Name = str | int
 
@@ -68,7 +64,7 @@ def draw_contact_sheet(
         sheet.save(partial, format="PNG")
 
 
-def place_tile(sheet: "Image.Image", corner: tuple[int, int], tile: Tile, thumbnail: "Image.Image"):
+def place_tile(sheet: PilImage, corner: tuple[int, int], tile: Tile, thumbnail: PilImage):
     """Draws a tile; the thumbnail is in the middle of a square of the color of the border."""
     ImageDraw, ImageOps = require("PIL.ImageDraw"), require("PIL.ImageOps")
     left, top = corner
@@ -79,7 +75,7 @@ def place_tile(sheet: "Image.Image", corner: tuple[int, int], tile: Tile, thumbn
     draw.text((left + BORDER, top + TILE + 2), tile.caption, fill="black", font_size=13)
 
 
-def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> "dict[Name, Image.Image]":
+def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[Name, PilImage]:
     """
     Reads images by their names, and makes them small.
 

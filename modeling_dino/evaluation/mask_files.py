@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..data.decoding import strict_pillow
@@ -46,7 +47,7 @@ def read_mask(path: str | os.PathLike) -> Mask:
     Raises:
         ValueError: if the file cannot be read, or is no mask.
     """
-    np, Image = require("numpy"), require("PIL.Image")
+    Image = require("PIL.Image")
     try:
         with strict_pillow(), Image.open(path) as image:
             image.load()

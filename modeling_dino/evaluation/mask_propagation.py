@@ -14,6 +14,7 @@ Letters in shapes: h x w patches, D width, K objects and the background.
 
 from collections import deque
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -117,6 +118,6 @@ def pixel_objects(labels: torch.Tensor, numbers: list[int], patch_size: int, siz
 
 def resize_nearest(objects: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resizes (H, W), of uint8, to the nearest values; with Pillow, which rounds as the original does."""
-    np, Image = require("numpy"), require("PIL.Image")
+    Image = require("PIL.Image")
     picture = Image.fromarray(objects.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(picture))

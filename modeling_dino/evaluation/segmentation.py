@@ -9,7 +9,6 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,16 +19,13 @@ from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
 from ..pictures.patch_images import PatchTransform
 from ..pictures.picture_files import open_drawing
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from ..runtime.whole_files import whole_file
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
 from .mask_scores import VideoScores, boundary_f, jaccard, statistics
 from .segmentation_options import PropagationSettings, SegmentOptions
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TASK = "video-object-segmentation"
 DAVIS_FPS = 24
@@ -133,7 +129,7 @@ class VideoSegmentation:
         return self.mask
 
     @torch.inference_mode()
-    def _features(self, image: "Image.Image") -> torch.Tensor:
+    def _features(self, image: PilImage) -> torch.Tensor:
         """Computes the features of an image's patches: (h, w, D)."""
         sides = video_size(*image.size, self.transform.size, self.transform.patch_size)
         resized = image.resize(sides, require("PIL.Image").Resampling.BILINEAR)
@@ -212,7 +208,7 @@ def record_scores(scores: VideoScores, model: str, video: str, file: Path) -> st
     return record_evaluation_results(model, None, results)
 
 
-def draw_mask(image: "Image.Image", mask: Mask) -> "Image.Image":
+def draw_mask(image: PilImage, mask: Mask) -> PilImage:
     """Draws a mask over its frame, in the colors of its palette."""
     Image = require("PIL.Image")
     image, colors = image.convert("RGB"), Image.fromarray(mask.objects.numpy())

@@ -17,13 +17,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..runtime.extras import require
 from ..runtime.run_folder import RunFolder
 from ..runtime.whole_files import whole_file
 
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
@@ -91,7 +92,7 @@ class FeatureFolder(RunFolder):
         found = (self.shards.get((part, chunk)) for chunk in itertools.count())
         return next(shard is not None for shard in found if shard is None or shard["ends_part"])
 
-    def write_shard(self, part: int, chunk: int, rows: list[dict], features: "dict[str, np.ndarray]", remarks: dict):
+    def write_shard(self, part: int, chunk: int, rows: list[dict], features: dict[str, np.ndarray], remarks: dict):
         """
         Writes a shard; raises OSError if it cannot be written, and leaves the other shards as they are.
 
@@ -129,7 +130,7 @@ def shard_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name))
 
 
-def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
+def load_features(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     Loads the features that `dino extract` wrote, in the order of the images.
 
@@ -141,7 +142,7 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
     Raises:
         ValueError: if it is not a folder of features, or a run has not finished.
     """
-    np, pq = require("numpy"), require("pyarrow.parquet")
+    pq = require("pyarrow.parquet")
     manifest = FeatureFolder.read(folder)
     if not manifest["complete"]:
         raise ValueError(f"{folder} is not complete: run the same `dino extract` again, and it goes on")
@@ -164,11 +165,11 @@ def load_features(folder: str | os.PathLike) -> "dict[str, np.ndarray]":
     return {**{name: np.concatenate(columns) for name, columns in parts.items()}, **arrays}
 
 
-def _values(column: "pa.ChunkedArray", shape: list[int]) -> "np.ndarray":
+def _values(column: "pa.ChunkedArray", shape: list[int]) -> np.ndarray:
     """Returns a column of lists as (rows, *shape), without a copy."""
     pa = require("pyarrow")
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     values = (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)) if chunks else None
     if values is None:
-        return require("numpy").empty((0, *shape), "float32")
+        return np.empty((0, *shape), "float32")
     return values.flatten().to_numpy().reshape(len(values), *shape)

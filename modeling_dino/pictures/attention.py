@@ -8,11 +8,11 @@ Where we deviate: the aspect ratio is kept, and frames go straight into a video,
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
-from ..runtime.extras import require
 from .attention_pictures import attention_pictures
 from .options import AttentionOptions
 from .picture_files import PictureSummary, new_file, open_drawing, picture_files, save_tensors
@@ -76,4 +76,4 @@ def save_attention(attention: torch.Tensor, file: Path):
         save_tensors({"attention": attention}, file)
         return
     with new_file(file) as partial, open(partial, "wb") as opened:  # given a path, NumPy would add its suffix
-        require("numpy").save(opened, attention.numpy())
+        np.save(opened, attention.numpy())

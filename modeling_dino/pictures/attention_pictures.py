@@ -6,17 +6,14 @@ https://github.com/facebookresearch/dino/blob/7c446df/visualize_attention.py#L16
 """
 
 import colorsys
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from .patch_images import mosaic, paint_patches
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 COLORMAP = "inferno"
 OPACITY = 0.6
@@ -25,8 +22,8 @@ SHADE = 0.4  # brightness of a color where the image is black
 
 
 def attention_pictures(
-    image: "Image.Image", attention: torch.Tensor, patch_size: int, mass: float | None = None
-) -> "dict[str, Image.Image]":
+    image: PilImage, attention: torch.Tensor, patch_size: int, mass: float | None = None
+) -> dict[str, PilImage]:
     """
     Draws all pictures of an image's attention.
 
@@ -82,20 +79,20 @@ def apply_colormap(values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(require("matplotlib").colormaps[COLORMAP](values.numpy())[..., :3])
 
 
-def enlarge(maps: torch.Tensor, image: "Image.Image") -> torch.Tensor:
+def enlarge(maps: torch.Tensor, image: PilImage) -> torch.Tensor:
     """Interpolates maps of patches to the pixels of an image: (n, h, w) -> (n, H, W)."""
     return nn.functional.interpolate(maps[None], image.size[::-1], mode="bilinear")[0]
 
 
-def draw_heads(image: "Image.Image", values: torch.Tensor, colors: torch.Tensor) -> "Image.Image":
+def draw_heads(image: PilImage, values: torch.Tensor, colors: torch.Tensor) -> PilImage:
     """Draws the image in grey, and each pixel in the color of the head with the greatest value, (heads, h, w)."""
     strength, head = enlarge(values, image).max(0)
-    grey = (torch.from_numpy(require("numpy").array(image.convert("L"))) / 255)[..., None]  # (H, W, 1)
+    grey = (torch.from_numpy(np.array(image.convert("L"))) / 255)[..., None]  # (H, W, 1)
     shaded = colors[head] * (SHADE + (1 - SHADE) * grey)  # (H, W, 3)
     return paint_patches(torch.lerp((grey * DIMMED).expand_as(shaded), shaded, strength[..., None]), 1)
 
 
-def draw_masks(image: "Image.Image", masks: torch.Tensor, colors: torch.Tensor, patch_size: int) -> "Image.Image":
+def draw_masks(image: PilImage, masks: torch.Tensor, colors: torch.Tensor, patch_size: int) -> PilImage:
     """Draws the masks of heads (heads, h, w) over the image, in the mean of their colors where several overlap."""
     Image = require("PIL.Image")
     image, number = image.convert("RGB"), masks.sum(0)

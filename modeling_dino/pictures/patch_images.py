@@ -3,15 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 GAP, CAPTION, FONT_SIZE = 8, 24, 16  # pixels
 
@@ -39,29 +36,27 @@ class PatchTransform:
         if self.size < self.patch_size:
             raise ValueError(f"size={self.size} must be at least one patch of {self.patch_size} pixels")
 
-    def crop(self, image: "Image.Image") -> "Image.Image":
+    def crop(self, image: PilImage) -> PilImage:
         """Resizes an image by its shorter side, and crops it at the bottom and right to whole patches."""
         scale = self.size / min(image.size)
         width, height = (max(self.patch_size, round(side * scale)) for side in image.size)
         resized = image.resize((width, height), require("PIL.Image").Resampling.BICUBIC)
         return resized.crop((0, 0, width - width % self.patch_size, height - height % self.patch_size))
 
-    def pixel_values(self, image: "Image.Image") -> torch.Tensor:
+    def pixel_values(self, image: PilImage) -> torch.Tensor:
         """Returns an image as a normalised batch of one: (1, C, H, W)."""
-        pixels = torch.from_numpy(require("numpy").array(image)).reshape(image.height, image.width, -1)
+        pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
         return ((pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).unsqueeze(0)
 
 
-def paint_patches(colors: torch.Tensor, patch_size: int) -> "Image.Image":
+def paint_patches(colors: torch.Tensor, patch_size: int) -> PilImage:
     """Paints a square of patch size for each color: (h, w, 3) in [0, 1], or (h, w) from black to white."""
     Image = require("PIL.Image")
     picture = Image.fromarray((colors * 255 + 0.5).to(torch.uint8).numpy())
     return picture.resize((colors.shape[1] * patch_size, colors.shape[0] * patch_size), Image.Resampling.NEAREST)
 
 
-def mosaic(
-    tiles: Mapping[str, "Image.Image"], columns: int, swatches: Mapping[str, tuple] | None = None
-) -> "Image.Image":
+def mosaic(tiles: Mapping[str, PilImage], columns: int, swatches: Mapping[str, tuple] | None = None) -> PilImage:
     """
     Puts pictures side by side, under their titles.
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -17,15 +16,12 @@ from ..data.frames import Frame, Frames, open_frames
 from ..data.video import write_video
 from ..hub.loading import load_image_processor
 from ..modeling_dino import DinoModel
+from ..runtime.extras import PilImage
 from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_file
 from .options import PictureOptions
 from .patch_images import PatchTransform
-
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
-def save_picture(picture: "Image.Image", file: Path):
+def save_picture(picture: PilImage, file: Path):
     """Writes a PNG."""
     with new_file(file) as partial:
         picture.save(partial, format="PNG")
@@ -124,7 +120,7 @@ def save_picture(picture: "Image.Image", file: Path):
 @contextmanager
 def picture_files(
     folder: Path, frames: Frames, fps: Fraction | float | None, video_kinds: tuple[str, ...]
-) -> Iterator[Callable[[str, "Mapping[str, Image.Image]"], list[Path]]]:
+) -> Iterator[Callable[[str, Mapping[str, PilImage]], list[Path]]]:
     """
     Yields a function that takes the name of a frame and its pictures by kind, and returns the files they are in.
 
@@ -134,7 +130,7 @@ def picture_files(
     with ExitStack() as stack:
         videos = {}  # by kind: the file, and the function that appends a picture
 
-        def save(name: str, pictures: "Mapping[str, Image.Image]") -> list[Path]:
+        def save(name: str, pictures: Mapping[str, PilImage]) -> list[Path]:
             if not fps:
                 files = {folder / f"{name}-{kind}.png": picture for kind, picture in pictures.items()}
                 for file, picture in files.items():

@@ -6,16 +6,12 @@ Papers: t-SNE (https://www.jmlr.org/papers/v9/vandermaaten08a.html), in a form w
 images (https://doi.org/10.1038/s41592-018-0308-4). The nearest neighbours are exact, and the same as in the report.
 """
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..runtime.extras import require
 
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PERPLEXITY = 30
 NEIGHBOURS = 3 * PERPLEXITY  # as many as t-SNE uses
@@ -24,7 +20,7 @@ FEW_IMAGES = 4000  # up to so many, Barnes-Hut trees are faster than interpolati
 COARSEST, FINEST = 2**-3, 2**-16  # distances between images that are shown together, in widths of the map
 
 
-def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours: torch.Tensor) -> "np.ndarray":
+def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours: torch.Tensor) -> np.ndarray:
     """
     Computes the places of images on the map; the same for the same input.
 
@@ -35,7 +31,7 @@ def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours:
     Returns:
         (N, 2), float32, in [0, 1].
     """
-    np, decomposition = require("numpy", "report"), require("sklearn.decomposition", "report")
+    decomposition = require("sklearn.decomposition", "report")
     unit = F.normalize(features.float(), dim=1).numpy().astype("float64")
     if len(unit) >= MIN_IMAGES:
         return _fit_square(_tsne(unit, similarities.numpy(), neighbours.numpy()))
@@ -46,8 +42,8 @@ def place_images(features: torch.Tensor, similarities: torch.Tensor, neighbours:
     return _fit_square(places)
 
 
-def _tsne(unit: "np.ndarray", similarities: "np.ndarray", neighbours: "np.ndarray") -> "np.ndarray":
-    np, open_tsne = require("numpy", "report"), require("openTSNE", "report")
+def _tsne(unit: np.ndarray, similarities: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    open_tsne = require("openTSNE", "report")
     distances = np.sqrt(np.maximum(2 - 2 * similarities, 0), dtype="float64")  # between unit vectors, euclidean
     affinities = open_tsne.affinity.PerplexityBasedNN(
         perplexity=min(PERPLEXITY, neighbours.shape[1] / 3),
@@ -59,14 +55,14 @@ def _tsne(unit: "np.ndarray", similarities: "np.ndarray", neighbours: "np.ndarra
     return np.asarray(fit(affinities=affinities, initialization=start))
 
 
-def _fit_square(places: "np.ndarray") -> "np.ndarray":
+def _fit_square(places: np.ndarray) -> np.ndarray:
     """Moves and scales the places so that they fill the unit square, and are centered in it."""
     low, high = places.min(axis=0), places.max(axis=0)
     side = (high - low).max() or 1
     return ((places - (low + high) / 2) / side + 0.5).astype("float32")
 
 
-def levels_of_detail(places: "np.ndarray") -> "tuple[np.ndarray, list[tuple[float, int]]]":
+def levels_of_detail(places: np.ndarray) -> tuple[np.ndarray, list[tuple[float, int]]]:
     """
     Orders images so that the first ones can be shown from afar, and more as the map is magnified, without overlap.
 
@@ -78,7 +74,6 @@ def levels_of_detail(places: "np.ndarray") -> "tuple[np.ndarray, list[tuple[floa
         of images that lie at least so far apart, horizontally or vertically, and come first in the order. Each
         distance is 1 / sqrt(2) of the one before. The last level has all images.
     """
-    np = require("numpy", "report")
     points, level_of = places.astype("float64").tolist(), np.zeros(len(places), int)
     # in random order, so that the images of a level are as dense in each place as all images are
     shown, left = [], np.random.default_rng(0).permutation(len(places)).tolist()
@@ -110,9 +105,8 @@ def _is_free(point: list[float], cells: dict[tuple[int, int], list[float]], dist
     )
 
 
-def z_order(places: "np.ndarray") -> "np.ndarray":
+def z_order(places: np.ndarray) -> np.ndarray:
     """Computes where places of the unit square lie on a Z-order curve, (N, 2) -> (N,)."""
-    np = require("numpy", "report")
     x, y = np.minimum(places * 2**16, 2**16 - 1).astype("int64").T
     bits = range(16)
     return sum(((x >> bit & 1) << 2 * bit) | ((y >> bit & 1) << 2 * bit + 1) for bit in bits)

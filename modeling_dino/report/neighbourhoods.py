@@ -6,18 +6,13 @@ Similarities are cosines, computed exactly for all pairs of images. Neighbours v
 and an image does not vote for itself.
 """
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..evaluation.knn import QUERIES, TEMPERATURE, nearest, vote
 from ..runtime.extras import require
-
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @torch.inference_mode()
@@ -63,14 +58,14 @@ def leave_one_out(features: torch.Tensor, labels: torch.Tensor, k: int) -> torch
     return predicted
 
 
-def near_duplicates(similarities: torch.Tensor, neighbours: torch.Tensor, threshold: float) -> list["np.ndarray"]:
+def near_duplicates(similarities: torch.Tensor, neighbours: torch.Tensor, threshold: float) -> list[np.ndarray]:
     """
     Finds groups of images, in which each is linked to another by a cosine similarity of at least the threshold.
 
     Returns:
         the images of each group, in ascending order; the groups in descending order of their greatest similarity.
     """
-    np, sparse = require("numpy", "report"), require("scipy.sparse", "report")
+    sparse = require("scipy.sparse", "report")
     images, places = (similarities >= threshold).nonzero(as_tuple=True)
     ends = (images.numpy(), neighbours[images, places].numpy())
     links = sparse.coo_array((np.ones(len(images), bool), ends), shape=(len(neighbours),) * 2)
@@ -85,9 +80,9 @@ def neighbour_distances(similarities: torch.Tensor) -> torch.Tensor:
     return 1 - similarities.mean(dim=1) if similarities.shape[1] else similarities.new_zeros(len(similarities))
 
 
-def cluster_images(features: torch.Tensor, num_clusters: int) -> "np.ndarray":
+def cluster_images(features: torch.Tensor, num_clusters: int) -> np.ndarray:
     """Clusters images by k-means of their unit vectors, (N, D) -> (N,); 0 is the cluster with the most images."""
-    np, cluster = require("numpy", "report"), require("sklearn.cluster", "report")
+    cluster = require("sklearn.cluster", "report")
     unit = F.normalize(features.float(), dim=1).numpy()
     num_clusters = min(num_clusters, len(unit))
     found = cluster.MiniBatchKMeans(num_clusters, random_state=0, n_init=3).fit_predict(unit)

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..data.decoding import as_text
@@ -26,16 +27,12 @@ from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import FeatureFolder
-from ..runtime.extras import require
 from ..runtime.whole_files import whole_file
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
 from .neighbourhoods import cluster_images, leave_one_out, near_duplicates, nearest_others, neighbour_distances
 from .options import ReportOptions
 from .thumbnails import atlases, image_key, read_thumbnails, side_for
 
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DEFAULT_OUTPUT = "report.html"  # in the folder of the features
 MAX_CLUSTERS = 20  # by default
@@ -117,7 +114,6 @@ def load_sample(options: ReportOptions) -> tuple[EvaluationFeatures, int]:
     Raises:
         ValueError: if there are no images, or their features cannot be compared.
     """
-    np = require("numpy")
     images = features_of(str(options.folder), options=FeatureOptions(features=options.features))
     rows = len(images.names)
     if not rows:
@@ -128,9 +124,8 @@ def load_sample(options: ReportOptions) -> tuple[EvaluationFeatures, int]:
     return images, rows
 
 
-def analyse_images(shown: EvaluationFeatures, options: ReportOptions) -> "tuple[dict[str, Any], np.ndarray]":
+def analyse_images(shown: EvaluationFeatures, options: ReportOptions) -> tuple[dict[str, Any], np.ndarray]:
     """Returns what the page shows of the images, in the order in which it shows them; and this order."""
-    np = require("numpy")
     similarities, neighbours = nearest_others(shown.features, NEIGHBOURS, options.progress)
     groups = near_duplicates(similarities, neighbours, options.duplicates)
     places = place_images(shown.features, similarities, neighbours)
@@ -157,7 +152,7 @@ def analyse_images(shown: EvaluationFeatures, options: ReportOptions) -> "tuple[
 
 
 def classify_images(
-    features: torch.Tensor, labels: list[Label | None] | None, k: int, order: "np.ndarray"
+    features: torch.Tensor, labels: list[Label | None] | None, k: int, order: np.ndarray
 ) -> dict[str, Any]:
     """
     Returns the classes, the class of each image, and the class that its neighbours predict; None without labels.
@@ -182,8 +177,8 @@ def classify_images(
 
 
 def load_thumbnails(
-    shown: EvaluationFeatures, order: "np.ndarray", side: int, options: ReportOptions
-) -> "tuple[np.ndarray | None, dict[str, list[int]], list[str]]":
+    shown: EvaluationFeatures, order: np.ndarray, side: int, options: ReportOptions
+) -> tuple[np.ndarray | None, dict[str, list[int]], list[str]]:
     """Returns the thumbnails in order, the places without one by the reason, and notes about the images."""
     settings = shown.settings
     name = settings["images"] if options.images is None else options.images
@@ -239,7 +234,7 @@ def describe_run(shown: EvaluationFeatures, rows: int, page: dict, notes: list[s
     return [(name, str(value)) for name, value in found.items() if value]
 
 
-def encode_array(array: "np.ndarray") -> str:
+def encode_array(array: np.ndarray) -> str:
     """Returns the numbers, little-endian, in base64."""
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()).decode()
 

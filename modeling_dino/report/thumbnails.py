@@ -6,20 +6,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 from ..runtime.processes import spare_workers
 
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
 
 # Multiples of 16: JPEG codes blocks of 8 x 8 pixels, and colours in 16 x 16. So a picture changes the one beside it
 # only in the pixels at the border, over which decoders smooth colours; the page leaves these out.
@@ -37,12 +33,12 @@ def side_for(num_images: int) -> int:
     return next(side for side in SIDES if num_images * side**2 <= MAX_PIXELS or side == SIDES[-1])
 
 
-def central_square(image: "Image.Image", side: int) -> torch.Tensor:
+def central_square(image: PilImage, side: int) -> torch.Tensor:
     """Crops the central square, most of which the model sees too, and resizes it: (side, side, 3) in bytes."""
     left, top = ((length - min(image.size)) / 2 for length in image.size)
     box = (left, top, left + min(image.size), top + min(image.size))
     square = image.resize((side, side), require("PIL.Image").Resampling.BICUBIC, box, reducing_gap=3)
-    return torch.from_numpy(require("numpy").array(square))
+    return torch.from_numpy(np.array(square))
 
 
 def image_key(name: str | int, source_name: str) -> str:
@@ -61,7 +57,7 @@ def read_thumbnails(
     side: int,
     num_workers: int | None = None,
     progress: bool = False,
-) -> "tuple[np.ndarray, dict[int, str]]":
+) -> tuple[np.ndarray, dict[int, str]]:
     """
     Args:
         source: see [`open_source`], and the name it was opened by.
@@ -72,7 +68,6 @@ def read_thumbnails(
     Returns:
         (number of places, side, side, 3), in bytes; and why there is no picture in a place.
     """
-    np = require("numpy")
     num_images = sum(map(len, places.values()))
     pictures = np.zeros((num_images, side, side, 3), np.uint8)
     missing = dict.fromkeys(range(num_images), "not among the images any more")
@@ -100,9 +95,9 @@ def wanted_records(source: ImageSource, source_name: str, places: dict[str, list
             yield replace(record, columns={"place": wanted.pop(0)})
 
 
-def atlases(pictures: "np.ndarray") -> Iterator[bytes]:
+def atlases(pictures: np.ndarray) -> Iterator[bytes]:
     """Yields JPEG files of 16 x 16 pictures each, row by row, from (N, side, side, 3); their size is bounded."""
-    np, Image = require("numpy"), require("PIL.Image")
+    Image = require("PIL.Image")
     side = pictures.shape[1]
     for start in range(0, len(pictures), COLUMNS * ROWS):
         chunk = pictures[start : start + COLUMNS * ROWS]
@@ -113,7 +108,7 @@ def atlases(pictures: "np.ndarray") -> Iterator[bytes]:
         yield jpeg(Image.fromarray(grid), int(BYTES_PER_PIXEL * grid.shape[0] * grid.shape[1]))
 
 
-def jpeg(image: "Image.Image", max_bytes: int) -> bytes:
+def jpeg(image: PilImage, max_bytes: int) -> bytes:
     """Encodes a JPEG file at the highest quality at which it fits into so many bytes, or at the lowest."""
     for quality in QUALITIES:
         file = io.BytesIO()

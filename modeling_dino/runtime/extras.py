@@ -3,6 +3,13 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+else:
+    PilImage = Any  # for annotations, which Pillow is not imported for
 
 
 def require(module: str, extra: str = "cli") -> ModuleType:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,8 @@ from torch import nn
 from transformers.utils import logging
 
 from ..image_processing_dino import channel_statistics
-from ..runtime.extras import require
+from ..runtime.extras import PilImage, require
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 v2 = require("torchvision.transforms.v2", "train")
 ImageFilter = require("PIL.ImageFilter", "train")
@@ -142,7 +138,7 @@ class MultiCrop:
                 f"applied{', to each channel alike' if num_channels > 1 else ''}"
             )
 
-    def __call__(self, image: "Image.Image | torch.Tensor", seed: int | None = None) -> list[torch.Tensor]:
+    def __call__(self, image: PilImage | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
         """
         Draws and normalises the crops of an image.
 
@@ -195,7 +191,7 @@ class MultiCrop:
         jitter = v2.ColorJitter(config.brightness, config.contrast)
         return jitter if self.num_channels == 1 else EachChannel(jitter)
 
-    def _check(self, image: "Image.Image | torch.Tensor"):
+    def _check(self, image: PilImage | torch.Tensor):
         if not isinstance(image, torch.Tensor):
             if len(image.getbands()) != self.num_channels or image.mode not in ("RGB", "L"):
                 raise ValueError(f"images of mode {image.mode} where the model takes {self.num_channels} channels")
@@ -204,7 +200,7 @@ class MultiCrop:
         elif image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"images of {image.dtype}: pass uint8, or floating point from 0 to 1")
 
-    def _pixel_values(self, image: "Image.Image | torch.Tensor") -> torch.Tensor:
+    def _pixel_values(self, image: PilImage | torch.Tensor) -> torch.Tensor:
         pixels = image if isinstance(image, torch.Tensor) else v2.functional.pil_to_tensor(image)
         # torchvision's own conversion multiplies by 1 / 255, which rounds otherwise than the original's division
         pixels = pixels.float() if pixels.is_floating_point() else pixels.float().div(255)
@@ -240,7 +236,7 @@ class GaussianBlur(v2.Transform):
         """Draws a radius."""
         return {"radius": torch.empty(1).uniform_(*self.radius).item()}
 
-    def transform(self, inpt: "Image.Image | torch.Tensor", params: dict[str, float]):
+    def transform(self, inpt: PilImage | torch.Tensor, params: dict[str, float]):
         """Blurs by this radius."""
         if isinstance(inpt, torch.Tensor):
             return box_blurs(inpt, params["radius"])
@@ -272,7 +268,7 @@ def box_blurs(image: torch.Tensor, radius: float) -> torch.Tensor:
 class RandomSolarize(v2.RandomSolarize):
     """Solarizes as torchvision does, with a threshold of 255 for floating point too."""
 
-    def transform(self, inpt: "Image.Image | torch.Tensor", params: dict):
+    def transform(self, inpt: PilImage | torch.Tensor, params: dict):
         """Inverts what is bright."""
         is_float = isinstance(inpt, torch.Tensor) and inpt.is_floating_point()
         return v2.functional.solarize(inpt, self.threshold / 255 if is_float else self.threshold)

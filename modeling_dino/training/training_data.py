@@ -7,7 +7,7 @@ processes there are, nor on where a run was stopped and resumed.
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -16,11 +16,9 @@ from transformers.utils import logging
 from ..data.decoding import check_on_error
 from ..data.image_source import IndexedSource
 from ..data.reader import decode_record
+from ..runtime.extras import PilImage
 from .multi_crop import MultiCrop
 
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +52,7 @@ class SourceImages(Sequence):
     def __len__(self) -> int:
         return self.source.num_images
 
-    def __getitem__(self, index: int) -> "Image.Image":
+    def __getitem__(self, index: int) -> PilImage:
         """
         Raises:
             UnreadableImage: if it cannot be read; names it and says why.
