@@ -96,7 +96,7 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     processor = load_image_processor(settings.model, model.config)
     shapes = feature_shapes(model.config, processor, settings)
     nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
-    plan = Plan(source, nothing, settings.batch_size_on(state.device), state)
+    plan = Plan(source, nothing, settings.batch_size_on(state.device), rank=0, num_processes=1)
     transform = ImageTransform(processor, model.config.num_channels)
     reader = ImageReader(transform, model.config.num_channels)
     compute = FeatureComputer(model, settings, transform.normalize, shapes)

@@ -3,7 +3,7 @@
 Measures k-NN classification for several k: `knn_predict` beside full sorting and scikit-learn.
 
 Full sorting is k-NN as it is usually written: all similarities, `argsort`, the first k, their votes; once for each k.
-scikit-learn takes part twice: with a classifier for each k, and with one search whose neighbours vote for each k.
+scikit-learn takes part with one search, whose neighbours vote for each k.
 """
 
 from collections.abc import Callable
@@ -54,19 +54,10 @@ def scikit_learn_rivals(
     """Returns functions that compute the accuracy for each k, where scikit-learn is installed."""
     if find_spec("sklearn") is None:
         return {}
-    from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+    from sklearn.neighbors import NearestNeighbors
     from threadpoolctl import threadpool_limits
 
     keys, classes, queries = train.numpy(), train_labels.numpy(), test.numpy()
-
-    def weights(distances: np.ndarray) -> np.ndarray:
-        return np.exp((1 - distances) / TEMPERATURE)  # of cosine distances
-
-    def classifiers() -> torch.Tensor:
-        with threadpool_limits(threads):
-            rivals = [KNeighborsClassifier(k, weights=weights, algorithm="brute", metric="cosine") for k in DEFAULT_K]
-            predicted = [torch.from_numpy(rival.fit(keys, classes).predict(queries)) for rival in rivals]
-        return accuracies(predicted, test_labels)
 
     def one_search() -> torch.Tensor:
         with threadpool_limits(threads):
@@ -75,11 +66,11 @@ def scikit_learn_rivals(
         predicted, rows = [], np.arange(len(queries))[:, None]
         for k in DEFAULT_K:
             votes = np.zeros((len(queries), NUM_CLASSES))
-            np.add.at(votes, (rows, classes[neighbours[:, :k]]), weights(distances[:, :k]))
+            np.add.at(votes, (rows, classes[neighbours[:, :k]]), np.exp((1 - distances[:, :k]) / TEMPERATURE))
             predicted.append(torch.from_numpy(votes.argmax(1)))
         return accuracies(predicted, test_labels)
 
-    return {"scikit-learn, a classifier each": classifiers, "scikit-learn, one search": one_search}
+    return {"scikit-learn, one search": one_search}
 
 
 def measure_knn(options: BenchOptions) -> dict:

@@ -49,10 +49,8 @@ class BenchResults(dict):
 
 def run_benchmarks(options: BenchOptions) -> BenchResults:
     """
-    Measures what was asked for, and saves the results if there is a file for them.
-
-    Raises:
-        ValueError: if the file could not be written.
+    Measures what was asked for, and saves the results if there is a file for them. Raises ValueError if the file could
+    not be written.
     """
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise ValueError(f"there is no folder for {options.output}: make it first")

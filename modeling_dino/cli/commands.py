@@ -8,8 +8,7 @@ from conversion_scripts.options import ConvertOptions
 
 from ..benchmark.options import BenchOptions
 from ..demo.options import DemoOptions
-from ..evaluation.options import KnnOptions, LinearOptions, RetrieveOptions
-from ..evaluation.segmentation_options import SegmentOptions
+from ..evaluation.options import KnnOptions, LinearOptions, RetrieveOptions, SegmentOptions
 from ..extraction.options import ExtractOptions
 from ..hub.options import InfoOptions, PushOptions
 from ..pictures.options import AttentionOptions, PcaOptions

@@ -66,10 +66,8 @@ def _item_type(kind: Any) -> type | None:
 
 def _parse(name: str, value: Any, kind: Any) -> Any:
     """
-    Converts the value of an option into that of the field.
-
-    Raises:
-        ValueError: if it should be numbers with commas between them, and is something else.
+    Converts the value of an option into that of the field. Raises ValueError if it should be numbers with commas
+    between them, and is something else.
     """
     item = _item_type(kind)
     if item is None or (value is None and kind != tuple[item, ...]):

@@ -66,6 +66,13 @@ def read_image(source: str | bytes, num_channels: int = 3) -> tuple[PilImage, st
     """
     if num_channels not in MODES:
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}: pass it tensors")
+    with opened_image(source) as image:
+        return image.convert(MODES[num_channels]), _note(image)
+
+
+@contextmanager
+def opened_image(source: str | bytes) -> Iterator[PilImage]:
+    """Opens an image file, of which all pixels are loaded; raises ValueError as [`read_image`] does."""
     content = source if isinstance(source, bytes) else _read_file(source)
     if not content:
         raise ValueError("empty")
@@ -75,7 +82,7 @@ def read_image(source: str | bytes, num_channels: int = 3) -> tuple[PilImage, st
     try:
         with strict_pillow(), Image.open(io.BytesIO(content), formats=formats) as image:
             _load(image, content)
-            return image.convert(MODES[num_channels]), _note(image)
+            yield image
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files

@@ -86,10 +86,8 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """
-        Resizes and crops an image, to (C, H, W).
-
-        Raises:
-            ValueError: if the image is too thin to be resized, or afterwards too small for the model.
+        Resizes and crops an image, to (C, H, W). Raises ValueError if the image is too thin to be resized, or
+        afterwards too small for the model.
         """
         check_resized(image, self.shorter_side)
         if self.levels is None:

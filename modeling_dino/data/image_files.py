@@ -2,30 +2,11 @@
 """Sources of images in files of their own: folders, lists of paths, single files."""
 
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .decoding import IMAGE_SUFFIXES, as_text
 from .image_source import ImageRecord, IndexedSource, files_fingerprint
-
-
-class PathTable(Sequence[str]):
-    """A packed list of paths; as strings, a hundred million of them would take several times the memory."""
-
-    def __init__(self, paths: Iterable[str]):
-        self._bytes, self._ends = bytearray(), array("Q", [0])
-        for path in paths:
-            self._bytes += os.fsencode(path)
-            self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
 
 
 class ImageFiles(IndexedSource):
@@ -38,7 +19,7 @@ class ImageFiles(IndexedSource):
     """
 
     def __init__(self, name: str, paths: Iterable[str], root: str | None = None):
-        self.paths = PathTable(paths)
+        self.paths = list(paths)
         self.num_images = len(self.paths)
         self.root = root
         self.has_classes = root is not None and self.num_images > 0 and all(map(self._class_of, self.paths))
@@ -69,10 +50,8 @@ def images_of_folder(folder: str) -> ImageFiles:
 
 def images_of_list(file: str) -> ImageFiles:
     """
-    Reads a text file with a path a line; relative paths start at the file's folder.
-
-    Raises:
-        ValueError: if the file is not text.
+    Reads a text file with a path a line; relative paths start at the file's folder. Raises ValueError if the file is
+    not text.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8").split("\n")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
 from .decoding import IMAGE_SUFFIXES, as_text
-from .image_files import PathTable
 from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
 
 
@@ -62,7 +61,7 @@ class IndexedTars(IndexedSource):
         self.columns, self.notes = {"path": "string"}, {}
         self.tars, self.fingerprint = source.tars, source.fingerprint
         self._tar, self._offset, self._size = array("L"), array("Q"), array("Q")
-        self.paths = PathTable(self._locate_images(source))
+        self.paths = list(self._locate_images(source))
         self.num_images = len(self.paths)
 
     def record(self, index: int) -> ImageRecord:

@@ -120,9 +120,7 @@ def save_untrained(folder: str, overrides: Sequence[str]):
 def run_extraction(model: str, images: Path, output: str):
     """
     Runs `dino extract` by `accelerate launch`, on all GPUs or in processes on the CPU; replaces an earlier output.
-
-    Raises:
-        OSError: if it fails; it has printed why.
+    Raises OSError if it fails; it has printed why.
     """
     on_gpus = torch.accelerator.is_available()
     count = torch.accelerator.device_count() if on_gpus else PROCESSES

@@ -76,12 +76,7 @@ def place_tile(sheet: PilImage, corner: tuple[int, int], tile: Tile, thumbnail: 
 
 
 def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[Name, PilImage]:
-    """
-    Reads images by their names, and makes them small.
-
-    Raises:
-        ValueError: if an image cannot be found or read.
-    """
+    """Reads images by their names, and makes them small. Raises ValueError if an image cannot be found or read."""
     records = {name: ImageRecord(name, {}, name) for name in names if isinstance(name, str) and Path(name).is_file()}
     if len(records) < len(names):
         records |= find_in_source(part, set(names) - set(records))
@@ -97,10 +92,8 @@ def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[N
 
 def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, ImageRecord]:
     """
-    Finds images that lie in tars or tables, which are read through up to the last of them.
-
-    Raises:
-        ValueError: if an image is not there.
+    Finds images that lie in tars or tables, which are read through up to the last of them. Raises ValueError if an
+    image is not there.
     """
     settings, found = part.settings, {}
     if settings["streaming"]:

@@ -68,12 +68,7 @@ class EvaluationFeatures:
         return self.settings["last_blocks"]
 
     def labelled(self) -> "EvaluationFeatures":
-        """
-        Returns the images that have a label.
-
-        Raises:
-            ValueError: if no image has one.
-        """
+        """Returns the images that have a label. Raises ValueError if no image has one."""
         if self.labels is None:
             raise ValueError(
                 f"the images of {self.source} have no labels: put those of each class into a folder of its own"
@@ -203,11 +198,8 @@ def labelled_pair(
     train: EvaluationFeatures, test: EvaluationFeatures
 ) -> tuple[EvaluationFeatures, EvaluationFeatures]:
     """
-    Returns the images of both sides that have a label.
-
-    Raises:
-        ValueError: if the sides cannot be compared, one has no labels, the training images have a single class, or
-            no class of the test images is among the training classes.
+    Returns the images of both sides that have a label. Raises ValueError if the sides cannot be compared, one has no
+    labels, the training images have a single class, or no class of the test images is among the training classes.
     """
     check_pair(train, test)
     train, test = train.labelled(), test.labelled()

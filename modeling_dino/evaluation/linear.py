@@ -221,9 +221,7 @@ def best_head(
 ) -> tuple[LinearHead, list[float]]:
     """
     Returns the head with the best top-1 accuracy (of equally good ones that with the least loss), and all accuracies.
-
-    Raises:
-        FloatingPointError: if no head has a finite loss.
+    Raises FloatingPointError if no head has a finite loss.
     """
     scores = []
     for head in heads:

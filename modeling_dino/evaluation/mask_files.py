@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.decoding import strict_pillow
+from ..data.decoding import opened_image
 from ..pictures.picture_files import save_picture
 from ..runtime.extras import require
 
@@ -41,22 +41,12 @@ class Mask:
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
-    """
-    Reads a mask.
-
-    Raises:
-        ValueError: if the file cannot be read, or is no mask.
-    """
-    Image = require("PIL.Image")
+    """Reads a mask. Raises ValueError if the file cannot be read, or is no mask."""
     try:
-        with strict_pillow(), Image.open(path) as image:
-            image.load()
+        with opened_image(str(path)) as image:
             mode, palette, values = image.mode, image.getpalette(), np.array(image)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"cannot read {path}: no image in a known format, or damaged") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"cannot read {path}: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
     if mode not in MODES:
         raise ValueError(f"{path} has mode {mode}: a mask is a palette or grey image of the objects' numbers")
     objects = torch.from_numpy(values.astype(np.uint8))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..runtime.extras import require
-from .segmentation_options import PropagationSettings
+from .options import PropagationSettings
 
 
 SIDE_MULTIPLE = 64  # pixels; of the longer side, as in the original

@@ -5,22 +5,30 @@ Source: https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retriev
 and its eval_copy_detection.py (features that were whitened before).
 
 Where we deviate: similarities are computed in chunks of bounded memory.
+
+Average precision is high where the images that are looked for come first. The trapezoidal kind and the precision at k
+are those of the original (`compute_ap`, `compute_map` of its utils.py), which has them from
+https://github.com/filipradenovic/revisitop; paper: https://arxiv.org/abs/1803.11285. The plain kind is the mean of the
+precision at each positive, as in scikit-learn. Where we deviate: all images are ranked, where the original's copy
+detection looks at the first 20; of equally similar images the negative ones come first, so that a model that tells no
+images apart gains nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..runtime.extras import require
-from .average_precision import PRECISION_AT, average_precision
 from .ground_truth import FoundGroundTruth
 from .knn import QUERIES, nearest
 
 
+PRECISION_AT = (1, 5, 10)  # https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py
 SEARCH = ("auto", "faiss", "exact")
 SIMILARITIES = 2**24  # number of similarities in one chunk: 64 MiB
 MARGIN = 16  # more candidates than are asked for: the query itself, and those that are equal but for rounding
@@ -89,6 +97,36 @@ def _in_order(
     similarities[candidates == own.unsqueeze(1)] = -math.inf
     similarities, order = similarities.sort(dim=1, descending=True, stable=True)
     return similarities[:, :top].float(), candidates.gather(1, order)[:, :top]
+
+
+def average_precision(
+    similarities: np.ndarray,
+    positive: np.ndarray,
+    ignored: np.ndarray | None = None,
+    *,
+    trapezoidal: bool = False,
+    precision_at: Sequence[int] = PRECISION_AT,
+) -> tuple[float, list[float]]:
+    """
+    Computes the average precision, and the precision at each k, of one query, in [0, 1].
+
+    Args:
+        similarities: similarities with the images of an index, (N,).
+        positive: the images that are looked for, (N,), bool, at least one.
+        ignored: the images that are left out of the ranking, (N,), bool; none is positive.
+        trapezoidal: take the area under the line through the precision before and at each positive image, instead of
+            the mean precision at each.
+        precision_at: each k; where the last positive comes earlier, the precision there counts, as in the original.
+    """
+    found = np.sort(similarities[positive])[::-1]
+    others = np.sort(similarities[~positive if ignored is None else ~(positive | ignored)])
+    before = np.arange(len(found))  # positives that come earlier
+    rank = before + len(others) - np.searchsorted(others, found)  # of each positive, from 0
+    precision = (before + 1) / (rank + 1)
+    if trapezoidal:
+        precision = (precision + np.where(rank == 0, 1, before / np.maximum(rank, 1))) / 2
+    seen = [min(k, int(rank[-1]) + 1) for k in precision_at]
+    return float(precision.mean()), [int((rank < k).sum()) / k for k in seen]
 
 
 def evaluate_ranking(

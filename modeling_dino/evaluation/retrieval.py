@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..extraction.whitening import learn_whitening
+from ..extraction.principal_components import learn_whitening
 from ..hub.evaluation_results import record_evaluation_results
 from ..runtime.extras import require
 from ..runtime.processes import processes

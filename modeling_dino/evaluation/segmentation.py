@@ -24,7 +24,7 @@ from ..runtime.whole_files import whole_file
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
 from .mask_scores import VideoScores, boundary_f, jaccard, statistics
-from .segmentation_options import PropagationSettings, SegmentOptions
+from .options import PropagationSettings, SegmentOptions
 
 
 TASK = "video-object-segmentation"
@@ -103,11 +103,8 @@ class VideoSegmentation:
 
     def __call__(self, frame: Frame) -> Mask:
         """
-        Finds the objects in the next frame; in the first they are those of the given mask.
-
-        Raises:
-            ValueError: if the frame has another size than the mask, an object is too small to be followed, or the
-                features are not finite.
+        Finds the objects in the next frame; in the first they are those of the given mask. Raises ValueError if the
+        frame has another size than the mask, an object is too small to be followed, or the features are not finite.
         """
         size = tuple(self.mask.objects.shape)
         if frame.image.size[::-1] != size:
@@ -165,10 +162,8 @@ class MaskScorer:
 
     def add(self, frame: Frame, mask: Mask):
         """
-        Scores the mask of the next frame.
-
-        Raises:
-            ValueError: if its ground truth is missing, cannot be read or has another size.
+        Scores the mask of the next frame. Raises ValueError if its ground truth is missing, cannot be read or has
+        another size.
         """
         file = self._files[self._num_scored] if self._num_scored < len(self._files) else None
         if file is None or (self._by_name and file.stem != Path(frame.name).name):
@@ -184,10 +179,8 @@ class MaskScorer:
 
     def scores(self) -> VideoScores:
         """
-        Returns the scores of all frames but the first, whose mask was given, and the last, as in DAVIS.
-
-        Raises:
-            ValueError: if no other frame is left, or there are masks of further ones.
+        Returns the scores of all frames but the first, whose mask was given, and the last, as in DAVIS. Raises
+        ValueError if no other frame is left, or there are masks of further ones.
         """
         self._check_number(self._num_scored)
         if self._num_scored < 3:

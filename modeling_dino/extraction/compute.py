@@ -111,9 +111,7 @@ def feature_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """
     Returns the columns of features, and the shape of an image's, from a model without memory behind its weights.
-
-    Raises:
-        ValueError: if the model has no such features.
+    Raises ValueError if the model has no such features.
     """
     for kind in settings.columns.values():
         check_features(config, kind, *settings.pooling)

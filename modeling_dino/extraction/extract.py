@@ -22,7 +22,7 @@ from ..hub.loading import DTYPES, load_image_processor, load_model, model_finger
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
 from ..runtime.options import remarks_on_images
-from ..runtime.processes import processes, spare_workers
+from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
 from .options import ExtractionSettings, ExtractOptions
@@ -83,13 +83,11 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     rows_before = folder.num_rows
     state.wait_for_everyone()  # before the first shard is written
 
-    plan = Plan(source, folder, options.batch_size_on(state.device), state)
+    plan = Plan(source, folder, options.batch_size_on(state.device), state.process_index, state.num_processes)
     min_side = math.ceil(model.backbone.min_image_size / min(options.scales))
     transform = ImageTransform(processor, model.config.num_channels, min_side)
     reader = ImageReader(transform, model.config.num_channels)
-    num_workers = options.num_workers
-    if num_workers is None:
-        num_workers = spare_workers(source.num_images, state.num_processes)
+    num_workers = reading_processes(options.num_workers, source.num_images, state.num_processes)
     batches = read_batches(reader, plan, num_workers, pin_memory=torch.cuda.is_available())
     if options.on_error == "fail":
         batches = refuse_unreadable(batches)

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from ..runtime.extras import require
 from ..runtime.run_folder import RunFolder
 from ..runtime.whole_files import whole_file
 
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 FORMAT = "modeling-dino features 2"
@@ -165,7 +162,7 @@ def load_features(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     return {**{name: np.concatenate(columns) for name, columns in parts.items()}, **arrays}
 
 
-def _values(column: "pa.ChunkedArray", shape: list[int]) -> np.ndarray:
+def _values(column: Any, shape: list[int]) -> np.ndarray:
     """Returns a column of lists as (rows, *shape), without a copy."""
     pa = require("pyarrow")
     chunks = [chunk for chunk in column.chunks if len(chunk)]

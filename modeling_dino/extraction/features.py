@@ -96,8 +96,8 @@ def _resized(pixel_values: torch.Tensor, scale: float) -> torch.Tensor:
 def _features(
     model: DinoModel, pixel_values: torch.Tensor, kinds: Sequence[str], last_blocks: int, gem_p: float
 ) -> dict[str, torch.Tensor]:
-    backbone, depth = model.backbone, model.config.num_hidden_layers
-    pixel_values, stages = model.check_pixel_values(pixel_values), list(range(depth - last_blocks + 1, depth + 1))
+    backbone, stages = model.backbone, model.last_stages(last_blocks)
+    pixel_values = model.check_pixel_values(pixel_values)
     if {"cls", "projection"}.issuperset(kinds):
         layers = [(None, pooled) for pooled in backbone.pooled_stages(pixel_values, stages)]
     else:

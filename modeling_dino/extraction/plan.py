@@ -4,15 +4,11 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data.image_source import ImageSource
 from ..data.reader import Batch
 from .feature_files import FeatureFolder, rows_per_shard
-
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,9 @@ class Plan:
     they share the shards.
     """
 
-    def __init__(self, source: ImageSource, folder: FeatureFolder, batch_size: int, state: "PartialState"):
+    def __init__(self, source: ImageSource, folder: FeatureFolder, batch_size: int, rank: int, num_processes: int):
         self.source, self.folder, self.batch_size = source, folder, batch_size
-        self.rank, self.num_processes = state.process_index, state.num_processes
+        self.rank, self.num_processes = rank, num_processes
         self.shard_rows = rows_per_shard(source.num_images, folder.shapes)
         self.parts = source.parts(self.shard_rows)
         self.share_parts = len(self.parts) >= self.num_processes

@@ -96,10 +96,8 @@ def model_fingerprint(model: DinoModel) -> str:
 
 def _is_saved_model(name: str) -> bool:
     """
-    Returns whether a name is a folder or an id on the hub, which has one slash, and not a preset.
-
-    Raises:
-        OSError: if it looks like a path, but there is no such folder; the answer of the hub would not say so.
+    Returns whether a name is a folder or an id on the hub, which has one slash, and not a preset. Raises OSError if it
+    looks like a path, but there is no such folder; the answer of the hub would not say so.
     """
     if Path(name).is_dir():
         return True

@@ -38,23 +38,18 @@ USES = {
     ),
 }
 
-WITH_CODE = """\
-from PIL import Image
-from transformers import AutoImageProcessor, {auto_class}
+CODE = """\
+{install}from PIL import Image
+from {library} import {processor}, {model}
 
-images = AutoImageProcessor.from_pretrained("{repo_id}")(Image.open("image.png"), return_tensors="pt")
-model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True).eval()
+images = {processor}.from_pretrained("{repo_id}")(Image.open("image.png"), return_tensors="pt")
+model = {model}.from_pretrained("{repo_id}"{trust}).eval()
 {line}
 """
-WITHOUT_CODE = """\
-# pip install modeling-dino
-from PIL import Image
-from modeling_dino import DinoImageProcessor, {model_class}
-
-images = DinoImageProcessor.from_pretrained("{repo_id}")(Image.open("image.png"), return_tensors="pt")
-model = {model_class}.from_pretrained("{repo_id}").eval()
-{line}
-"""
+WITH_CODE = {"install": "", "library": "transformers", "processor": "AutoImageProcessor"}
+WITH_CODE |= {"trust": ", trust_remote_code=True"}
+WITHOUT_CODE = {"install": "# pip install modeling-dino\n", "library": "modeling_dino"}
+WITHOUT_CODE |= {"processor": "DinoImageProcessor", "trust": ""}
 BODY = """
 # {name}
 
@@ -115,9 +110,8 @@ def make_card(
         **({"model_name": name, "eval_results": list(results)} if results else {}),
     )
     line = line.format(hidden_size=model.config.hidden_size, num_labels=model.config.num_labels)
-    code = (WITH_CODE if with_code else WITHOUT_CODE).format(
-        auto_class=auto_class, model_class=model_class, repo_id=repo_id, line=line
-    )
+    way, model_name = (WITH_CODE, auto_class) if with_code else (WITHOUT_CODE, model_class)
+    code = CODE.format(model=model_name, repo_id=repo_id, line=line, **way)
     body = BODY.format(name=name, kind=backbone.kind, facts=_facts(model), code=code, results=_results_table(results))
     content = f"---\n{data.to_yaml()}\n---\n{body}"
     return f"{content}\n{MARK.format(digest=_digest(content))}\n"

@@ -159,10 +159,8 @@ class PatchColors:
 
 def fit_colors(images: TokensOfFrames, dim: int, split: bool) -> PatchColors:
     """
-    Computes the principal components of the patch tokens, of width `dim`, of all images.
-
-    Raises:
-        ValueError: if there are too few patches, or they are not finite.
+    Computes the principal components of the patch tokens, of width `dim`, of all images. Raises ValueError if there
+    are too few patches, or they are not finite.
     """
     moments, preference = Moments(dim), torch.zeros(dim, dtype=torch.float64)
     for _, tokens, attention in images.iterate("components"):

@@ -68,10 +68,8 @@ def open_drawing(options: PictureOptions, model: DinoModel, images: str, on_erro
 
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
     """
-    Checks a folder to write to, and returns its path. The folder is made with its first file.
-
-    Raises:
-        ValueError: if it is a file; or if it is not empty, without `overwrite`.
+    Checks a folder to write to, and returns its path. The folder is made with its first file. Raises ValueError if it
+    is a file; or if it is not empty, without `overwrite`.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():

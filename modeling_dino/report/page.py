@@ -110,9 +110,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
 def load_sample(options: ReportOptions) -> tuple[EvaluationFeatures, int]:
     """
     Returns the features of all images, or of a random sample if they are too many; and the number of all images.
-
-    Raises:
-        ValueError: if there are no images, or their features cannot be compared.
+    Raises ValueError if there are no images, or their features cannot be compared.
     """
     images = features_of(str(options.folder), options=FeatureOptions(features=options.features))
     rows = len(images.names)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..runtime.extras import PilImage, require
-from ..runtime.processes import spare_workers
+from ..runtime.processes import reading_processes
 
 
 # Multiples of 16: JPEG codes blocks of 8 x 8 pixels, and colours in 16 x 16. So a picture changes the one beside it
@@ -71,12 +71,10 @@ def read_thumbnails(
     num_images = sum(map(len, places.values()))
     pictures = np.zeros((num_images, side, side, 3), np.uint8)
     missing = dict.fromkeys(range(num_images), "not among the images any more")
-    if num_workers is None:
-        num_workers = spare_workers(num_images)
     reader = ImageReader(partial(central_square, side=side))
     batches = map(Batch, batched(wanted_records(source, source_name, places), RECORDS_AT_ONCE))
     with tqdm(desc="thumbnails", total=num_images, disable=not progress) as bar:
-        for images in read_batches(reader, batches, num_workers):
+        for images in read_batches(reader, batches, reading_processes(num_workers, num_images)):
             for name, reason in images.skipped.items():
                 missing |= dict.fromkeys(places[image_key(name, source_name)], reason)
             for row, picture in zip(images.rows, () if images.pixels is None else images.pixels):

@@ -14,10 +14,8 @@ else:
 
 def require(module: str, extra: str = "cli") -> ModuleType:
     """
-    Imports a module that the model itself does not need.
-
-    Raises:
-        ImportError: if it is not installed; the message has the command that installs the extra.
+    Imports a module that the model itself does not need. Raises ImportError if it is not installed; the message has
+    the command that installs the extra.
     """
     try:
         return import_module(module)

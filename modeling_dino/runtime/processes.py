@@ -31,7 +31,9 @@ def cores_of_process(num_processes: int) -> int:
     return max(1, cores // num_processes)
 
 
-def spare_workers(num_images: int | None, num_processes: int = 1) -> int:
-    """Returns how many processes read images: none for few images, else one for each core that is left."""
+def reading_processes(wanted: int | None, num_images: int | None, num_processes: int = 1) -> int:
+    """Returns how many processes read images: if None are asked for, none for few images, else one a spare core."""
+    if wanted is not None:
+        return wanted
     few = num_images is not None and num_images <= FEW_IMAGES
     return 0 if few else max(1, cores_of_process(num_processes) - 1)

@@ -41,10 +41,8 @@ class RunFolder:
 
     def check(self, overwrite: bool):
         """
-        Reads the facts about the run that the folder has, if it has one.
-
-        Raises:
-            ValueError: if the folder has another run (and `overwrite` is not given), or anything else.
+        Reads the facts about the run that the folder has, if it has one. Raises ValueError if the folder has another
+        run (and `overwrite` is not given), or anything else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another output folder")

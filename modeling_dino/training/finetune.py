@@ -21,14 +21,14 @@ from transformers import ImageProcessingMixin, Trainer, TrainingArguments, set_s
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource
 from ..data.sources import open_source
-from ..evaluation.evaluation_data import Label
+from ..evaluation.evaluation_data import Label, accuracy_result
 from ..evaluation.knn import TOP, knn_accuracy
 from ..evaluation.linear import classifier_of
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
-from ..runtime.processes import spare_workers
+from ..runtime.processes import reading_processes
 from .optimization import parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
 from .training_data import SourceImages
@@ -36,6 +36,7 @@ from .training_folder import TrainingFolder, last_whole_checkpoint
 
 
 BETAS = (0.9, 0.999)
+RECORDED = ("epochs", "batch_size", "learning_rate", "layer_decay")  # with the results
 BICUBIC = 3  # of torchvision's InterpolationMode and of Pillow
 
 
@@ -122,7 +123,12 @@ def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
         predicted = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         top1, top5 = knn_accuracy(predicted, torch.tensor(test_images.labels), TOP)
         processor.save_pretrained(folder.path)
-        add_evaluation_results(folder.path, evaluation_results(options, {1: top1, 5: top5}))
+        arguments = {name: getattr(options, name) for name in RECORDED}
+        results = [
+            accuracy_result(options.dataset or options.test, f"fine-tuned top-{top}", percent, top=top, **arguments)
+            for top, percent in ((1, top1), (5, top5))
+        ]
+        add_evaluation_results(folder.path, results)
         folder.close(results={"top1": top1, "top5": top5, "loss": trained.training_loss})
     return FinetuningSummary(str(options.output), top1, top5, trained.metrics["train_runtime"])
 
@@ -131,15 +137,18 @@ def labelled_images(
     options: FinetuneOptions, processor: ImageProcessingMixin, num_channels: int
 ) -> tuple[LabelledImages, LabelledImages]:
     """
-    Returns the images to train on and those to test on.
-
-    Raises:
-        ValueError: if they have no labels, only one, or none in common.
+    Returns the images to train on and those to test on. Raises ValueError if they have no labels, only one, or none in
+    common.
     """
     train = LabelledImages(options.train, num_channels, random_crop(processor, options))
     if len(train.classes) == 1:
         raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
-    test = LabelledImages(options.test, num_channels, centre_crop(processor), train.classes)
+    test = LabelledImages(
+        options.test,
+        num_channels,
+        lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        train.classes,
+    )
     if max(test.labels) < 0:
         raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
     return train, test
@@ -158,11 +167,6 @@ def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> 
             v2.Normalize(processor.image_mean, processor.image_std),
         ]
     )
-
-
-def centre_crop(processor: ImageProcessingMixin) -> Any:
-    """Returns the transform of a test image: Pillow image -> (C, H, W)."""
-    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 def layer_of(name: str, config: DinoConfig) -> int:
@@ -187,16 +191,13 @@ def decayed_groups(model: DinoForImageClassification, learning_rate: float, laye
 
 def make_trainer(model: DinoForImageClassification, images: LabelledImages, options: FinetuneOptions) -> Trainer:
     """
-    Returns the Trainer of transformers, with an optimizer of [`decayed_groups`].
-
-    Raises:
-        ValueError: if processes cannot share a batch.
+    Returns the Trainer of transformers, with an optimizer of [`decayed_groups`]. Raises ValueError if processes cannot
+    share a batch.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     batch_size = min(options.batch_size, len(images))
     if batch_size % world_size:
         raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")
-    num_workers = spare_workers(len(images), world_size) if options.num_workers is None else options.num_workers
     args = TrainingArguments(
         str(options.output),
         num_train_epochs=options.epochs,
@@ -212,7 +213,7 @@ def make_trainer(model: DinoForImageClassification, images: LabelledImages, opti
         remove_unused_columns=False,
         seed=options.seed,
         use_cpu=not torch.accelerator.is_available(),
-        dataloader_num_workers=num_workers,
+        dataloader_num_workers=reading_processes(options.num_workers, len(images), world_size),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     groups = decayed_groups(model, options.learning_rate, options.layer_decay)
@@ -228,20 +229,3 @@ def settings_of_run(options: FinetuneOptions, images: LabelledImages, fingerprin
         "data": {**data, "classes": images.classes},
         "from": {"model": options.model, "fingerprint": fingerprint},
     }
-
-
-def evaluation_results(options: FinetuneOptions, accuracies: dict[int, float]) -> list[dict[str, Any]]:
-    """Returns the entries for the file of results: an accuracy each, and how the model was trained."""
-    arguments = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "layer_decay")}
-    return [
-        {
-            "task": "image-classification",
-            "dataset": options.dataset or options.test,
-            "metric": "accuracy",
-            "metric_name": f"fine-tuned top-{top}",
-            "value": round(accuracy, 4),
-            "top": top,
-            **arguments,
-        }
-        for top, accuracy in accuracies.items()
-    ]

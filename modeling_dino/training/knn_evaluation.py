@@ -43,10 +43,8 @@ class KnnEvaluation:
 
 def open_labelled(names: Sequence[str]) -> list[ImageSource]:
     """
-    Opens labelled images: those that vote and those that are classified, or one source for both.
-
-    Raises:
-        ValueError: if a source has no labels, or there are more than two.
+    Opens labelled images: those that vote and those that are classified, or one source for both. Raises ValueError if
+    a source has no labels, or there are more than two.
     """
     if len(names) > 2:
         raise ValueError(f"{len(names)} sources for k-NN: name one, or those that vote and those that are classified")

@@ -130,8 +130,16 @@ class MultiCrop:
     def __init__(self, config: MultiCropConfig, num_channels: int = 3):
         self.config, self.num_channels = config, num_channels
         self.mean, self.std = channel_statistics(num_channels)
-        self.views = [*map(self._global_view, range(config.num_global_crops))]
-        self.views += [self._local_view()] * config.num_local_crops
+        local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
+        self.views = [
+            self._view(
+                config.global_crop_size,
+                config.global_crop_scale,
+                _ith(config.global_blur_probability, i),
+                _ith(config.global_solarize_probability, i),
+            )
+            for i in range(config.num_global_crops)
+        ] + [local_view] * config.num_local_crops
         if num_channels != 3:
             logger.warning(
                 f"images of {num_channels} channels: of the colour operations only brightness and contrast are "
@@ -155,19 +163,6 @@ class MultiCrop:
         self._check(image)
         with seeded(seed):
             return [self._pixel_values(view(image)) for view in self.views]
-
-    def _global_view(self, i: int) -> nn.Module:
-        config = self.config
-        return self._view(
-            config.global_crop_size,
-            config.global_crop_scale,
-            blur=_ith(config.global_blur_probability, i),
-            solarize=_ith(config.global_solarize_probability, i),
-        )
-
-    def _local_view(self) -> nn.Module:
-        config = self.config
-        return self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, solarize=0)
 
     def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> nn.Module:
         config = self.config

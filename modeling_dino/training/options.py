@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from ..data.decoding import ON_ERROR
+from ..data.decoding import check_on_error
 from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ImageColumnOptions, ReaderOptions
 from ..hub.loading import MODEL_HELP
 from ..runtime.options import option
@@ -36,8 +36,7 @@ class PretrainOptions(ReaderOptions, ImageColumnOptions):
     overwrite: bool = option(OVERWRITE_HELP, False)
 
     def __post_init__(self):
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"unknown on_error {self.on_error!r}: allowed are {', '.join(ON_ERROR)}")
+        check_on_error(self.on_error)
         if self.eval_every is not None and self.eval_every < 1:
             raise ValueError(f"eval_every={self.eval_every} must be at least 1")
 

@@ -20,7 +20,7 @@ from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..runtime.extras import require
 from ..runtime.options import remarks_on_images
-from ..runtime.processes import cores_of_process, spare_workers
+from ..runtime.processes import cores_of_process, reading_processes
 from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
@@ -87,9 +87,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    num_workers = options.num_workers
-    if num_workers is None:
-        num_workers = spare_workers(source.num_images, world_size)
+    num_workers = reading_processes(options.num_workers, source.num_images, world_size)
     args = recipe.training_arguments(
         str(options.output),
         world_size,
@@ -124,10 +122,8 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
 
 def resolve_recipe(options: PretrainOptions, source: IndexedSource) -> Recipe:
     """
-    Returns the recipe for these images, without `auto`.
-
-    Raises:
-        ValueError: if there are no images, or fewer than a batch.
+    Returns the recipe for these images, without `auto`. Raises ValueError if there are no images, or fewer than a
+    batch.
     """
     recipe = load_recipe(options.recipe, options.overrides)
     if not source.num_images:
@@ -195,13 +191,9 @@ def config_of(from_model: str) -> DinoConfig:
 
 def check_crop_sizes(recipe: Recipe, model: DinoForPreTraining):
     """Raises ValueError if a crop is smaller than a patch."""
-    crops = recipe.crops
-    sizes = {"global_crop_size": crops.global_crop_size}
-    if crops.num_local_crops:
-        sizes["local_crop_size"] = crops.local_crop_size
-    for name, size in sizes.items():
-        least = model.student.backbone.min_image_size
-        if size < least:
+    crops, least = recipe.crops, model.student.backbone.min_image_size
+    for name, count in (("global_crop_size", crops.num_global_crops), ("local_crop_size", crops.num_local_crops)):
+        if count and (size := getattr(crops, name)) < least:
             raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
 
 

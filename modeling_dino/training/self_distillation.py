@@ -113,9 +113,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
         """
         Loads what [`~transformers.PreTrainedModel.from_pretrained`] does, and any single model that [`DinoModel`]
         loads: student and teacher both start from it, with the center that `dino convert` put beside it, if any.
-
-        Raises:
-            OSError: if the weights are missing or damaged.
+        Raises OSError if the weights are missing or damaged.
         """
         if is_single_model(pretrained_model_name_or_path, **kwargs):
             model = DinoModel.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

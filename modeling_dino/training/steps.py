@@ -20,12 +20,8 @@ from .training_folder import last_good_checkpoint
 logger = logging.get_logger(__name__)
 
 STATE = "DinoTrainer"  # name of the state in a checkpoint
-METRICS = (
-    "loss",
-    "teacher_entropy",
-    "kl_divergence",
-    "image_information",
-)  # of the model's output, logged and watched
+# outputs of the model that are logged and watched
+METRICS = ("loss", "teacher_entropy", "kl_divergence", "image_information")
 
 
 @dataclass
@@ -114,10 +110,8 @@ class StepCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         """
-        Sets the rates of the step, and drops the last layer's gradient in the first epochs.
-
-        Raises:
-            FloatingPointError: if the loss is not finite; nothing has changed yet.
+        Sets the rates of the step, and drops the last layer's gradient in the first epochs. Raises FloatingPointError
+        if the loss is not finite; nothing has changed yet.
         """
         step, metrics = state.global_step, self.sums.mean_metrics()
         if not math.isfinite(metrics["loss"]):

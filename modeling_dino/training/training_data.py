@@ -53,10 +53,7 @@ class SourceImages(Sequence):
         return self.source.num_images
 
     def __getitem__(self, index: int) -> PilImage:
-        """
-        Raises:
-            UnreadableImage: if it cannot be read; names it and says why.
-        """
+        """Raises UnreadableImage if it cannot be read; names it and says why."""
         record = self.source.record(index)
         try:
             image, note = decode_record(record, self.num_channels)
@@ -96,10 +93,7 @@ class MultiCropDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, list[torch.Tensor]]:
-        """
-        Raises:
-            UnreadableImage: if the image cannot be read, with `on_error="fail"`; or none of a hundred can.
-        """
+        """Raises UnreadableImage if the image cannot be read, with `on_error="fail"`; or none of a hundred can."""
         seed = draw_seed(self.seed, self.epoch, index)
         image = self._image_or_another(index, seed)
         return {"pixel_values": self.multi_crop(image, seed)}

@@ -1,5 +1,4 @@
 import io
-import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from modeling_dino.data.image_files import PathTable
 from modeling_dino.data.reader import decode_record
 from modeling_dino.data.sources import open_source
 
@@ -121,12 +119,6 @@ def test_nothing_is_a_source_too(tmp_path):
     assert "no images there" in source.notes[str(tmp_path)]
     (tmp_path / "empty.txt").write_text("\n")
     assert open_source(str(tmp_path / "empty.txt")).num_images == 0
-
-
-def test_packed_paths_are_the_paths():
-    paths = ["", "a/b.png", "ü.png", os.fsdecode(b"\xff.png"), "new\nline.png"]
-    table = PathTable(iter(paths))
-    assert (list(table), len(table), table[3]) == (paths, 5, paths[3])
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])

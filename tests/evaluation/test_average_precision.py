@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from modeling_dino.evaluation.average_precision import average_precision
+from modeling_dino.evaluation.ranking import average_precision
 
 
 def rankings(seed: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -54,7 +54,7 @@ def test_what_is_no_mask_is_refused(tmp_path):
         read_mask(tmp_path / "color.png")
     with pytest.raises(ValueError, match=r"cannot read .*text.png: no image in a known format"):
         read_mask(tmp_path / "text.png")
-    with pytest.raises(ValueError, match=r"cannot read .*missing.png: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read .*missing.png: no such file"):
         read_mask(tmp_path / "missing.png")
     write_mask(Mask(objects(1)), tmp_path / "mask.png")
     (tmp_path / "mask.png").write_bytes((tmp_path / "mask.png").read_bytes()[:-30])

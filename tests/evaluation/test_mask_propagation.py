@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from modeling_dino.evaluation.mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
-from modeling_dino.evaluation.segmentation_options import PropagationSettings
+from modeling_dino.evaluation.options import PropagationSettings
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

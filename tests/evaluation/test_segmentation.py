@@ -12,8 +12,8 @@ from modeling_dino import DinoModel
 from modeling_dino.data.video import Video, write_video
 from modeling_dino.evaluation.mask_files import Mask, read_mask, write_mask
 from modeling_dino.evaluation.mask_scores import boundary_f, jaccard
+from modeling_dino.evaluation.options import SegmentOptions
 from modeling_dino.evaluation.segmentation import segment_video
-from modeling_dino.evaluation.segmentation_options import SegmentOptions
 from modeling_dino.hub.evaluation_results import read_evaluation_results
 
 

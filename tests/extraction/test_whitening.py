@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from modeling_dino.extraction.whitening import MIN_VARIANCE, learn_whitening
+from modeling_dino.extraction.principal_components import MIN_VARIANCE, learn_whitening
 
 
 def correlated(num_images: int, width: int = 12) -> torch.Tensor:

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from modeling_dino import DinoConfig
-from modeling_dino.training.auto_values import AUTO
 from modeling_dino.training.multi_crop import MultiCropConfig
-from modeling_dino.training.recipes import KEYS, Recipe, load_recipe, recipe_folder, recipes
+from modeling_dino.training.recipes import AUTO, KEYS, Recipe, load_recipe, recipe_folder, recipes
 
 
 IMAGENET = 1_281_167
