@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 
 from modeling_dino.training.collapse import CollapseWatch
@@ -59,4 +61,4 @@ def test_it_goes_on_from_its_state():
     collapsed = {**HEALTHY, "information": 0.0}
     watch.update(**collapsed)
     watch.update(**collapsed)
-    assert CollapseWatch(**watch.state()).update(**collapsed)
+    assert CollapseWatch(**asdict(watch)).update(**collapsed)
