@@ -51,7 +51,7 @@ def _parameter(field: Field, kind: Any) -> inspect.Parameter:
     if field.metadata["argument"]:
         info = typer.Argument(help=field.metadata["help"], metavar=field.metadata["flag"])
     else:
-        info = typer.Option(*flags[0].split(), help=field.metadata["help"])
+        info = typer.Option(*flags[0].split(), help=field.metadata["help"], min=field.metadata["minimum"])
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
     )

@@ -32,6 +32,6 @@ class ReaderOptions:
     """How images are read, which results do not depend on."""
 
     num_workers: int | None = option(
-        "Processes that read images; by default one a spare core, none for few images.", None
+        "Processes that read images; by default one a spare core, none for few images.", None, minimum=0
     )
     progress: bool = True

@@ -15,7 +15,9 @@ from dataclasses import MISSING, field
 from typing import Any
 
 
-def option(help: str, default: Any = MISSING, *, flag: str | None = None, argument: bool = False) -> Any:
+def option(
+    help: str, default: Any = MISSING, *, flag: str | None = None, argument: bool = False, minimum: int | None = None
+) -> Any:
     """
     Makes a field of a dataclass of options.
 
@@ -24,8 +26,9 @@ def option(help: str, default: Any = MISSING, *, flag: str | None = None, argume
         default: the option is required if this is left out.
         flag: the spelling on the command line, if it is not `--name`; the placeholder of an argument in the help.
         argument: the command line takes it by its position, without a name.
+        minimum: the least number that the command line takes.
     """
-    return field(default=default, metadata={"help": help, "flag": flag, "argument": argument})
+    return field(default=default, metadata={"help": help, "flag": flag, "argument": argument, "minimum": minimum})
 
 
 def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[str]:

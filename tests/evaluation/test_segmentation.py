@@ -180,7 +180,7 @@ def corrupt(folder, what: str) -> dict:
         ("unreadable frame", {}, "cannot read .*00002.png: no image in a known format"),
         ("mask size", {"mask": "mask.png"}, "00000.png has 128 x 64 pixels, the mask 64 x 32"),
         ("empty mask", {"mask": "mask.png"}, "there is no object in .*mask.png: all of it is background"),
-        ("no mask", {"mask": "mask.png"}, "cannot read .*mask.png: No such file"),
+        ("no mask", {"mask": "mask.png"}, "cannot read .*mask.png: no such file"),
         ("small object", {"mask": "mask.png"}, "object 2 is smaller than a patch: resize the frames"),
         ("truth missing", {"ground_truth": "masks"}, "masks has 5 masks, but there are 6 frames"),
         ("truth of another name", {"ground_truth": "masks"}, "masks has no mask of .*00003.png"),
