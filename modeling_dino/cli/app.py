@@ -42,7 +42,3 @@ def run(app: typer.Typer, **kwargs):
 def main():
     """Runs `dino`."""
     run(app, prog_name="dino")
-
-
-if __name__ == "__main__":
-    main()

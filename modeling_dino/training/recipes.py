@@ -30,6 +30,7 @@ from .arguments import DinoTrainingArguments
 from .multi_crop import MultiCropConfig
 
 
+RECIPE_FOLDER = configuration_folder() / "recipes"
 BASE_BATCH_SIZE = 256  # to which learning rates refer
 SECTIONS = ("model", "crops", "training")
 # training arguments that are set in other ways
@@ -189,7 +190,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: if there is no such recipe, or a key or value of it is wrong; says where.
     """
     is_path = name.endswith((".yaml", ".yml"))
-    file = Path(name) if is_path else recipe_folder() / f"{name}.yaml"
+    file = Path(name) if is_path else RECIPE_FOLDER / f"{name}.yaml"
     if not is_path and name not in recipes():
         offer = _did_you_mean(name, recipes())
         raise ValueError(f"unknown recipe {name!r}: {offer}allowed are {', '.join(recipes())}, or a YAML file")
@@ -215,12 +216,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipes() -> list[str]:
     """Returns the names of the recipes that come with the package."""
-    return sorted(file.stem for file in recipe_folder().glob("*.yaml"))
-
-
-def recipe_folder() -> Path:
-    """Returns the folder of the recipes that come with the package."""
-    return configuration_folder() / "recipes"
+    return sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
 
 
 def _flatten(content: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from modeling_dino import DinoConfig
 from modeling_dino.training.multi_crop import MultiCropConfig
-from modeling_dino.training.recipes import AUTO, KEYS, Recipe, load_recipe, recipe_folder, recipes
+from modeling_dino.training.recipes import AUTO, KEYS, RECIPE_FOLDER, Recipe, load_recipe, recipes
 
 
 IMAGENET = 1_281_167
@@ -33,7 +33,7 @@ def test_the_recipes_there_are():
 
 @pytest.mark.parametrize("name", recipes())
 def test_each_says_command_cost_and_result_and_works(name):
-    head = re.match(r"(#.*\n)+", (recipe_folder() / f"{name}.yaml").read_text())[0]
+    head = re.match(r"(#.*\n)+", (RECIPE_FOLDER / f"{name}.yaml").read_text())[0]
     assert f"pretrain {name} --data " in head
     assert all(f"# {said}:" in head for said in ("cost", "expected", "measured here"))
     recipe = load_recipe(name).without_auto(50_000)
