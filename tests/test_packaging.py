@@ -13,6 +13,9 @@ from modeling_dino import DinoConfig
 from modeling_dino.training.recipes import recipes
 
 
+# what is set up once takes long, so all of it runs in one process
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
+
 ROOT = Path(__file__).parent.parent
 
 

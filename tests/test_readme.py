@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from hub_server import running_hub
 from processes import run_python
 
@@ -38,6 +39,7 @@ def steps() -> list[str | list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_python_and_commands(tmp_path):
     photographs = copy_photographs(tmp_path / "photographs")
     cut_photographs(photographs[:2], tmp_path, seed=0)  # `views` and `distorted`

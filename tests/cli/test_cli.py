@@ -65,6 +65,7 @@ def test_options_that_cannot_work_are_refused(dino, arguments, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_info(dino, folder):
     code, out, _ = dino("info")
     assert code == 0

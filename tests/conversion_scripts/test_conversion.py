@@ -101,6 +101,7 @@ def test_golden_lesson_checkpoint(dino, tmp_path):
     assert_close(model.get_attention_maps(tensors["input"])[0], tensors["last_attention"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "which", "source"),
     [
@@ -164,6 +165,7 @@ def sizes_of(config: DinoConfig) -> dict:
     return {name: getattr(config, name) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [8, 14, 16])
 @pytest.mark.parametrize("backbone", sorted(VIT_SIZES))
 @pytest.mark.parametrize("name", ["original", "lesson", "timm", "transformers"])
@@ -172,6 +174,7 @@ def test_round_trip_of_vits(name, backbone, patch_size):
     assert sizes_of(round_trip(config, distinct_state(config), name)) == sizes_of(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 @pytest.mark.parametrize("backbone", sorted(RESNET_DEPTHS))
 @pytest.mark.parametrize("name", ["lesson", "timm", "torchvision"])  # the original's bare one is torchvision's
@@ -261,6 +264,7 @@ def check_against(reference, model: DinoModel, sizes=SIZES_IN_PIXELS):
             assert_close(model(images).pooler_output, reference(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch8_224", "resnet18", "resnet50"])
 def test_timm(tmp_path, name):
     theirs = timm.create_model(name, num_classes=10).eval()
@@ -311,6 +315,7 @@ def test_transformers(tmp_path, names):
     check_against(reference(again.eval()), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvision(tmp_path, name):
     theirs = torchvision.models.get_model(name)
@@ -488,6 +493,7 @@ def hostile_files(folder: Path, marker: Path) -> list[Path]:
     return files
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused_in_one_line(dino, tmp_path):
     marker = tmp_path / "marker"
     files = hostile_files(tmp_path / "hostile", marker)
@@ -502,6 +508,7 @@ def test_hostile_files_are_refused_in_one_line(dino, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile"], file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -609,6 +616,7 @@ def test_a_format_that_cannot_hold_the_model_is_refused(dino, tmp_path, to, fami
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_package_of_formats_is_the_command(tmp_path):
     source = GOLDEN_DIR / "backbone_checkpoint.pth"
     command = [sys.executable, "-m", "conversion_scripts", source, tmp_path / "out", "--num-heads", "1"]

@@ -94,6 +94,7 @@ for file in Path("bad").iterdir():
 """
 
 
+@pytest.mark.slow
 def test_nothing_on_stderr(tmp_path, folder, bad_images):
     """In a process of its own, without pytest, which takes warnings and logs to itself."""
     (tmp_path / "bad").symlink_to(folder)
@@ -111,6 +112,7 @@ def test_several_threads(monkeypatch):
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_folder_of_them_goes_through(tmp_path, folder, bad_images, num_workers, capfd):
     DinoModel(tiny_config()).save_pretrained(tmp_path / "model")

@@ -14,6 +14,7 @@ def make(path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_every_mode_is_read_as_the_original_reads_it(tmp_path):
     for file in save_variants(tmp_path):
         image, note = read_image(str(file))

@@ -13,6 +13,10 @@ from modeling_dino.demo.run import K, pixels_of, run_demo
 from modeling_dino.evaluation.evaluation_data import features_of
 
 
+# what is set up once takes long, so all of it runs in one process
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A demo of two steps."""
@@ -57,7 +61,7 @@ def test_pixels_are_what_the_network_sees(demo):
 
 def test_another_seed_is_refused_before_anything_is_replaced(demo):
     before = {file: file.stat().st_mtime_ns for file in demo.output.rglob("*.*") if file.parent.name != "photographs"}
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match="a run of other settings"):
         run_demo(DemoOptions(output=str(demo.output), seed=4, overrides=("training.max_steps=2",)))
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
 

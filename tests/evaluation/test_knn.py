@@ -34,6 +34,7 @@ def test_the_originals_numbers():
     np.testing.assert_array_equal(found, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("queries", "keys"), [(256, 65536), (7, 50), (1, 13)])
 def test_scikit_learn_in_chunks_of_any_size(queries, keys, monkeypatch):
     monkeypatch.setattr(knn, "QUERIES", queries)

@@ -95,6 +95,7 @@ app(args=json.loads(sys.argv[1]), standalone_mode=False)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_say_the_same_as_one(tmp_path, folder, dino):
     arguments = [
         "knn",

@@ -29,6 +29,7 @@ def standardized_digits() -> tuple[torch.Tensor, torch.Tensor]:
     return (pixels - pixels.mean(0)) / pixels.std(0).clamp(min=1e-6), torch.tensor(digits.target)
 
 
+@pytest.mark.slow
 def test_the_optimum_of_scikit_learns_logistic_regression():
     """With the same penalty and time enough, the same loss and the same probabilities, on digits."""
     features, labels = standardized_digits()

@@ -65,6 +65,7 @@ def second_boundary_f(mask: np.ndarray, truth: np.ndarray) -> float:
     return 2 / (1 / precision + 1 / recall) if precision and recall else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(60, 90), (131, 64), (200, 220)])
 def test_both_equal_a_second_implementation(shape):
     generator = np.random.default_rng(0)

@@ -98,6 +98,7 @@ def test_each_image_against_the_others_by_faiss_and_without(here):
     assert exact.evaluations == by_faiss.evaluations
 
 
+@pytest.mark.slow
 def test_features_that_were_extracted_before(here, tmp_path):
     """Queries are then made as they are, by the model they are of."""
     options = {"features": "gem", "gem_p": 3.0, "scales": (1.0, 0.75), "resize": "square", "image_size": 40}

@@ -194,6 +194,7 @@ def test_on_a_cpu_large_batches_are_computed_in_small_ones(tmp_path, folder, mon
     assert sorted(sizes) == [("cpu", 3), ("cpu", 8), ("meta", 1)]
 
 
+@pytest.mark.slow
 def test_less_memory_than_a_batch_takes(tmp_path, folder, monkeypatch):
     """Batches are halved until they fit; one that cannot be is an error that says so."""
     sizes, room = [], 3
@@ -252,6 +253,7 @@ extract_features(ExtractOptions(**options, compile=True, progress=False))
 """
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path, folder):
     """In a process of its own, as torch 2.11 without a GPU cannot train where a thread that compiled has ended."""
     extract(folder, tmp_path / "plain", batch_size=11)
@@ -274,6 +276,7 @@ def test_a_resnet(tmp_path, folder):
     assert load_features(tmp_path / "out")["feature"].shape == (NUM_IMAGES, 64)
 
 
+@pytest.mark.slow
 def test_models_of_other_libraries(tmp_path, folder):
     """Their own image processors, which squash or crop less, are left aside."""
     timm.models.save_for_hf(timm.create_model("resnet18", num_classes=0), tmp_path / "timm")
@@ -422,6 +425,7 @@ def test_nothing_but_unreadable_images(tmp_path, spoiled):
         extract(spoiled, tmp_path / "out", images="images/07.png")
 
 
+@pytest.mark.slow
 def test_every_mode_of_photographs(tmp_path, folder):
     files = sorted(save_variants(tmp_path / "photographs"))
     summary = extract(folder, tmp_path / "out", images=tmp_path / "photographs")

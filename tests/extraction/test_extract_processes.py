@@ -71,6 +71,7 @@ def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threa
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
     """Also with fewer images than processes, with none, with another number of threads, and what others began."""
     counts = (NUM_IMAGES, 2, 1, 0)
@@ -182,6 +183,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_killed_at_random_moments_it_goes_on(tmp_path, folder, num_processes):
     """Until it has been killed twenty times; then the table is that of a run that was left alone."""
@@ -257,6 +259,7 @@ def can_mount() -> bool:
     ).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 def test_a_full_disk_and_one_that_cannot_be_written_to(tmp_path, folder):
     """One line each; what was written is kept, and it goes on when there is room."""

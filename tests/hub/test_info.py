@@ -8,6 +8,7 @@ from modeling_dino.hub.info import model_sizes, show_sizes
 from modeling_dino.hub.options import InfoOptions
 
 
+@pytest.mark.slow
 def test_table_has_a_line_for_every_preset():
     lines = show_sizes(InfoOptions()).splitlines()
     assert [line.split()[0] for line in lines[1:]] == DinoConfig.presets()

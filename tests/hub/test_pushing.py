@@ -14,6 +14,9 @@ from processes import run_python
 from modeling_dino.hub.repository import stale_weights
 
 
+# what is set up once takes long, so all of it runs in one process
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pushing")]
+
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 # what every process starts with; `dino` runs the command line
 START = f"""

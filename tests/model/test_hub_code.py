@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hub_code_files import CODE_FILES
 from processes import run_python
@@ -35,6 +36,7 @@ def save_with_output(model, folder, images):
     torch.save(images, folder / "images.pt")
 
 
+@pytest.mark.slow
 def test_loads_where_the_package_is_not_installed(tmp_path, family):
     """In one process, as starting one takes longest."""
     saved = []
@@ -53,6 +55,7 @@ def test_loads_where_the_package_is_not_installed(tmp_path, family):
     run_python(LOAD.format(saved=saved), tmp_path, blocked=blocked)
 
 
+@pytest.mark.slow
 def test_a_model_saved_with_code_is_all_the_other_classes_too(tmp_path, family):
     DinoModel(tiny_config(family, head_type=None)).save_pretrained(tmp_path / "model", with_code=True)
     code = """
@@ -67,6 +70,7 @@ assert classifier.classifier.out_features == 7
     run_python(code, tmp_path, blocked=("modeling_dino",))
 
 
+@pytest.mark.slow
 def test_registering_saves_code_from_then_on(tmp_path):
     code = f"""
 from modeling_dino import DinoConfig, DinoModel
@@ -82,6 +86,7 @@ model.save_pretrained("with")
     run_python(load, tmp_path, blocked=("modeling_dino",))
 
 
+@pytest.mark.slow
 def test_code_does_not_run_unless_trusted(tmp_path):
     DinoModel(tiny_config()).save_pretrained(tmp_path / "model", with_code=True)
     load = 'from transformers import AutoModel; AutoModel.from_pretrained("model")'

@@ -48,6 +48,7 @@ def compare(processor, file, image_size: int) -> tuple[torch.Tensor, bool]:
     return (to_pixels(pixel_values) - to_pixels(expected)).abs(), differs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [224, 96, 32])
 def test_ours_equals_the_originals_transform_exactly(tmp_path, image_size):
     DinoModel(tiny_config(image_size=image_size)).save_pretrained(tmp_path / "model")
@@ -73,6 +74,7 @@ def test_grey_levels_looked_up_are_the_images_bit_for_bit(tmp_path):
         assert torch.equal(looked_up, processor(image, return_tensors="pt")["pixel_values"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [224, 37])
 def test_images_that_are_not_cropped_are_resized_as_the_original_does(tmp_path, image_size):
     """By its retrieval (Pillow's thumbnail, which does not enlarge) and its copy detection (squashed to squares)."""
@@ -98,6 +100,7 @@ def test_images_that_are_not_cropped_are_resized_as_the_original_does(tmp_path, 
                 assert (to_pixels(pixel_values) - to_pixels(expected[resize])).abs().max() < 1e-4, (file, resize)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "image_size"), [("pil", 224), ("pil", 96), ("torchvision", 224)])
 def test_transformers_own_equals_it_but_for_crops_and_transparency(tmp_path, backend, image_size):
     """Exactly under the Pillow backend; torchvision's own resampling rounds some values the other way."""
@@ -128,6 +131,7 @@ def test_what_ours_saves_loads_without_this_package(tmp_path):
     assert again.crop_size["height"] == 32
 
 
+@pytest.mark.slow
 def test_loads_without_this_package_and_without_torchvision(tmp_path):
     DinoModel(tiny_config(image_size=224)).save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)

@@ -138,6 +138,7 @@ def test_a_classifier_is_trained_on_a_prepared_backbone(family):
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled(model):
     images = torch.randn(2, 3, 40, 40)

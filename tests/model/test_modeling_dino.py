@@ -61,6 +61,7 @@ def assert_bitwise_equal(model: torch.nn.Module, expected: torch.nn.Module, imag
         assert torch.equal(output[name], expected_output[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_type", ["dino", "simple", None])
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -114,6 +115,7 @@ def poisoned_memory(monkeypatch):
         monkeypatch.setattr(torch, name, poisoned)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("norm_last_layer", [True, False])
 def test_a_head_asked_for_is_initialised(tmp_path, family, norm_last_layer):
@@ -153,6 +155,7 @@ def test_nobody_gets_a_head_without_asking(tmp_path, images):
     assert DinoModel.from_pretrained(tmp_path, head_type="dino").head is not None
 
 
+@pytest.mark.slow
 def test_the_load_report_names_a_missing_head(tmp_path):
     DinoModel(tiny_config(head_type=None)).save_pretrained(tmp_path)
     code = f"""
@@ -308,6 +311,7 @@ def test_cls_tokens_have_the_gradient_of_the_whole(images):
         torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory_of_cls_attention(tmp_path):
     """On 480 px at patch 8, beyond what a forward pass needs: less than a tenth of that of the full map."""
     code = """
@@ -344,6 +348,7 @@ def test_pipeline(tmp_path, family):
     assert len(pooled) == width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(family, dynamic):
     torch._dynamo.reset()  # other tests' sizes count towards the limit of recompilations
@@ -358,6 +363,7 @@ def test_compiles_into_one_graph(family, dynamic):
         assert_close(output.projection, expected.projection)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor():
     model = DinoModel(tiny_config(num_hidden_layers=1)).eval()
     images = torch.randn(2, 3, 40, 32)
@@ -398,6 +404,7 @@ def test_any_number_of_channels(tmp_path, family, num_channels):
         model(torch.randn(2, 3, 32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (224, 64), (518, 518)])
 def test_any_size_and_any_number_of_images(family, height, width):
     model = DinoModel(tiny_config(family)).eval()
@@ -535,6 +542,7 @@ def test_an_edited_config_file_is_checked(tmp_path):
         DinoModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_and_using_the_model_needs_three_packages_alone(tmp_path):
     code = """
 import torch

@@ -12,6 +12,7 @@ from modeling_dino import DinoConfig, DinoForImageClassification, DinoModel
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNETS)
 @torch.no_grad()
 def test_equals_torchvision(name):
@@ -33,6 +34,7 @@ def test_equals_torchvision(name):
             assert ours.backbone.state_dict()[key] == value
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_gradients_equal_torchvision():
     theirs = torchvision.models.resnet18()

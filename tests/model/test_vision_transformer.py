@@ -83,6 +83,7 @@ def test_native_grid_in_an_image_that_is_not_square():
     assert not torch.allclose(positions, backbone.pos_embed, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
 @torch.no_grad()
 def test_equals_timm(name):

@@ -109,6 +109,7 @@ def test_segment(dino, folder):
     assert [result["dataset"] for result in results] == ["video"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -434,6 +434,7 @@ def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """A click shows neighbours, and so does the keyboard; the page logs no errors, and sends no requests."""
     names = sorted([EVIL, *numbered(39, classes=3)])
@@ -480,6 +481,7 @@ def neighbours_shown(browser) -> list[tuple[str, str]]:
     return [(label[0], label[-1]) for label in labels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_phone(tmp_path, dark):
     make(tmp_path, random_features(40), numbered(40, classes=4))

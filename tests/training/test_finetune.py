@@ -105,6 +105,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkeypatch):
     whole = run(folder, tmp_path / "whole")
     make_trainer = module.make_trainer

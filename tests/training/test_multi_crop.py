@@ -156,6 +156,7 @@ def only(**distortions) -> MultiCrop:
     return MultiCrop(MultiCropConfig(**{**PLAIN, **sizes, **scales, **distortions}))
 
 
+@pytest.mark.slow
 def test_how_often_each_distortion_happens():
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, 4:] = (200, 40, 90)

@@ -69,6 +69,7 @@ def log_of(path) -> list[dict]:
     return json.loads(states[-1].read_text())["log_history"]
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_teacher_the_curves_and_the_facts(finished, folder):
     saved = load_file(finished / "model.safetensors")
     model = DinoModel.from_pretrained(finished)
@@ -91,6 +92,7 @@ def test_the_folder_has_the_teacher_the_curves_and_the_facts(finished, folder):
     assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
     output, log, steps = folder / "stopped", DinoTrainer.log, []
 
@@ -112,6 +114,7 @@ def test_stopped_and_run_again_it_ends_the_same(finished, folder, monkeypatch):
     assert log_of(output) == log_of(finished)
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing(finished, folder):
     run(folder, folder / "unwatched")
     assert (folder / "unwatched/model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
@@ -134,6 +137,7 @@ def test_a_complete_run_is_left_alone_and_another_is_refused(finished, folder):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_overwriting(folder, finished):
     copy = shutil.copytree(finished, folder / "copy")
     (copy / "notes.txt").write_text("mine")
@@ -143,6 +147,7 @@ def test_overwriting(folder, finished):
     assert (copy / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_from_a_model_with_its_head(folder, finished):
     run(folder, folder / "further", "training.max_steps=1", "base_learning_rate=0", from_model=str(finished))
     before, after = (load_file(path / "model.safetensors") for path in (finished, folder / "further"))
@@ -160,6 +165,7 @@ def test_from_a_model_with_its_head(folder, finished):
     assert student.config.drop_path_rate == 0.5
 
 
+@pytest.mark.slow
 def test_from_a_model_without_its_head(folder):
     DinoModel(tiny_config(head_type=None)).save_pretrained(folder / "headless")
     run(folder, folder / "headed", "training.max_steps=1", "base_learning_rate=0", from_model=str(folder / "headless"))
@@ -170,6 +176,7 @@ def test_from_a_model_without_its_head(folder):
     assert after["student.head.mlp.0.weight"].std() > 0
 
 
+@pytest.mark.slow
 def test_recipe_and_model_that_disagree(folder, finished):
     with pytest.raises(
         ValueError, match=r"disagree on patch_size, projection_dim: patch_size is 4 in the recipe and 8 in"
@@ -236,6 +243,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(says, dino, folder):
     assert not (folder / "refused").exists()
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
     bad = shutil.copytree(folder / "images", folder / "bad")
     (bad / "a" / "4.png").write_bytes(b"nothing")
@@ -250,6 +258,7 @@ def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
     assert list(TrainingFolder.read(folder / "skipped")["unreadable"]) == [str(bad / "a" / "4.png")]
 
 
+@pytest.mark.slow
 def test_notices(folder, caplog, monkeypatch):
     monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
     sizes = ("crops.global_crop_size=64", "model.image_size=64", "training.bf16=true", "training.max_steps=1")
@@ -259,6 +268,7 @@ def test_notices(folder, caplog, monkeypatch):
         assert "no GPU: training in float32, not in bf16" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(folder, finished):
     """As far as a limit on the size of files is one."""
     output = folder / "full"

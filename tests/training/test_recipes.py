@@ -165,6 +165,7 @@ def test_keys_are_those_of_the_configurations():
         assert hasattr(DinoConfig(), key.removeprefix("model."))
 
 
+@pytest.mark.slow
 def test_small_data_goes_by_the_number_of_images():
     def picked(num_images):
         recipe = load_recipe("small_data").without_auto(num_images)

@@ -57,6 +57,7 @@ def test_it_starts_with_equal_networks_of_which_one_is_frozen(family):
     assert model.center.shape == (1, model.config.projection_dim)
 
 
+@pytest.mark.slow
 def test_crops_of_all_sizes_are_projected_in_their_order(family):
     network = DinoModel(tiny_config(family)).eval()
     crops = crops_of()
@@ -167,6 +168,7 @@ def test_a_model_without_a_head_is_refused():
         DinoForPreTraining(tiny_config(head_type=None))
 
 
+@pytest.mark.slow
 def test_saving_keeps_student_teacher_and_center(trained, tmp_path):
     trained.save_pretrained(tmp_path)
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
@@ -272,6 +274,7 @@ def test_one_step_of_the_originals_training():
     assert_close(model.center, tensors["step0.center_after"])
 
 
+@pytest.mark.slow
 def test_trained_with_lightlys_head_and_loss_the_losses_agree():
     """Its loss moves its center in `forward`, after the loss; its head has no option for the number of layers."""
     config = tiny_config(norm_last_layer=False)
@@ -330,6 +333,7 @@ def test_bfloat16_autocast_keeps_the_loss_in_float32():
     output.loss.backward()
 
 
+@pytest.mark.slow
 def test_one_graph_under_compile(family):
     torch._dynamo.reset()
     model, crops = DinoForPreTraining(tiny_config(family)).train(), crops_of()

@@ -98,6 +98,7 @@ def golden_arguments(training: dict) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_the_originals_training(tmp_path):
     metadata, tensors = read_golden("training")
     training = metadata["training"]
@@ -147,6 +148,7 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1)])
 def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulation):
     """Also in the middle of an epoch and of what is logged together; with drop path, which draws random numbers."""
@@ -184,6 +186,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
     assert len(whole.state.log_history) == 1 + 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_saved_whole_is_left_aside(tmp_path):
     trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=2)
     trainer.train()
@@ -198,6 +201,7 @@ def test_a_checkpoint_that_was_not_saved_whole_is_left_aside(tmp_path):
         trainer_of(tmp_path / "new").train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_steps_of_another_size_are_refused(tmp_path):
     trainer_of(tmp_path, save_strategy="steps", save_steps=2).train()
     other = trainer_of(tmp_path, per_device_train_batch_size=8)
@@ -205,6 +209,7 @@ def test_steps_of_another_size_are_refused(tmp_path):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one(tmp_path):
     whole = trainer_of(tmp_path / "whole", per_device_train_batch_size=8, num_train_epochs=3)
     parts = trainer_of(
@@ -218,6 +223,7 @@ def test_accumulated_batches_equal_one(tmp_path):
     assert_close_weights(parts.model.state_dict(), whole.model.state_dict())
 
 
+@pytest.mark.slow
 def test_an_epoch_is_whole_steps(tmp_path):
     """Of 19 images with a batch of 8, two steps, however the batch is made up."""
     losses = []
@@ -288,6 +294,7 @@ def test_saved_it_is_the_teacher(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "steps"), [({"bf16": True}, 3), ({"gradient_checkpointing": True}, None)])
 def test_modes_that_give_nearly_the_same(tmp_path, options, steps):
     """In bfloat16 the first steps: with so few images a difference grows up to thirtyfold a step."""
@@ -299,6 +306,7 @@ def test_modes_that_give_nearly_the_same(tmp_path, options, steps):
     assert {p.dtype for p in other.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_the_same(tmp_path):
     torch._dynamo.reset()
     options = {"max_steps": 3, "teacher_temperature": 0.07, "teacher_temperature_warmup_epochs": 2}
@@ -337,6 +345,7 @@ COLLAPSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_a_collapse_is_named_within_a_hundred_steps(tmp_path, caplog, name):
     options, data, message = COLLAPSES[name]
@@ -347,6 +356,7 @@ def test_a_collapse_is_named_within_a_hundred_steps(tmp_path, caplog, name):
     assert message in warning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "names"), [(1.0, "collapsed|explodes"), (30.0, "is nan at step")])
 def test_a_run_that_explodes_is_named_or_stopped(tmp_path, caplog, rate, names):
     model = tiny_model(norm_last_layer=False)
@@ -360,6 +370,7 @@ def test_a_run_that_explodes_is_named_or_stopped(tmp_path, caplog, rate, names):
     assert re.search(names, caplog.text + stopped)
 
 
+@pytest.mark.slow
 def test_an_exploding_loss_is_named(tmp_path, caplog):
     class Explode(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -373,6 +384,7 @@ def test_an_exploding_loss_is_named(tmp_path, caplog):
     assert "the loss explodes" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_not_named(tmp_path, caplog):
     trainer = trainer_of(tmp_path, max_steps=100, learning_rate=3e-4, teacher_momentum=0.99)
     with caplog.at_level(logging.WARNING, logger="modeling_dino"):
@@ -382,6 +394,7 @@ def test_a_healthy_run_is_not_named(tmp_path, caplog):
     assert sum(information[-10:]) > 2 * sum(information[:10])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Poison(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):

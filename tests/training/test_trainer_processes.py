@@ -16,6 +16,9 @@ from modeling_dino import DinoModel
 from modeling_dino.training.synchronized_batch_norm import SynchronizedBatchNorm, synchronize_batch_norms
 
 
+# what is set up once takes long, so all of it runs in one process
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer_processes")]
+
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 

@@ -149,6 +149,7 @@ def test_or_one_line_says_which_image_it_was(folder, num_workers):
         next(iter(loader(dataset_of(folder), num_workers)))
 
 
+@pytest.mark.slow
 def test_no_images(tmp_path):
     with pytest.raises(ValueError, match="no images to train on"):
         dataset_of(tmp_path)
