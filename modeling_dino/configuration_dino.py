@@ -1,3 +1,4 @@
+# Copyright 2026 The modeling-dino authors.
 # SPDX-License-Identifier: Apache-2.0
 """One configuration for every DINO: backbone (ViT or ResNet) and projection head.
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 
@@ -153,3 +154,9 @@ def test_config_json_reads_as_written(tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "dino"
     assert written["depths"] == [1, 2, 1, 1]
+
+
+def test_transformers_own_tests_find_the_year():
+    """Without this line `test_can_init_all_missing_weights` of the common tests is skipped in silence."""
+    with open(inspect.getfile(DinoConfig), encoding="utf-8") as file:
+        assert int(re.search(r"^# Copyright (\d{4})", file.read(), re.MULTILINE)[1]) >= 2023
