@@ -11,7 +11,7 @@ class Stage:
 
 class Backbone(nn.Module):
     """
-    What the project asks of a backbone; nothing outside asks which family it is of.
+    Defines what the project asks of a backbone; no other code asks which family it is of.
 
     A new backbone is made from a `DinoConfig` and entered in `BACKBONE_CLASSES` of `modeling_dino.py`. It sets the
     attributes below, and defines, with shapes as in `VisionTransformer` or `ResNet`:

@@ -17,7 +17,7 @@ DEVICES = ("cpu", "cuda")
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """
-    What is measured, and how. Weights do not matter for speed, and are random.
+    Says what is measured, and how. Weights do not matter for speed, and are random.
 
     Raises:
         ValueError: if a value cannot work.

@@ -41,7 +41,7 @@ NUMBERS = {
 
 
 class BenchResults(dict):
-    """What is saved as JSON; it is printed as a table."""
+    """Holds the measurements, which are saved as JSON and printed as a table."""
 
     def __str__(self) -> str:
         return table(self["lines"])

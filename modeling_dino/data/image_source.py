@@ -6,7 +6,7 @@ A source gives records, whose images are still encoded; worker processes decode 
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,3 +112,9 @@ def files_fingerprint(paths: Iterable[str]) -> str:
             size = None
         digest.update(os.fsencode(path) + f"\0{size}\0".encode())
     return digest.hexdigest()
+
+
+def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[str]:
+    """Returns a line for each skipped image, and for each note about an image."""
+    lines = [f"skipped {name}: {reason}" for name, reason in skipped.items()]
+    return lines + [f"note {name}: {text}" for name, text in (notes or {}).items()]

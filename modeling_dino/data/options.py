@@ -15,14 +15,14 @@ ON_ERROR_HELP = "What to do about an unreadable image: skip or fail."
 
 @dataclass(frozen=True, kw_only=True)
 class ImageColumnOptions:
-    """Which column of a table has the images."""
+    """Names the column of a table that has the images."""
 
     image_column: str | None = option("Column of images, where there are several.", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(ImageColumnOptions):
-    """Which columns of a table are read."""
+    """Names the columns of a table that are read."""
 
     label_column: str | None = option("Column of labels, if not `label`.", None)
 

@@ -9,7 +9,7 @@ from ..runtime.options import option
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     """
-    Where the demo is written, and how its pretraining differs from the recipe.
+    Says where the demo is written, and how its pretraining differs from the recipe.
 
     Raises:
         ValueError: if the seed is negative.

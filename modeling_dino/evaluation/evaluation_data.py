@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ..data.image_source import remarks_on_images
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
 from ..extraction.options import ExtractOptions
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
-from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes
 from .options import DEFAULT_FEATURES, FeatureOptions
 
@@ -85,7 +85,7 @@ class EvaluationFeatures:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What an evaluation found: the object with the numbers, the text to print, and remarks on the images."""
+    """Holds what an evaluation found: the object with the numbers, the text to print, and remarks on the images."""
 
     found: Any
     text: str

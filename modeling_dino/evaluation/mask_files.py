@@ -24,7 +24,7 @@ MODES = ("P", "L", "1")  # palette, grey, bilevel
 @dataclass(frozen=True)
 class Mask:
     """
-    Which object is at each pixel.
+    Says which object is at each pixel.
 
     Args:
         objects: (H, W), of uint8: the number of the object, 0 where there is none.

@@ -45,7 +45,7 @@ DEFAULT_FEATURES = FeatureOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class ResultOptions:
-    """Which model is evaluated, and where the results are recorded beside it."""
+    """Says which model is evaluated, and where the results are recorded beside it."""
 
     model: str | None = option("Folder or hub id of a saved model; not needed where all sources are features.", None)
     dataset: str | None = option("Name of the data set in the results; by default what --test or --index names.", None)
@@ -54,7 +54,7 @@ class ResultOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationOptions(ResultOptions, FeatureOptions):
-    """The images that a classifier learns from, and those that it is tested on."""
+    """Names the images that a classifier learns from, and those that it is tested on."""
 
     train: str = option("Labelled images to learn from, or their features: a source or a folder of `dino extract`.")
     test: str = option("Labelled images to be classified, or their features.")
@@ -137,7 +137,7 @@ class PropagationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(PropagationSettings, PictureOptions):
-    """What is segmented, and what is written."""
+    """Says what is segmented, and what is written."""
 
     video: str = option("A video, or a folder of its frames.")
     mask: str = option("Mask of the first frame: a palette PNG with the object's number at each pixel.")

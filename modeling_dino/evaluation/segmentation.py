@@ -34,7 +34,7 @@ OPACITY = 0.5
 
 @dataclass(frozen=True)
 class SegmentationSummary:
-    """What was segmented; with a ground truth also the scores, and a line that says where they are recorded."""
+    """Names what was segmented; with a ground truth also the scores, and where they are recorded."""
 
     num_frames: int
     num_objects: int

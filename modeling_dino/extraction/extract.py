@@ -16,12 +16,11 @@ import torch
 from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
-from ..data.image_source import ImageSource
+from ..data.image_source import ImageSource, remarks_on_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
-from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
@@ -31,7 +30,7 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """What a run did, and what is in the folder now."""
+    """Says what a run did, and what is in the folder now."""
 
     output: Path
     rows: int

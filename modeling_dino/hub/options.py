@@ -16,7 +16,7 @@ class InfoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """The model that is pushed, and the repository that it is pushed to."""
+    """Names the model that is pushed, and the repository that it is pushed to."""
 
     model: str = option(MODEL_HELP, argument=True)
     repo_id: str = option("Name of the repository: name or namespace/name.", argument=True)

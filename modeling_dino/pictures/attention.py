@@ -23,7 +23,7 @@ VIDEO_KINDS = ("attention", "heads", "masks")  # the pictures that videos are ma
 
 @dataclass(frozen=True)
 class AttentionSummary(PictureSummary):
-    """Which files were drawn; the mosaic of the last image is the last."""
+    """Names the files that were drawn; the mosaic of the last image is the last."""
 
     files: list[Path]
 

@@ -43,7 +43,7 @@ class ImagesOptions(PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions(ImagesOptions):
-    """What of the attention is drawn."""
+    """Says what of the attention is drawn."""
 
     layer: int = option("Block, counted from 0; negative ones are counted from the end.", -1)
     mass: float | None = option(

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..data.frames import Frame, Frames, open_frames
+from ..data.image_source import remarks_on_images
 from ..data.video import write_video
 from ..hub.loading import load_image_processor
 from ..modeling_dino import DinoModel
 from ..runtime.extras import PilImage
-from ..runtime.options import remarks_on_images
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_file
 from .options import PictureOptions

@@ -41,7 +41,7 @@ MAX_SKIPPED = 1000  # skipped images that the page names
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What the page shows; `missing` counts the images without a picture by the reason."""
+    """Holds what the page shows; `missing` counts the images without a picture by the reason."""
 
     output: Path
     images: int

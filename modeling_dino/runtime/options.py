@@ -10,7 +10,6 @@ Makes options of commands: each is a field of a dataclass, which the command lin
 A field without a help text is for Python alone.
 """
 
-from collections.abc import Mapping
 from dataclasses import MISSING, field
 from typing import Any
 
@@ -29,9 +28,3 @@ def option(
         minimum: the least number that the command line takes.
     """
     return field(default=default, metadata={"help": help, "flag": flag, "argument": argument, "minimum": minimum})
-
-
-def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | None = None) -> list[str]:
-    """Returns a line for each skipped image, and for each note about an image."""
-    lines = [f"skipped {name}: {reason}" for name, reason in skipped.items()]
-    return lines + [f"note {name}: {text}" for name, text in (notes or {}).items()]

@@ -15,11 +15,10 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..configuration_dino import DinoConfig
-from ..data.image_source import IndexedSource
+from ..data.image_source import IndexedSource, remarks_on_images
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..runtime.extras import require
-from ..runtime.options import remarks_on_images
 from ..runtime.processes import cores_of_process, reading_processes
 from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
