@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear whole or not at all, written under temporary names that nobody else uses."""
 
+import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 PARTIAL = ".partial"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without hard links answer
+LOCK = ".lock"  # stays in a folder; removing it would let two processes lock two files of that name
 
 
 @contextmanager
@@ -35,22 +40,76 @@ def whole_output(path: Path) -> Iterator[Path]:
     Gives a place beside a new file or folder to write to; it takes the path at the end, and is gone if anything fails.
 
     Raises:
-        ValueError: if the path is taken, as by `check_is_free`.
+        ValueError: if the path is taken, as by `check_is_free`, or another process takes it meanwhile.
         OSError: if it cannot be written.
     """
     check_is_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial_beside(path) as partial:
         yield partial
-        if path.is_dir():  # an empty one
+        try:
+            _take(partial, path)
+        except OSError:
+            check_is_free(path)
+            raise
+
+
+def _take(partial: Path, path: Path):
+    """Gives what was written its name, unless the name is taken; of several processes only one can."""
+    if partial.is_dir():
+        partial.rename(path)  # takes the place of an empty folder, of no other
+    else:
+        if path.is_dir():
             path.rmdir()
-        partial.rename(path)
+        try:
+            os.link(partial, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            check_is_free(path)
+            partial.rename(path)
 
 
 def check_is_free(path: Path):
     """Raises ValueError if there is a file, or a folder that is not empty."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path} exists already: choose another place, or remove it")
+
+
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool]):
+    """
+    Raises ValueError if something is at a path that a command would replace without having written it.
+
+    Args:
+        is_ours: whether the command has written a file, told from what is in it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another name for the file")
+    if path.exists() and not is_ours(path):
+        raise ValueError(f"{path} was not written by this command, and is kept: choose another name, or remove it")
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """
+    Makes a folder and lets one process at a time write to it; a killed process does not hold it any longer.
+
+    Raises:
+        ValueError: if another process writes to it.
+        OSError: if the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process writes to {folder}: wait until it ends, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
