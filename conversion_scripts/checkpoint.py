@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from modeling_dino.checkpoint_files import printable
 from modeling_dino.image_processing_dino import save_image_transform
 from modeling_dino.runtime.whole_files import whole_output
 
@@ -170,4 +171,6 @@ def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = Fal
 def first_names(names: Iterable[str], number: int = 3) -> str:
     """Lists the first few names, and how many more there are."""
     names = list(names)
-    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")
+    return ", ".join(map(printable, names[:number])) + (
+        f" and {len(names) - number} more" if len(names) > number else ""
+    )
