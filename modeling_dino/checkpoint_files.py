@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 
 CENTER_NAME = "center.safetensors"  # `dino convert` puts it beside the teacher of a training run
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 NETWORKS = ("teacher", "student")  # of a model in pretraining
 # values of the configuration that decide which tensors there are: parts of their names -> value
 NAMED_BY = (
@@ -112,6 +113,15 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
         raise DisagreementError(f"{printable(name)} is {shapes[name]}, but must be {must_be}{by}")
 
 
+def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike):
+    """Raises ValueError if weights are infinite or NaN; names the first such tensor."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            low, high = torch.aminmax(tensor)  # NaN if any number is
+            if not (low > -float("inf") and high < float("inf")):
+                raise ValueError(f"{source}: {printable(name)} has weights that are infinite or not numbers")
+
+
 def network_prefix(keys: list[str], which: str | None) -> str:
     """
     Returns the prefix that the names of a network's tensors have in a checkpoint; none if it holds a single network.
@@ -153,7 +163,7 @@ def checkpoint_shapes(
     shapes = {}
     files = _file_of_each_key(name_or_path, **kwargs)
     for name in sorted(set(files.values())):
-        with _open_safetensors(_find_shard(name_or_path, name, kwargs)) as file:
+        with open_safetensors(_find_shard(name_or_path, name, kwargs)) as file:
             shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     return shapes
 
@@ -167,7 +177,7 @@ def read_tensors(
     tensors = {}
     files = _file_of_each_key(name_or_path, **kwargs)
     for name in sorted({file for key, file in files.items() if key.startswith(prefix)}):
-        with _open_safetensors(_find_shard(name_or_path, name, kwargs)) as file:
+        with open_safetensors(_find_shard(name_or_path, name, kwargs)) as file:
             for key in file.keys():  # noqa: SIM118 (it is no dict)
                 if key.startswith(prefix):
                     tensors[key.removeprefix(prefix)] = file.get_tensor(key)
@@ -176,15 +186,16 @@ def read_tensors(
 
 def _file_of_each_key(name_or_path: str | os.PathLike | None, variant: str | None = None, **kwargs) -> dict[str, str]:
     """Returns the names of the tensors in a saved model, each with the name of its file."""
+    refuse_weights_file(name_or_path)
     for file_name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant is not None:  # `model.<variant>.safetensors`
             stem, _, suffix = file_name.partition(".safetensors")
             file_name = f"{stem}.safetensors.index.{variant}.json" if suffix else f"{stem}.{variant}.safetensors"
         path = _find(name_or_path, file_name, kwargs)
         if path is not None and path.suffix == ".json":
-            return _weight_map_of_index(path)
+            return weight_map_of_index(path)
         if path is not None:
-            with _open_safetensors(path) as file:
+            with open_safetensors(path) as file:
                 return dict.fromkeys(file.keys(), file_name)
     raise OSError(f"no {SAFE_WEIGHTS_NAME} in {str(name_or_path)!r}: is it a model saved with save_pretrained?")
 
@@ -206,19 +217,42 @@ def read_center(name_or_path: str | os.PathLike, **kwargs) -> torch.Tensor | Non
     path = _find(name_or_path, CENTER_NAME, kwargs)
     if path is None:
         return None
-    with _open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         return file.get_tensor("center")
 
 
-def _open_safetensors(path: Path) -> safe_open:
+def open_safetensors(path: Path) -> safe_open:
+    """Opens weights; raises OSError if they are damaged, or may not be read."""
+    with open(path, "rb"):  # says so if it may not be read, where safetensors says that there is no such file
+        pass
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise OSError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
 
 
-def _weight_map_of_index(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{path} is damaged ({error}): copy or download it again") from error
+def follow_umask(path: Path):
+    """Gives a file the permissions of any new file; safetensors makes files that only their owner can read."""
+    umask = os.umask(0o077)  # there is no other way to ask for it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def refuse_weights_file(name_or_path: str | os.PathLike | None):
+    """Raises ValueError for a file of weights in the place of a folder or an id on the hub."""
+    if name_or_path is None or Path(name_or_path).is_dir():
+        return
+    if Path(name_or_path).suffix in WEIGHTS_SUFFIXES:
+        raise ValueError(
+            f"{name_or_path} is a file, and a model is a folder or an id on the hub: run `dino convert {name_or_path} "
+            "FOLDER`, and load the folder"
+        )
+
+
+def weight_map_of_index(path: Path) -> dict[str, str]:
+    weight_map = read_mapping(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{path} is damaged: its weight_map is not one of names to files: copy or download it again")
+    if wrong := [name for name in weight_map.values() if Path(name).name != name]:
+        raise ValueError(f"{path} names {wrong[0]!r}, which is not a file beside it")
+    return weight_map

@@ -32,6 +32,7 @@ from .checkpoint_files import (
     check_weights,
     checkpoint_keys,
     checkpoint_shapes,
+    follow_umask,
     is_foreign,
     location_of,
     network_prefix,
@@ -313,6 +314,9 @@ class DinoPreTrainedModel(PreTrainedModel):
                 for file in [__file__, *get_relative_import_files(__file__)]:
                     shutil.copy(file, folder)
         super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            for file in Path(folder).glob("*.safetensors"):
+                follow_umask(file)
 
     def push_to_hub(self, repo_id: str, *, with_code: bool = False, **kwargs):
         """
