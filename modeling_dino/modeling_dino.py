@@ -27,7 +27,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import Backbone, Stage
+from .backbone import Backbone, Stage, is_recorded
 from .checkpoint_files import (
     check_weights,
     checkpoint_keys,
@@ -222,7 +222,7 @@ class DinoPreTrainedModel(PreTrainedModel):
             raise ValueError(f"pixel_values have shape {shape}, expected (batch, channels, height, width)")
         if shape[1] != channels:
             raise ValueError(f"pixel_values have {shape[1]} channels, but the model has num_channels={channels}")
-        if not (self._checked_range or torch.compiler.is_compiling() or pixel_values.is_meta):
+        if not (self._checked_range or is_recorded() or pixel_values.is_meta):
             self._checked_range = True  # only the first batch: the check waits for the device
             if is_rescaled_twice(pixel_values):
                 logger.warning(
