@@ -5,6 +5,11 @@ import torch
 from torch import nn
 
 
+def is_recorded() -> bool:
+    """Returns whether operations are recorded, to be run later on other batches: they must not depend on this one."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 class Stage:
     """A ViT's block or a ResNet's resolution: output capturing records what it returns as a hidden state."""
 

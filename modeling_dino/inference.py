@@ -15,7 +15,7 @@ anew when they change.
 A module is changed only if its class and its parts are exactly those that the faster class computes. All others stay
 plain: subclasses, modules with other parts, and backbones that are not in `FASTER`. A module whose parts are replaced
 later, by adapters for example, computes as the plain class again. So do all modules under `torch.compile`, which
-packs, folds and fuses as well.
+packs, folds and fuses as well, and whenever operations are recorded.
 
 Letters in shapes: B images, C channels, H x W pixels, T tokens, D width.
 """
@@ -25,6 +25,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from .backbone import is_recorded
 from .resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, ResNetStage
 from .vision_transformer import Attention, Block, DropPath, Mlp, VisionTransformer
 
@@ -88,7 +89,7 @@ class Faster:
 
     def is_as_prepared(self) -> bool:
         """Returns whether the faster way can be taken."""
-        return not torch.compiler.is_compiling() and self.parts() == self._prepared_parts
+        return not is_recorded() and self.parts() == self._prepared_parts
 
 
 class InferenceLinear(Faster, nn.Linear):
@@ -102,7 +103,7 @@ class InferenceLinear(Faster, nn.Linear):
         return {**self.__dict__, "_packed": {}}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or not self._suits_mkl(x):
+        if is_recorded() or not self._suits_mkl(x):
             return super().forward(x)
         rows = x[..., 0].numel()
         return torch.ops.mkl._mkl_linear(x, self._pack(rows), self.weight, self.bias, rows)
@@ -179,7 +180,7 @@ class InferenceVisionTransformer(InferenceBackbone, VisionTransformer):
         self._positions = {}
 
     def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or pixel_values.is_meta:
+        if is_recorded() or pixel_values.is_meta:
             return super().positions(pixel_values)
         size, now = tuple(pixel_values.shape[-2:]), fingerprint(self.pos_embed)
         if self._positions.get(size, (None, None))[0] != now:

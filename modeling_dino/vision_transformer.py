@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .backbone import Backbone, Stage
+from .backbone import Backbone, Stage, is_recorded
 from .configuration_dino import DinoConfig
 
 
@@ -154,9 +154,10 @@ class Attention(nn.Module):
 
     def _attend(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Computes the attended values (B, T, heads, D / heads), and the weights if the kernel returns them."""
-        # Only the eager kernel returns its weights, so it computes the calls that ask for them.
+        # Only eager attention returns its weights, and only it takes no images, so it computes these calls.
         needs_weights = kwargs.get("output_attentions", self.config.output_attentions)
-        implementation = "eager" if needs_weights else self.config._attn_implementation
+        needs_eager = needs_weights or (not is_recorded() and hidden_states.shape[0] == 0)
+        implementation = "eager" if needs_eager else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attn_drop if self.training else 0.0
         query_key_value = self.query_key_value(hidden_states)
@@ -231,7 +232,7 @@ class DropPath(nn.Module):
         if self.rate == 0 or not self.training:
             return hidden_states
         keep_rate = 1 - self.rate
-        mask = hidden_states.new_empty(len(hidden_states), 1, 1).bernoulli_(keep_rate)  # one draw an image
+        mask = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_rate)  # one draw an image
         return hidden_states * mask / keep_rate
 
     def extra_repr(self) -> str:
@@ -324,7 +325,7 @@ class VisionTransformer(Backbone):
         """Computes the tokens before the first block: (B, C, H, W) -> (B, T, D)."""
         positions = self.positions(pixel_values)
         tokens = self.patch_embed(pixel_values)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.pos_drop(tokens + positions)
 
     def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""Batches of any size, none included, also where the operations were recorded on a batch of another size."""
+
+import pytest
+import torch
+from tiny_models import tiny_config
+
+from modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel
+
+
+SIZES = [(32, 32), (40, 56)]
+
+
+class FirstOutput(torch.nn.Module):
+    """What `torch.jit.trace` takes: tensors in and out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        first = self.model(pixel_values)[0]
+        return first[0] if isinstance(first, tuple) else first
+
+
+@pytest.fixture(params=[DinoModel, DinoBackbone, DinoForImageClassification])
+def model(request, family):
+    return FirstOutput(request.param(tiny_config(family)).eval())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_no_images(model, attention):
+    model.model.set_attn_implementation(attention)
+    one, none = model(torch.randn(1, 3, 32, 40)), model(torch.zeros(0, 3, 32, 40))
+    assert none.shape == (0, *one.shape[1:])
+    assert model.model.prepare_for_inference()(torch.zeros(0, 3, 32, 40))[0] is not None
+
+
+@torch.no_grad()
+def test_no_images_through_the_methods(family):
+    model, none = DinoModel(tiny_config(family)).eval(), torch.zeros(0, 3, 32, 40)
+    assert model.get_features(none).shape[0] == 0
+    assert model.get_intermediate_layers(none, n=2, reshape=True)[1].shape[0] == 0
+    if family == "vit":
+        assert model.get_cls_attention(none).shape == (0, 4, 4, 5)
+        assert model.get_attention_maps(none)[0].shape == (0, 4, 21, 21)
+        assert model(none, output_attentions=True).attentions[0].shape[0] == 0
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@torch.no_grad()
+def test_an_exported_model_takes_other_batches(model, size):
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(model, (torch.randn(3, 3, *size),), dynamic_shapes=dynamic).module()
+    for batch_size in (1, 2, 7):
+        images = torch.randn(batch_size, 3, *size)
+        torch.testing.assert_close(exported(images), model(images))
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+@torch.no_grad()
+def test_a_traced_model_takes_other_batches(model, size, prepared):
+    if prepared:
+        model.model.prepare_for_inference()
+    traced = torch.jit.trace(model, torch.randn(3, 3, *size))
+    for batch_size in (1, 2, 70):
+        images = torch.randn(batch_size, 3, *size)
+        torch.testing.assert_close(traced(images), model(images))
