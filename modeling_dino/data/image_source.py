@@ -7,12 +7,21 @@ A source gives records, whose images are still encoded; worker processes decode 
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.extras import require
 from .decoding import MAX_FILE_BYTES, check_size
+
+
+MAX_HASHED_BYTES = 256 * 2**20  # in a source whose files are compared by what is in them
+IMAGES_CHANGED = (
+    "the images or their labels have changed, or files have moved, or, of more than "
+    f"{MAX_HASHED_BYTES // 2**20} MiB, were written again"
+)
 
 
 @dataclass(frozen=True)
@@ -127,16 +136,40 @@ class IndexedSource(ImageSource):
         return self
 
 
-def files_fingerprint(paths: Iterable[str]) -> str:
-    """Returns a hash of the paths and sizes of files."""
+def files_fingerprint(paths: Sequence[str]) -> str:
+    """
+    Returns a hash of the paths and sizes of files, and of what is in them.
+
+    Where reading all of them again would take long, it goes by the times of their last changes instead, so that a copy
+    whose times are not kept counts as changed.
+    """
+    names, times, total = hashlib.sha256(), hashlib.sha256(), 0
+    for path in paths:
+        status = _file_status(path)
+        size, time = (None, None) if status is None else (status.st_size, status.st_mtime_ns)
+        names.update(os.fsencode(path) + f"\0{size}\0".encode())
+        times.update(f"{time}\0".encode())
+        total += size or 0
+    content = times.hexdigest() if total > MAX_HASHED_BYTES else _content_fingerprint(paths)
+    return combined_fingerprint(names.hexdigest(), content)
+
+
+def _content_fingerprint(paths: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            size = os.path.getsize(path)
-        except OSError:
-            size = None
-        digest.update(os.fsencode(path) + f"\0{size}\0".encode())
+        if _file_status(path) is not None:
+            with suppress(OSError), open(path, "rb") as file:
+                digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest()
+
+
+def _file_status(path: str) -> os.stat_result | None:
+    """Returns size and times of a file, or None if there is none, or it is none that ends, as a pipe."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null character
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def natural_key(path: str) -> tuple:

@@ -57,6 +57,7 @@ class TableColumns:
         self.image = options.image_column or _image_column(name, features)
         if not _may_have_images(features[self.image]):
             raise ValueError(f"the column {self.image} of {name} has neither images nor paths: {features[self.image]}")
+        self.path_field = _path_field(self.image, features[self.image])
         self.label = options.label_column or _label_column(features)
         self.class_names = getattr(features.get(self.label), "names", None)
         is_integer = getattr(features.get(self.label), "dtype", "").startswith(("int", "uint"))
@@ -129,6 +130,13 @@ def _has(kind: Any, part: str, dtype: str) -> bool:
 def _may_have_images(kind: Any) -> bool:
     is_image = isinstance(kind, require("datasets").Image)
     return is_image or _has(kind, "bytes", "binary") or _has(kind, "path", "string")
+
+
+def _path_field(column: str, kind: Any) -> str | None:
+    """Returns where in a column of images paths may stand."""
+    if isinstance(kind, require("datasets").Image) or (isinstance(kind, dict) and "path" in kind):
+        return f"{column}.path"
+    return column if _has(kind, "", "string") and not isinstance(kind, dict) else None
 
 
 def _label_column(features: "datasets.Features") -> str | None:
@@ -212,7 +220,19 @@ class ParquetImages(ImageSource):
                     yield self.table.record(row, paths, index=next(index))
 
     def fingerprint(self) -> str:
-        return files_fingerprint(self.files)
+        named = itertools.chain.from_iterable(map(self._named_files, self.files, self.paths.paths))
+        return combined_fingerprint(files_fingerprint(self.files), files_fingerprint(list(named)))
+
+    def _named_files(self, file: str, paths: Paths) -> Iterator[str]:
+        """Returns the image files that the rows of a Parquet file name, where they do not have the images in them."""
+        pq, metadata = require("pyarrow.parquet"), _parquet_metadata(file)
+        field = self.table.path_field
+        if field is None or (field != self.table.image and _has_no_nulls(metadata, f"{self.table.image}.bytes")):
+            return
+        with rows_of(file):
+            (values,) = pq.read_table(file, columns=[field]).flatten().columns
+        contents = (paths.content(path or "") for path in values.to_pylist())
+        yield from (content for content in contents if isinstance(content, str))
 
     def indexed(self) -> "DatasetImages":
         """
@@ -239,10 +259,22 @@ def _parquet_metadata(file: str) -> Any:
         raise ValueError(f"{file} cannot be read as Parquet: {one_line(error)}") from error
 
 
+def _row_groups(metadata: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yields the metadata of the row groups of a Parquet file, and those of their columns."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        yield group, [group.column(i) for i in range(group.num_columns)]
+
+
+def _has_no_nulls(metadata: Any, field: str) -> bool:
+    """Returns whether all rows have a value, as far as the metadata tells."""
+    columns = itertools.chain.from_iterable(columns for _, columns in _row_groups(metadata))
+    found = [column.statistics for column in columns if column.path_in_schema == field]
+    return all(known is not None and known.has_null_count and not known.null_count for known in found)
+
+
 def _check_sizes(file: str, metadata: Any, column: str):
     """Raises ValueError if the images of a row group are on average too large, as Parquet reads many at once."""
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        chunks = map(group.column, range(group.num_columns))
+    for group, chunks in _row_groups(metadata):
         size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
         if size > MAX_FILE_BYTES * group.num_rows:
             raise ValueError(f"the images in {file} are larger than {MAX_FILE_BYTES // 2**20} MiB")
@@ -347,11 +379,25 @@ def open_dataset(
         dataset = datasets.load_dataset(repository, subset, split=split, streaming=streaming)
     except Exception as error:
         raise _not_to_be_had(name, error) from error
+    paths = PathsOfHub(repository) if columns.image_root is None else None
+    return from_dataset(name, dataset, split, columns, paths, str(builder.hash))
+
+
+def from_dataset(
+    name: str, dataset: Any, split: str | None, columns: TableOptions, paths: Paths | None = None, revision: str = ""
+) -> DatasetImages | StreamedImages:
+    """
+    Returns the source of what `datasets` has loaded; raises the errors of [`TableColumns`] and [`choose_split`].
+
+    Args:
+        paths: which paths in the rows are opened; by default those below the working directory.
+        revision: of a streamed data set.
+    """
     if isinstance(dataset, dict):
         dataset = dataset[choose_split(name, split, dataset)]
-    paths = PathsOfHub(repository) if columns.image_root is None else paths_below("", columns)
-    if isinstance(dataset, datasets.IterableDataset):
-        return StreamedImages(name, dataset, columns, paths, str(builder.hash))
+    paths = paths or paths_below(os.curdir, columns)
+    if isinstance(dataset, require("datasets").IterableDataset):
+        return StreamedImages(name, dataset, columns, paths, revision)
     return DatasetImages(name, dataset, columns, PathsOfRows([0], [paths]), dataset._fingerprint)
 
 

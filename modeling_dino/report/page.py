@@ -191,8 +191,8 @@ def load_thumbnails(
     notes = []
     if source.fingerprint() != settings["images_fingerprint"]:
         notes.append(
-            f"{as_text(name)} differs in paths or sizes, in content or labels, from what was extracted: thumbnails show "
-            "what is there now"
+            f"{as_text(name)} differs in paths or sizes, in content or labels, from what was extracted: thumbnails "
+            "show what is there now"
         )
     places: dict[str, list[int]] = {}
     for place, image in enumerate(order):

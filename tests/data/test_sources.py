@@ -1,5 +1,3 @@
-import io
-import tarfile
 from pathlib import Path
 
 import datasets
@@ -7,25 +5,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from source_files import encoded, picture, save_picture, write_tar
 
 from modeling_dino.data.reader import decode_record
 from modeling_dino.data.sources import open_source
-
-
-def picture(number: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 7, 3), np.uint8))
-
-
-def encoded(number: int) -> bytes:
-    file = io.BytesIO()
-    picture(number).save(file, format="PNG")
-    return file.getvalue()
-
-
-def save_picture(path: Path, number: int):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(number))
 
 
 def records(source, rows=2) -> list:
@@ -44,16 +27,6 @@ def assert_pictures(source, numbers):
     for record, number in zip(found, numbers, strict=True):
         image, _ = decode_record(record)
         np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(number)))
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def webdataset(numbers: range) -> list[tuple[str, bytes]]:
