@@ -13,12 +13,13 @@ from pathlib import Path
 
 from .decoding import MAX_FILE_BYTES, as_text
 from .image_source import ImageRecord, IndexedSource, combined_fingerprint, files_fingerprint
-from .image_tables import LABEL_COLUMNS, PATH_COLUMN, check_column
+from .image_tables import LABEL_COLUMNS, PATH_COLUMN, check_column, how_to_label
 from .options import TableOptions
 from .paths import NO_PATH, URL, PathsBelow, as_unreadable_url
 
 
 TABLE_SUFFIXES = (".csv", ".tsv")
+
 NO_LIST = "is neither an image, nor a tar, nor Parquet, nor a text file of paths"
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}  # Excel writes semicolons in half of the world
 
@@ -124,7 +125,7 @@ def _images_of_table(file: str, options: TableOptions) -> ListedImages:
     paths = [row[header.index(wanted)] for row in rows]
     labels = None if label is None else [row[header.index(label)] or None for row in rows]
     source = ListedImages(file, paths, labels, options.image_root)
-    source.how_to_label = f"name their column with --label-column: {' or '.join(header)}"
+    source.how_to_label = how_to_label([column for column in header if column != wanted])
     return source
 
 

@@ -64,7 +64,7 @@ class TableColumns:
         self.label_type = "int64" if is_integer and self.class_names is None else "string"
         self.names = [self.image] if self.label is None else [self.image, self.label]
         self.label_types = {} if self.label is None else {"label": self.label_type}
-        self.how_to_label = how_to_label(name, features)
+        self.how_to_label = how_to_label([known for known in features if known != self.image], _classes(features))
 
     def record(self, row: dict[str, Any], paths: Paths, **place: int) -> ImageRecord:
         """
@@ -99,10 +99,17 @@ def check_column(name: str, wanted: str | None, columns: Sequence[str]):
         raise ValueError(f"{name} has no column {wanted!r}; its columns are {', '.join(columns)}")
 
 
-def how_to_label(name: str, features: "datasets.Features") -> str:
-    """Returns how the labels of a table are named, which are not found otherwise."""
-    likely = [column for column, kind in features.items() if hasattr(kind, "names") or "label" in column.lower()]
-    return f"name their column with --label-column: {' or '.join(likely or features)}"
+def how_to_label(columns: Sequence[str], classes: Sequence[str] = ()) -> str:
+    """
+    Returns what a user can do, none of whose columns is called as labels are.
+
+    Args:
+        columns: that have no images.
+        classes: those of them that have names for their values.
+    """
+    likely = [column for column in columns if column in classes or "label" in column.lower()]
+    choice = " or ".join(likely or columns)
+    return f"name their column with --label-column: {choice}" if choice else "add a column `label`"
 
 
 def _image_column(name: str, features: "datasets.Features") -> str:
@@ -139,8 +146,12 @@ def _path_field(column: str, kind: Any) -> str | None:
     return column if _has(kind, "", "string") and not isinstance(kind, dict) else None
 
 
+def _classes(features: "datasets.Features") -> list[str]:
+    return [column for column, kind in features.items() if hasattr(kind, "names")]
+
+
 def _label_column(features: "datasets.Features") -> str | None:
-    classes = [column for column, kind in features.items() if hasattr(kind, "names")]
+    classes = _classes(features)
     named = [column for column in LABEL_COLUMNS if column in features]
     return next(iter(named or (classes if len(classes) == 1 else [])), None)
 
@@ -215,7 +226,7 @@ class ParquetImages(ImageSource):
         pq = require("pyarrow.parquet")
         index, paths = itertools.count(self.starts[part]), self.paths.paths[part]
         with rows_of(self.files[part]), pq.ParquetFile(self.files[part]) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=self.table.names):
+            for batch in file.iter_batches(_rows_at_once(file.metadata, self.table.image), columns=self.table.names):
                 for row in batch.to_pylist():
                     yield self.table.record(row, paths, index=next(index))
 
@@ -247,7 +258,9 @@ class ParquetImages(ImageSource):
             dataset = datasets.Dataset.from_parquet(self.files, columns=self.table.names)
         except datasets.exceptions.DatasetsError as error:
             raise ValueError(f"{self.name} cannot be read as Parquet: {one_line(error)}") from error
-        return DatasetImages(self.name, dataset, self.table.options, self.paths, self.fingerprint())
+        images = DatasetImages(self.name, dataset, self.table.options, self.paths, self.fingerprint())
+        images.how_to_label = self.how_to_label  # with the columns that are not read
+        return images
 
 
 def _parquet_metadata(file: str) -> Any:
@@ -272,11 +285,21 @@ def _has_no_nulls(metadata: Any, field: str) -> bool:
     return all(known is not None and known.has_null_count and not known.null_count for known in found)
 
 
-def _check_sizes(file: str, metadata: Any, column: str):
+def _image_bytes(columns: Sequence[Any], image: str) -> int:
+    """Returns the bytes that the column of images takes in a row group, not compressed; equal images count once."""
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == image)
+
+
+def _rows_at_once(metadata: Any, image: str) -> int:
+    """Returns how many rows fit into memory, even if each has the largest image that there may be."""
+    largest = max((_image_bytes(columns, image) for _, columns in _row_groups(metadata)), default=0)
+    return max(1, min(ROWS_AT_ONCE, MAX_FILE_BYTES // max(largest, 1)))
+
+
+def _check_sizes(file: str, metadata: Any, image: str):
     """Raises ValueError if the images of a row group are on average too large, as Parquet reads many at once."""
-    for group, chunks in _row_groups(metadata):
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-        if size > MAX_FILE_BYTES * group.num_rows:
+    for group, columns in _row_groups(metadata):
+        if _image_bytes(columns, image) > MAX_FILE_BYTES * group.num_rows:
             raise ValueError(f"the images in {file} are larger than {MAX_FILE_BYTES // 2**20} MiB")
 
 

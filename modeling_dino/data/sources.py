@@ -10,7 +10,7 @@ from ..runtime.extras import require
 from .decoding import IMAGE_SUFFIXES
 from .image_files import ImageFiles, images_of_folder, walk
 from .image_lists import images_of_list
-from .image_source import ImageSource
+from .image_source import ImageSource, is_hidden
 from .image_tables import SAVED_DATASETS, ParquetImages, choose_split, open_dataset, open_saved_dataset
 from .image_tars import TAR_SUFFIXES, ImageTars
 from .options import TableOptions
@@ -53,7 +53,7 @@ def open_source(
         return _open_folder(path, split, columns)
     if split is None and os.path.isfile(path):
         return _open_files(path, [path], columns)
-    if split is None and (files := sorted(glob.glob(path, recursive=True))):
+    if split is None and (files := _files_of_pattern(path)):
         return _open_files(path, files, columns)
     if DATASET_ID.fullmatch(path) and not os.path.exists(path):
         return open_dataset(path, split, streaming, columns)
@@ -61,6 +61,13 @@ def open_source(
         f"{name} is neither a folder, nor an image, nor a tar, nor a Parquet file, nor a text file of paths, nor the "
         "id of a data set (user/name)"
     )
+
+
+def _files_of_pattern(pattern: str) -> list[str]:
+    """Returns the files that a pattern stands for, without hidden ones that it does not name."""
+    parts = pattern.split(os.sep)
+    files = sorted(glob.glob(pattern, recursive=True))
+    return [file for file in files if not any(is_hidden(part) and part not in parts for part in file.split(os.sep))]
 
 
 def _open_folder(folder: str, split: str | None, columns: TableOptions) -> ImageSource:
@@ -72,6 +79,10 @@ def _open_folder(folder: str, split: str | None, columns: TableOptions) -> Image
     splits = _splits_of_folder(folder)
     if not splits and split is None:
         return images
+    if not splits and os.path.isdir(os.path.join(folder, split)):
+        raise ValueError(f"{folder} has no split {split!r}, but a folder of this name: write {folder}/{split}")
+    if not splits:
+        raise ValueError(f"{folder} has no split {split!r}, as it has no splits: write {folder}")
     return _open_files(folder, splits[choose_split(folder, split, splits)], columns)
 
 
