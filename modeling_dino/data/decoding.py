@@ -42,6 +42,18 @@ def as_text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error in one line, or its kind if it has none."""
+    text = repr(error) if isinstance(error, KeyError) else str(error)  # whose text is the key alone
+    return " ".join(text.split()) or type(error).__name__
+
+
+def check_size(num_bytes: int):
+    """Raises ValueError if a file is too large for an image."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise ValueError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
+
+
 def check_on_error(on_error: str):
     """Raises ValueError for an unknown `on_error`."""
     if on_error not in ON_ERROR:
@@ -74,6 +86,7 @@ def read_image(source: str | bytes, num_channels: int = 3) -> tuple[PilImage, st
 def opened_image(source: str | bytes) -> Iterator[PilImage]:
     """Opens an image file, of which all pixels are loaded; raises ValueError as [`read_image`] does."""
     content = source if isinstance(source, bytes) else _read_file(source)
+    check_size(len(content))
     if not content:
         raise ValueError("empty")
     Image = require("PIL.Image")
@@ -86,7 +99,7 @@ def opened_image(source: str | bytes) -> Iterator[PilImage]:
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error
 
 
 def check_resized(image: PilImage, shorter_side: int):
@@ -125,8 +138,7 @@ def _read_file(path: str) -> bytes:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe, say, which would never end
             raise ValueError("not a file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
+        check_size(status.st_size)
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:

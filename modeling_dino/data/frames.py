@@ -57,7 +57,7 @@ class ImageFrames:
         for record in all_records(self._source):
             try:
                 image, _ = decode_record(record, self._num_channels, self._size)
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 if self._on_error == "fail":
                     raise ValueError(f"cannot read {record.name}: {error}") from error
                 self.skipped[record.name] = str(error)
@@ -103,12 +103,21 @@ class VideoFrames:
 Frames = ImageFrames | VideoFrames
 
 
-def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip") -> Frames:
+def open_frames(
+    name: str,
+    num_channels: int,
+    size: int,
+    on_error: str = "skip",
+    in_natural_order: bool = False,
+    **of_tables: str | None,
+) -> Frames:
     """
     Opens a video, or anything that [`open_source`] takes.
 
     Args:
         num_channels, size, on_error: see [`ImageFrames`].
+        in_natural_order: take image files in the order of the numbers in their names, as the frames of a video.
+        of_tables: options of [`open_source`].
 
     Raises:
         ValueError: if there is no such source, it has no images, or the model takes none.
@@ -118,7 +127,10 @@ def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip")
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
     if is_video(name):
         return VideoFrames(name, num_channels)
-    frames = ImageFrames(name, open_source(name), num_channels, size, on_error)
+    source = open_source(name, **of_tables)
+    if in_natural_order:
+        source = source.in_natural_order()
+    frames = ImageFrames(name, source, num_channels, size, on_error)
     if frames.num_frames == 0:
         raise ValueError(frames.why_nothing())
     return frames

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of images in files of their own: folders, lists of paths, single files."""
+"""Sources of images in files of their own: folders, patterns, single files."""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .decoding import IMAGE_SUFFIXES, as_text
-from .image_source import ImageRecord, IndexedSource, files_fingerprint
+from .image_source import ImageRecord, IndexedSource, files_fingerprint, is_hidden, natural_key
 
 
 class ImageFiles(IndexedSource):
@@ -19,7 +19,7 @@ class ImageFiles(IndexedSource):
     """
 
     def __init__(self, name: str, paths: Iterable[str], root: str | None = None):
-        self.paths = list(paths)
+        self.name, self.paths = name, list(paths)
         self.num_images = len(self.paths)
         self.root = root
         self.has_classes = root is not None and self.num_images > 0 and all(map(self._class_of, self.paths))
@@ -37,6 +37,9 @@ class ImageFiles(IndexedSource):
     def fingerprint(self) -> str:
         return files_fingerprint(self.paths)
 
+    def in_natural_order(self) -> "ImageFiles":
+        return ImageFiles(self.name, sorted(self.paths, key=natural_key), self.root)
+
     def _class_of(self, path: str) -> str:
         """Returns the sub-folder of the root that a file lies in; empty if it lies in none."""
         return os.path.relpath(path, self.root).rpartition(os.sep)[0].partition(os.sep)[0]
@@ -48,23 +51,15 @@ def images_of_folder(folder: str) -> ImageFiles:
     return ImageFiles(folder, paths, root=folder)
 
 
-def images_of_list(file: str) -> ImageFiles:
-    """
-    Reads a text file with a path a line; relative paths start at the file's folder. Raises ValueError if the file is
-    not text.
-    """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is neither an image, nor a tar, nor Parquet, nor a text file of paths") from error
-    return ImageFiles(file, [str(Path(file).parent / line.strip()) for line in lines if line.strip()])
-
-
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Lists the files below a folder, in the order of their paths; follows links, but not in circles."""
+    """
+    Lists the files below a folder, in the order of their paths; follows links, but not in circles.
+
+    What is hidden is left out: see [`is_hidden`].
+    """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
+        entries = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     for entry in entries:
         if not os.path.isdir(entry.path):  # entry.is_dir() fails on a link to itself
             yield entry.path

@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of images in tars, those of WebDataset (https://github.com/webdataset/webdataset) and any others."""
 
+import hashlib
 import io
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
-from .decoding import IMAGE_SUFFIXES, as_text
-from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint
+from .decoding import IMAGE_SUFFIXES, as_text, one_line
+from .image_source import FileRange, ImageRecord, ImageSource, IndexedSource, Unreadable, files_fingerprint, is_hidden
 
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_SUFFIX = ".cls"
 SAMPLES_WITH_LABEL = 100  # among so many a label must be seen
+FILES_OF_SAMPLE = 100  # at most; more that share their name up to a dot are no sample
+MAX_LABEL_BYTES = 2**16
+# types of further headers, with names that do not fit the first and the like
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+HEADERS += (tarfile.SOLARIS_XHDTYPE,)
+MAX_HEADER_BYTES = 2**20
+MAX_HELD_BYTES = 2**28  # of an image in a compressed tar, which waits in memory until it is decoded
+Content = bytes | FileRange | Unreadable
 
 
 class ImageTars(ImageSource):
@@ -22,11 +32,15 @@ class ImageTars(ImageSource):
     A source of the images in tars, in the order in which they lie there.
 
     Members that follow each other and share their name up to its first dot belong together; `.cls` is their label.
+    Where several have the same name, as after `tar --append`, the later ones get a number: `a.png`, `a.png#2`.
     """
 
     def __init__(self, tars: Sequence[str]):
         self.tars = list(tars)
-        has_labels = any("label" in record.columns for record in islice(self.read(self.tars[0]), SAMPLES_WITH_LABEL))
+        readable = (
+            record for tar in self.tars for record in self.read(tar) if not isinstance(record.content, Unreadable)
+        )
+        has_labels = any("label" in record.columns for record in islice(readable, SAMPLES_WITH_LABEL))
         self.columns = {"path": "string", "label": "string"} if has_labels else {"path": "string"}
 
     def parts(self, rows: int) -> list[str]:
@@ -34,13 +48,15 @@ class ImageTars(ImageSource):
 
     def read(self, part: str) -> Iterator[ImageRecord]:
         """Reads a tar; a damaged one gives the images before the damage, and then a record that says so."""
+        counts: dict[bytes, int] = {}  # hashes of the names so far -> how often they came
         try:
-            with tarfile.open(part) as tar:
-                for _, files in groupby(contents(tar), key=lambda file: sample_key(file[0])):
-                    yield from records_of_sample(part, dict(files))
-        except (tarfile.TarError, OSError, EOFError) as error:
+            with tarfile.open(part, tarinfo=BoundedHeader) as tar:
+                for files in samples(contents(tar)):
+                    for record in records_of_sample(part, files):
+                        yield numbered(record, counts)
+        except Exception as error:  # tarfile and the decompressors raise nearly anything on damaged files
             name = as_text(part)
-            yield ImageRecord(name, {"path": name}, Unreadable(f"the tar is damaged: {error}"))
+            yield ImageRecord(name, {"path": name}, Unreadable(f"the tar is damaged: {one_line(error)}"))
 
     def fingerprint(self) -> str:
         return files_fingerprint(self.tars)
@@ -84,21 +100,54 @@ class IndexedTars(IndexedSource):
                 yield record.name
 
 
-def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes | FileRange]]:
+class BoundedHeader(tarfile.TarInfo):
+    """A header of a tar, which is refused if tarfile would read too much for it."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size // 2**20} MiB")
+        return super()._proc_member(tar)
+
+
+def contents(tar: tarfile.TarFile) -> Iterator[tuple[str, Content]]:
     """Returns names and contents of the images and labels in a tar; of an uncompressed one, where images lie."""
     is_plain = isinstance(tar.fileobj, io.BufferedReader)
     while (member := tar.next()) is not None:
         tar.members = []  # tarfile would keep all of them
         suffix = os.path.splitext(member.name)[1].lower()
-        if not member.isreg() or (suffix not in IMAGE_SUFFIXES and suffix != LABEL_SUFFIX):
+        is_label = suffix == LABEL_SUFFIX
+        if not member.isreg() or not (is_label or suffix in IMAGE_SUFFIXES) or is_hidden_member(member.name):
             continue
-        if is_plain and suffix != LABEL_SUFFIX:
+        limit = MAX_LABEL_BYTES if is_label else MAX_HELD_BYTES
+        if member.issparse():
+            yield member.name, Unreadable("stored with holes, as a sparse file")
+        elif is_plain and not is_label:
             yield member.name, FileRange(tar.name, member.offset_data, member.size)
+        elif member.size > limit:
+            yield member.name, Unreadable(f"larger than {limit / 2**20:g} MiB")
         else:
             yield member.name, tar.extractfile(member).read()
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at damage without a word
         raise tarfile.ReadError("no end mark after the last member")
+
+
+def is_hidden_member(name: str) -> bool:
+    """Returns whether a member or a folder that it lies in is hidden."""
+    return any(is_hidden(part) for part in name.split("/") if part not in (os.curdir, os.pardir))
+
+
+def samples(files: Iterable[tuple[str, Content]]) -> Iterator[dict[str, Content]]:
+    """Puts the files that follow each other and belong together into samples, in which no name comes twice."""
+    sample: dict[str, Content] = {}
+    key = None
+    for name, content in files:
+        if sample and (sample_key(name) != key or name in sample or len(sample) == FILES_OF_SAMPLE):
+            yield sample
+            sample = {}
+        key = sample_key(name)
+        sample[name] = content
+    yield sample
 
 
 def sample_key(name: str) -> str:
@@ -107,11 +156,25 @@ def sample_key(name: str) -> str:
     return os.path.join(folder, file.partition(".")[0])
 
 
-def records_of_sample(tar: str, files: dict[str, bytes | FileRange]) -> Iterator[ImageRecord]:
+def records_of_sample(tar: str, files: dict[str, Content]) -> Iterator[ImageRecord]:
     """Returns records of the images among the files of a sample."""
-    label = {}
+    label, reason = {}, None
     for name in [name for name in files if name.lower().endswith(LABEL_SUFFIX)]:
-        label["label"] = files.pop(name).decode("utf-8", "replace").strip()
+        content = files.pop(name)
+        if isinstance(content, Unreadable):
+            label, reason = {"label": None}, Unreadable(f"its label is {content.reason}")
+        else:
+            label = {"label": content.decode("utf-8", "replace").strip()}
     for name, content in files.items():
         path = as_text(os.path.join(tar, name))
-        yield ImageRecord(path, {"path": path, **label}, content)
+        yield ImageRecord(path, {"path": path, **label}, reason or content)
+
+
+def numbered(record: ImageRecord, counts: dict[bytes, int]) -> ImageRecord:
+    """Returns the record under a name of its own: with a number, where the same name has come before."""
+    key = hashlib.blake2b(record.name.encode(), digest_size=8).digest()
+    counts[key] = counts.get(key, 0) + 1
+    if counts[key] == 1:
+        return record
+    name = f"{record.name}#{counts[key]}"
+    return replace(record, name=name, columns={**record.columns, "path": name})

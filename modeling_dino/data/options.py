@@ -7,22 +7,37 @@ from ..runtime.options import option
 
 
 IMAGES_HELP = (
-    "Folder of images, tars or Parquet files; one of these; a text file with a path a line; or the id of a data set, "
-    "user/name[/subset]. A split after a colon."
+    "Folder of images, tars or Parquet files; one of these; a text file with a path a line; a CSV or TSV file with "
+    "columns `path` and `label`; or the id of a data set, user/name[/subset]. A split after a colon."
 )
 ON_ERROR_HELP = "What to do about an unreadable image: skip or fail."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageColumnOptions:
-    """Names the column of a table that has the images."""
+    """Names the column of a table or list that has the images, and the folder of its paths."""
 
-    image_column: str | None = option("Column of images, where there are several.", None)
+    image_column: str | None = option("Column of images, where there are several; of a list, if not `path`.", None)
+    image_root: str | None = option(
+        "Folder where the paths in a table or list start, and below which they must stay; by default that of the "
+        "table, and for absolute paths in a list any.",
+        None,
+    )
+
+    @property
+    def of_tables(self) -> dict[str, str | None]:
+        """The options of tables and lists, by their names."""
+        return {name: getattr(self, name, None) for name in ("image_column", "label_column", "image_root")}
+
+    @property
+    def of_tables_given(self) -> dict[str, str]:
+        """Those of these options that the user has given."""
+        return {name: value for name, value in self.of_tables.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(ImageColumnOptions):
-    """Names the columns of a table that are read."""
+    """Names the columns of a table or list that are read, and the folder of its paths."""
 
     label_column: str | None = option("Column of labels, if not `label`.", None)
 

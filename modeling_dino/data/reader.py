@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..runtime.extras import PilImage, require
-from .decoding import check_resized, read_image
-from .image_source import FileRange, ImageRecord, ImageSource, Unreadable
+from ..runtime.extras import PilImage
+from .decoding import check_resized, one_line, read_image
+from .image_source import FileRange, ImageRecord, ImageSource, RemoteFile, Unreadable
 
 
 RECORDS_AT_ONCE = 1024  # in a part of a source
@@ -68,7 +68,7 @@ class ImageReader(Dataset):
             try:
                 image, note = decode_record(record, self.num_channels)
                 pixels.append(self.transform(image))
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 images.skipped[record.name] = str(error)
                 continue
             images.rows.append(record.columns)
@@ -92,17 +92,18 @@ def decode_record(
         the image, and a note on what was lost in reading it, if anything.
 
     Raises:
-        ValueError, OSError: if it cannot be read, or resized; the message gives the reason, without the name.
+        ValueError: if it cannot be read, whatever the decoder has raised, or resized; the message gives the reason in
+            one line, without the name.
     """
     content = record.content
     if isinstance(content, Unreadable):
         raise ValueError(content.reason)
-    if isinstance(content, FileRange):
-        content = content.read()
-    elif isinstance(content, str) and "://" in content:  # as streamed data sets give
-        with require("fsspec").open(content, "rb") as file:
-            content = file.read()
-    image, note = read_image(content, num_channels)
+    try:
+        if isinstance(content, (FileRange, RemoteFile)):
+            content = content.read()
+        image, note = read_image(content, num_channels)
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ValueError(one_line(error)) from error
     if shorter_side is not None:
         check_resized(image, shorter_side)
     return image, note

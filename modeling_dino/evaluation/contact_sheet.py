@@ -84,7 +84,7 @@ def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[N
     for name, record in records.items():
         try:
             thumbnails[name], _ = decode_record(record)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise ValueError(f"cannot read {name}: {error}") from error
         thumbnails[name].thumbnail((TILE, TILE))
     return thumbnails
@@ -99,7 +99,10 @@ def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, Ima
     if settings["streaming"]:
         raise ValueError(f"the images of {part.source} were streamed: there is no sheet of such")
     source = open_source(
-        settings["images"], image_column=settings["image_column"], label_column=settings["label_column"]
+        settings["images"],
+        image_column=settings["image_column"],
+        label_column=settings["label_column"],
+        image_root=settings.get("image_root"),
     )
     for record in all_records(source):
         name = record.columns.get("path", record.columns.get("index"))

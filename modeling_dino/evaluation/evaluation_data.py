@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..data.image_source import remarks_on_images
+from ..data.image_source import ImageSource, remarks_on_images
+from ..data.sources import open_source
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
 from ..extraction.options import ExtractOptions
@@ -70,9 +71,7 @@ class EvaluationFeatures:
     def labelled(self) -> "EvaluationFeatures":
         """Returns the images that have a label. Raises ValueError if no image has one."""
         if self.labels is None:
-            raise ValueError(
-                f"the images of {self.source} have no labels: put those of each class into a folder of its own"
-            )
+            raise ValueError(f"the images of {self.source} have no labels: {how_to_label(self.settings)}")
         rows = [i for i, label in enumerate(self.labels) if label is not None]
         return self if len(rows) == len(self.labels) else self.subset(rows)
 
@@ -122,6 +121,15 @@ def features_of(
         extract_features(ExtractOptions(model=model, images=source, output=folder, **given))
         processes().wait_for_everyone()  # for the manifest, which the main process writes last
         return _load(source, folder, None, options)
+
+
+def how_to_label(settings: dict) -> str:
+    """Returns what a user can do whose images have no labels, by the settings of their extraction."""
+    names = ("streaming", "image_column", "label_column", "image_root")
+    try:
+        return open_source(settings["images"], **{name: settings.get(name) for name in names}).how_to_label
+    except (ValueError, OSError):  # the images are gone
+        return ImageSource.how_to_label
 
 
 def is_feature_folder(source: str) -> bool:

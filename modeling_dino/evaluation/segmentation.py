@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..data.frames import Frame, Frames, ImageFrames
+from ..data.image_source import is_hidden, natural_key
 from ..data.video import is_video, write_video
 from ..hub.evaluation_results import record_evaluation_results
 from ..hub.loading import load_model
@@ -62,7 +63,7 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     model = load_model(options.model)
-    drawing = open_drawing(options, model, options.video, on_error="fail")
+    drawing = open_drawing(options, model, options.video, on_error="fail", is_video=True)
     first = read_mask(options.mask)
     if not first.numbers:
         raise ValueError(f"there is no object in {options.mask}: all of it is background")
@@ -149,7 +150,8 @@ class MaskScorer:
 
     def __init__(self, folder: str, frames: Frames, numbers: list[int]):
         self.folder, self._by_name = folder, isinstance(frames, ImageFrames)
-        self._files = sorted(Path(folder).glob("*.png"))
+        files = [str(file) for file in Path(folder).glob("*.png") if not is_hidden(file.name)]
+        self._files = [Path(file) for file in sorted(files, key=natural_key)]
         if not self._files:
             raise ValueError(f"there are no masks (*.png) in {folder}")
         self._check_number(frames.num_frames)

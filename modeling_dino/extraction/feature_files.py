@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.image_source import IMAGES_CHANGED
 from ..runtime.extras import require
 from ..runtime.run_folder import RunFolder
 from ..runtime.whole_files import whole_file
@@ -51,6 +52,7 @@ class FeatureFolder(RunFolder):
     """
 
     file_name, format, contents, command = MANIFEST, FORMAT, "features", "dino extract"
+    explanations = {"images_fingerprint": IMAGES_CHANGED}
 
     def __init__(self, path: str | os.PathLike, settings: dict, columns: dict[str, str], shapes: dict[str, tuple]):
         super().__init__(path, settings)

@@ -69,12 +69,7 @@ class ExtractionSettings(TableOptions):
 
     def open_source(self) -> ImageSource:
         """Opens the source of the images."""
-        return open_source(
-            self.images,
-            streaming=self.streaming,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
+        return open_source(self.images, streaming=self.streaming, **self.of_tables)
 
 
 @dataclass(frozen=True, kw_only=True)

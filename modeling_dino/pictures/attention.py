@@ -45,7 +45,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
     model = load_model(options.model)
     model.check_attention(True)
     model.resolve_layers([options.layer])  # raises ValueError if there is no such layer
-    drawing = open_drawing(options, model, options.images, options.on_error)
+    drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     num_frames, files = 0, {}  # in order, each once
     with picture_files(drawing.folder, drawing.frames, drawing.fps, VIDEO_KINDS) as save:
         for frame in drawing.iterate():

@@ -64,7 +64,7 @@ def paint_components(options: PcaOptions) -> PaintingSummary:
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     model = load_model(options.model)
-    drawing = open_drawing(options, model, options.images, options.on_error)
+    drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     images = TokensOfFrames(drawing)
     colors = fit_colors(images, model.config.hidden_size, options.split)
     if options.save_arrays:

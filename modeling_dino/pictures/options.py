@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from ..data.options import IMAGES_HELP, ON_ERROR_HELP
+from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ImageColumnOptions
 from ..hub.loading import MODEL_HELP
 from ..runtime.options import option
 
@@ -34,7 +34,7 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesOptions(PictureOptions):
+class ImagesOptions(PictureOptions, ImageColumnOptions):
     """Pictures of the images of any source, or of the frames of a video."""
 
     images: str = option(f"A video. {IMAGES_HELP}", flag="--images --image")

@@ -46,12 +46,20 @@ class Drawing:
         yield from tqdm(self.frames, desc=description, total=total, unit=" images", disable=not self.progress)
 
 
-def open_drawing(options: PictureOptions, model: DinoModel, images: str, on_error: str) -> Drawing:
+def open_drawing(
+    options: PictureOptions,
+    model: DinoModel,
+    images: str,
+    on_error: str,
+    is_video: bool = False,
+    **of_tables: str | None,
+) -> Drawing:
     """
     Opens images or a video for a model, and moves the model to its device.
 
     Args:
-        images, on_error: see [`open_frames`].
+        images, on_error, of_tables: see [`open_frames`].
+        is_video: whether the images are the frames of a video, even if none is made of them.
 
     Raises:
         ValueError: if the model has no patch tokens, or an option cannot work.
@@ -60,7 +68,8 @@ def open_drawing(options: PictureOptions, model: DinoModel, images: str, on_erro
         raise ValueError(f"{model.config.backbone} has no patch tokens: use a ViT")
     processor = load_image_processor(options.model, model.config)
     transform = PatchTransform(model.config.patch_size, processor.image_mean, processor.image_std, options.size)
-    frames = open_frames(images, model.config.num_channels, options.size, on_error)
+    is_video = is_video or options.fps is not None
+    frames = open_frames(images, model.config.num_channels, options.size, on_error, is_video, **of_tables)
     folder = new_folder(options.output, options.overwrite)
     model = model.to(processes().device)
     return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress)

@@ -180,9 +180,9 @@ def load_thumbnails(
     """Returns the thumbnails in order, the places without one by the reason, and notes about the images."""
     settings = shown.settings
     name = settings["images"] if options.images is None else options.images
-    names = ("streaming", "image_column", "label_column")
+    names = ("streaming", "image_column", "label_column", "image_root")
     try:
-        source = open_source(name, **{option: settings[option] for option in names})
+        source = open_source(name, **{option: settings.get(option) for option in names})
     except (ValueError, OSError) as error:
         if options.images is not None:
             raise
@@ -191,7 +191,8 @@ def load_thumbnails(
     notes = []
     if source.fingerprint() != settings["images_fingerprint"]:
         notes.append(
-            f"{as_text(name)} differs in paths or sizes from what was extracted: thumbnails show what is there now"
+            f"{as_text(name)} differs in paths or sizes, in content or labels, from what was extracted: thumbnails "
+            "show what is there now"
         )
     places: dict[str, list[int]] = {}
     for place, image in enumerate(order):

@@ -14,7 +14,8 @@ class RunFolder:
     A folder that one run writes to, and that the same run opens again after it was stopped.
 
     Subclasses name the JSON file (`file_name`), its `format`, what a run leaves (`contents`) and the command that
-    writes it (`command`); `has_results` and `clear` say what there is to lose.
+    writes it (`command`), and explain what it means that some settings differ (`explanations`); `has_results` and
+    `clear` say what there is to lose.
 
     Args:
         path: the folder, which need not exist yet.
@@ -25,6 +26,7 @@ class RunFolder:
     format: str
     contents: str
     command: str
+    explanations: dict[str, str] = {}
 
     def __init__(self, path: str | os.PathLike, settings: dict):
         self.path = Path(path)
@@ -52,9 +54,11 @@ class RunFolder:
         is_other = self.facts["settings"] != self.settings
         if is_other and not overwrite and (self.is_complete or self.has_results()):
             difference = first_difference(self.facts["settings"], self.settings)
+            explanation = self.explanations.get(difference.partition(":")[0])
+            explanation = f" ({explanation})" if explanation else ""
             raise ValueError(
-                f"{self.path} has {self.contents} of other settings, {difference}: choose another folder, or pass "
-                "--overwrite"
+                f"{self.path} has {self.contents} of other settings, {difference}{explanation}: choose another "
+                "folder, or pass --overwrite to start anew"
             )
 
     @property

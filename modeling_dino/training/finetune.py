@@ -67,17 +67,25 @@ class LabelledImages(Dataset):
         transform: of a decoded image to (C, H, W).
         classes: names of the classes; a label that is not among them has number -1. By default
             those of the images.
+        of_tables: options of [`open_source`].
 
     Raises:
         ValueError: if the images have no labels.
     """
 
-    def __init__(self, name: str, num_channels: int, transform: Any, classes: Sequence[Label] | None = None):
-        source: IndexedSource = open_source(name).indexed()
+    def __init__(
+        self,
+        name: str,
+        num_channels: int,
+        transform: Any,
+        classes: Sequence[Label] | None = None,
+        **of_tables: str | None,
+    ):
+        source: IndexedSource = open_source(name, **of_tables).indexed()
         labels = [source.record(i).columns.get("label") for i in range(source.num_images)]
         self.indices = [i for i, label in enumerate(labels) if label is not None]
         if not self.indices:
-            raise ValueError(f"the images of {name} have no labels: put those of each class into a folder of its own")
+            raise ValueError(f"the images of {name} have no labels: {source.how_to_label}")
         self.classes = sorted({labels[i] for i in self.indices}) if classes is None else list(classes)
         numbers = {label: number for number, label in enumerate(self.classes)}
         self.labels = [numbers.get(labels[i], -1) for i in self.indices]
@@ -140,7 +148,7 @@ def labelled_images(
     Returns the images to train on and those to test on. Raises ValueError if they have no labels, only one, or none in
     common.
     """
-    train = LabelledImages(options.train, num_channels, random_crop(processor, options))
+    train = LabelledImages(options.train, num_channels, random_crop(processor, options), **options.of_tables)
     if len(train.classes) == 1:
         raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
     test = LabelledImages(
@@ -148,6 +156,7 @@ def labelled_images(
         num_channels,
         lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         train.classes,
+        **options.of_tables,
     )
     if max(test.labels) < 0:
         raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
@@ -226,6 +235,6 @@ def settings_of_run(options: FinetuneOptions, images: LabelledImages, fingerprin
     data = {"source": options.train, "num_images": len(images), "fingerprint": images.source.fingerprint()}
     return {
         "finetuning": {field.name: getattr(options, field.name) for field in fields(FinetuneSettings)},
-        "data": {**data, "classes": images.classes},
+        "data": {**data, **options.of_tables_given, "classes": images.classes},
         "from": {"model": options.model, "fingerprint": fingerprint},
     }

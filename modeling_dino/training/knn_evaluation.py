@@ -41,17 +41,17 @@ class KnnEvaluation:
         return {"knn_top1": top1, "knn_top5": top5}
 
 
-def open_labelled(names: Sequence[str]) -> list[ImageSource]:
+def open_labelled(names: Sequence[str], **of_tables: str | None) -> list[ImageSource]:
     """
     Opens labelled images: those that vote and those that are classified, or one source for both. Raises ValueError if
-    a source has no labels, or there are more than two.
+    a source has no labels, or there are more than two. `of_tables` are options of [`open_source`].
     """
     if len(names) > 2:
         raise ValueError(f"{len(names)} sources for k-NN: name one, or those that vote and those that are classified")
-    sources = [open_source(name) for name in names]
+    sources = [open_source(name, **of_tables) for name in names]
     for name, source in zip(names, sources):
         if "label" not in source.columns:
-            raise ValueError(f"the images of {name} have no labels: put those of each class into a folder of its own")
+            raise ValueError(f"the images of {name} have no labels: {source.how_to_label}")
     return sources
 
 

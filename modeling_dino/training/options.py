@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from ..data.decoding import check_on_error
-from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ImageColumnOptions, ReaderOptions
+from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
 from ..hub.loading import MODEL_HELP
 from ..runtime.options import option
 
@@ -13,7 +13,7 @@ OVERWRITE_HELP = "Start anew where the folder has a run."
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(ReaderOptions, ImageColumnOptions):
+class PretrainOptions(ReaderOptions, TableOptions):
     """
     A pretraining run.
 
@@ -79,7 +79,7 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(ReaderOptions, FinetuneSettings):
+class FinetuneOptions(ReaderOptions, TableOptions, FinetuneSettings):
     """A fine-tuning: how the classifier is trained, and on what."""
 
     train: str = option("Labelled images to train on. " + IMAGES_HELP)

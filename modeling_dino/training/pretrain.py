@@ -73,9 +73,9 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
-    source = open_source(options.data, image_column=options.image_column).indexed()
+    source = open_source(options.data, **options.of_tables).indexed()
     recipe = resolve_recipe(options, source)
-    labelled = open_labelled(options.eval_knn or ())
+    labelled = open_labelled(options.eval_knn or (), **options.of_tables)
     set_seed(recipe.training.get("seed", 42))
     model = make_model(recipe, options.from_model)
     check_crop_sizes(recipe, model)
@@ -147,7 +147,7 @@ def settings_of_run(
     """Returns everything that makes two runs the same."""
     start = options.from_model and {"model": options.from_model, "fingerprint": model_fingerprint(model)}
     data = {"source": options.data, "num_images": source.num_images, "fingerprint": source.fingerprint()}
-    return {"recipe": recipe.to_dict(), "data": data, "from": start}
+    return {"recipe": recipe.to_dict(), "data": {**data, **options.of_tables_given}, "from": start}
 
 
 def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:

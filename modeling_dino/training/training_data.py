@@ -57,7 +57,7 @@ class SourceImages(Sequence):
         record = self.source.record(index)
         try:
             image, note = decode_record(record, self.num_channels)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise UnreadableImage(f"{record.name}: {error}") from error
         if note and note not in self._noted:
             self._noted.add(note)

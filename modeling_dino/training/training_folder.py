@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoint_files import read_tensors
+from ..data.image_source import IMAGES_CHANGED
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFolder
 
@@ -36,6 +37,7 @@ class TrainingFolder(RunFolder):
     """The folder of a pretraining run, and of any other that leaves the same files."""
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
+    explanations = {"data.fingerprint": IMAGES_CHANGED}
 
     def has_results(self) -> bool:
         """Returns whether there is a checkpoint to go on from."""

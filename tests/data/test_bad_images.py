@@ -15,6 +15,7 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.data.decoding import IMAGE_SUFFIXES, as_text, read_image
+from modeling_dino.data.image_source import is_hidden
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.feature_files import FeatureFolder
 from modeling_dino.extraction.options import ExtractOptions
@@ -120,7 +121,7 @@ def test_a_folder_of_them_goes_through(tmp_path, folder, bad_images, num_workers
     found = {
         as_text(str(folder / name)): image
         for name, image in bad_images.items()
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
     }
     Image.new("1", (100_000, 1)).save(folder / "too-thin.png")
     found[as_text(str(folder / "too-thin.png"))] = BadImage(reason="too thin")

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from modeling_dino.data.frames import open_frames
+from modeling_dino.data.image_source import natural_key
 from modeling_dino.data.video import write_video
 
 
@@ -63,3 +64,29 @@ def test_arguments_that_cannot_work_are_refused(tmp_path):
         open_frames(str(tmp_path), 4, 32)
     with pytest.raises(ValueError, match="unknown on_error 'ask'"):
         open_frames(str(tmp_path), 3, 32, on_error="ask")
+
+
+NUMBERED = ["frame1", "frame2", "frame10", "frame12"]
+
+
+def test_frames_of_a_video_come_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    """Folders and patterns; a list has its own order, and a folder of images that of the names."""
+    folder = save_images(tmp_path / "shots", *(f"{name}.png" for name in NUMBERED))
+    names = sorted(str(file) for file in folder.iterdir())
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    for source, in_natural_order, expected in (
+        (folder, True, NUMBERED),
+        (folder / "*.png", True, NUMBERED),
+        (folder, False, sorted(NUMBERED)),
+        (tmp_path / "list.txt", True, sorted(NUMBERED)),
+    ):
+        frames = open_frames(str(source), 3, 32, in_natural_order=in_natural_order)
+        assert [frame.name for frame in frames] == expected
+
+
+def test_natural_order_is_total():
+    names = ["1/b", "2/a", "10/a", "a", "a1", "a01", "a1b", "a2", "a10", "a10b2", "a10b10", "b", "²", "1" * 250]
+    assert len({str(natural_key(name)) for name in names}) == len(names)
+    assert sorted(["a10", "a9", "a1"], key=natural_key) == ["a1", "a9", "a10"]
+    padded = [f"{i:05d}.png" for i in range(0, 3000, 7)]
+    assert sorted(padded, key=natural_key) == sorted(padded)

@@ -1,31 +1,19 @@
-import io
-import tarfile
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from source_files import encoded, picture, save_picture, write_tar
 
+from modeling_dino.data import image_tables
+from modeling_dino.data.image_source import RemoteFile, Unreadable
+from modeling_dino.data.paths import PathsOfHub
 from modeling_dino.data.reader import decode_record
 from modeling_dino.data.sources import open_source
-
-
-def picture(number: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 7, 3), np.uint8))
-
-
-def encoded(number: int) -> bytes:
-    file = io.BytesIO()
-    picture(number).save(file, format="PNG")
-    return file.getvalue()
-
-
-def save_picture(path: Path, number: int):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(number))
+from modeling_dino.training.knn_evaluation import open_labelled
 
 
 def records(source, rows=2) -> list:
@@ -44,16 +32,6 @@ def assert_pictures(source, numbers):
     for record, number in zip(found, numbers, strict=True):
         image, _ = decode_record(record)
         np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(number)))
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode="w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def webdataset(numbers: range) -> list[tuple[str, bytes]]:
@@ -288,3 +266,126 @@ def test_a_fingerprint_changes_with_the_files(tmp_path):
         assert open_source(str(tmp_path / source)).fingerprint() == before
         (tmp_path / file).write_bytes((tmp_path / file).read_bytes() + b"more")
         assert open_source(str(tmp_path / source)).fingerprint() != before
+
+
+HIDDEN = [".ipynb_checkpoints/0-checkpoint.png", "cat/.ipynb_checkpoints/0.png", "._0.png", "cat/._0.png"]
+HIDDEN += [".cache/x.png", "__MACOSX/cat/._0.png", "__MACOSX/cat/0.png", ".hidden.png", "cat/.DS_Store"]
+
+
+def test_what_is_hidden_is_neither_a_class_nor_an_image(tmp_path):
+    for number, name in enumerate([*HIDDEN, "cat/0.png", "dog/0.png"]):
+        save_picture(tmp_path / "images" / name, number)
+    source = open_source(str(tmp_path / "images"))
+    assert [row["label"] for row in columns(source)] == ["cat", "dog"]
+    assert_pictures(source, [len(HIDDEN), len(HIDDEN) + 1])
+    assert open_source(str(tmp_path / "images" / "**" / "*.png")).num_images == 2
+    assert open_source(str(tmp_path / "images" / "cat" / "._0.png")).num_images == 1, "is named"
+    (tmp_path / "images").rename(tmp_path / ".images")
+    assert open_source(str(tmp_path / ".images")).num_images == 2, "the folder itself may be hidden"
+
+
+def test_tars_and_parquet_that_are_hidden(tmp_path):
+    write_tar(tmp_path / "shards" / "a.tar", webdataset(range(3)))
+    for name in ("._a.tar", "__MACOSX/._a.tar", ".cache/a.tar"):
+        save_picture(tmp_path / "shards" / name, 0)
+    assert_pictures(open_source(str(tmp_path / "shards")), range(3))
+    (tmp_path / "shards" / "a.tar").unlink()
+    assert open_source(str(tmp_path / "shards")).num_images == 0
+
+
+def test_a_folder_that_was_taken_for_a_split(tmp_path):
+    for name in ("train/cat/0.png", "test/cat/0.png"):
+        save_picture(tmp_path / "root" / name, 0)
+    with pytest.raises(ValueError, match=f"but a folder of this name: write {tmp_path}/root/train"):
+        open_source(f"{tmp_path}/root:train")
+    with pytest.raises(ValueError, match=f"has no split 'val', as it has no splits: write {tmp_path}/root"):
+        open_source(f"{tmp_path}/root:val")
+
+
+@pytest.mark.parametrize("names", [["fine_label", "coarse_label"], ["kind", "group"]])
+@pytest.mark.parametrize("classes", [True, False])
+def test_labels_that_are_called_otherwise_are_named(tmp_path, names, classes):
+    """Those that may be meant, or else all columns."""
+    kind = datasets.ClassLabel(names=["a", "b"]) if classes else datasets.Value("int64")
+    features = datasets.Features(
+        {"image": datasets.Image(), **dict.fromkeys(names, kind), "id": datasets.Value("int64")}
+    )
+    row = {"image": [{"bytes": encoded(0), "path": None}], **{name: [0] for name in names}, "id": [1]}
+    datasets.Dataset.from_dict(row, features=features).to_parquet(tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert "label" not in source.columns
+    hint = f"name their column with --label-column: {' or '.join(names)}"
+    assert source.how_to_label.startswith(hint if classes or "fine_label" in names else "name their column with")
+    assert "kind" in source.how_to_label or "fine_label" in source.how_to_label
+    assert source.indexed().how_to_label == source.how_to_label
+    with pytest.raises(ValueError, match=f"the images of .* have no labels: {source.how_to_label}"):
+        open_labelled([str(tmp_path / "a.parquet")])
+
+
+def test_damaged_tables_are_refused_in_one_line(tmp_path):
+    table_of(range(40)).save_to_disk(tmp_path / "saved")
+    table_of(range(40)).to_parquet(tmp_path / "a.parquet")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    content = arrow.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"\0" * len(content)):
+        arrow.write_bytes(damaged)
+        with pytest.raises(ValueError, match="saved cannot be read as a saved data set") as error:
+            open_source(str(tmp_path / "saved"))
+        assert "\n" not in str(error.value)
+    for state in ("{", "[]", "{}", '{"_data_files": [{"filename": 3}]}', "null"):
+        (tmp_path / "saved" / "state.json").write_text(state)
+        with pytest.raises(ValueError, match="saved cannot be read as a saved data set"):
+            open_source(str(tmp_path / "saved"))
+    other = pa.table({"text": ["a"]})
+    pq.write_table(other, tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet is damaged, or has other columns"):
+        records(open_source(str(tmp_path / "*.parquet")))
+
+
+def test_a_class_without_a_name(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    table = pa.table({"image": [{"bytes": encoded(0), "path": None}], "label": [7]})
+    pq.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="class 7 in row 0"):
+        records(open_source(str(tmp_path / "a.parquet")))
+
+
+def test_a_column_that_cannot_have_images(tmp_path):
+    pq.write_table(pa.table({"image": [encoded(0)], "number": [3]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"the column number of .* has neither images nor paths"):
+        open_source(str(tmp_path / "a.parquet"), image_column="number")
+
+
+def test_cells_that_are_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_tables, "MAX_FILE_BYTES", 2**16)
+    pq.write_table(pa.table({"image": [bytes(2**17)]}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 2**13
+    with pytest.raises(ValueError, match=r"the images in .*a.parquet are larger than 0 MiB"):
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_what_a_data_set_of_the_hub_may_name(tmp_path, monkeypatch):
+    """Its own files: streamed, or downloaded to where the hub's client keeps them."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    paths = PathsOfHub("someone/pictures")
+    own = tmp_path / "hub" / "datasets--someone--pictures" / "a.png"
+    other = tmp_path / "hub" / "datasets--someone--else" / "a.png"
+    for file in (own, other):
+        save_picture(file, 0)
+    streamed = "hf://datasets/someone/pictures@main/a.png"
+    assert paths.content(str(own)) == str(own)
+    for url in (streamed, f"zip://x/a.png::{streamed}", "hf://datasets/someone/pictures/a.png"):
+        assert paths.content(url) == RemoteFile(url)
+    for path in (
+        str(other),
+        "/etc/passwd",
+        "a.png",
+        "",
+        streamed.replace("pictures", "pictures2"),
+        streamed.replace("a.png", "../../else/a.png"),
+        f"http://localhost::{streamed}",
+        f"zip://a::http://localhost::{streamed}",
+        "http://localhost/a.png",
+        f"{streamed}::http://localhost",
+    ):
+        assert isinstance(paths.content(path), Unreadable), path

@@ -211,7 +211,8 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
     sheets = []
     for source in ("index", tmp_path / "index.tar", tmp_path / "index.parquet"):
         sheets.append(tmp_path / f"{len(sheets)}.png")
-        search(str(source), "plain", "model", top=4, sheet=str(sheets[-1]))
+        root = str(folder / "index")  # `to_parquet` has written paths, which are absolute
+        search(str(source), "plain", "model", top=4, sheet=str(sheets[-1]), image_root=root)
     first, *others = [np.asarray(Image.open(sheet)) for sheet in sheets]
     for other in others:  # without labels, so without captions of them and colours; the pictures are the same
         np.testing.assert_array_equal(other, first)
