@@ -13,7 +13,8 @@ import torch
 
 from ..data.image_source import remarks_on_images
 from ..extraction.extract import extract_features
-from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
+from ..extraction.feature_files import MANIFEST, open_features
+from ..extraction.features import feature_columns
 from ..extraction.options import ExtractOptions
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
@@ -141,8 +142,8 @@ def _shared_temporary_folder() -> Iterator[str]:
 
 def _load(source: str, folder: str, model: str | None, options: FeatureOptions) -> EvaluationFeatures:
     """Loads a folder of features, and checks that they are what the options ask for."""
-    manifest = FeatureFolder.read(folder)
-    settings = manifest["settings"]
+    stored = open_features(folder)
+    settings = stored.settings
     if model is not None:
         of_model = model_fingerprint(load_model(model, DTYPES[settings["dtype"]]))
         if of_model != settings["model_fingerprint"]:
@@ -153,20 +154,21 @@ def _load(source: str, folder: str, model: str | None, options: FeatureOptions) 
             raise ValueError(
                 f"{source} has features of {name}={settings.get(name)}, not of {name}={wanted}: extract them again"
             )
-    kinds = [kind.strip() for kind in settings["features"].split(",")]
+    columns = {kind: column for column, kind in feature_columns(settings["features"]).items()}
+    kinds = list(columns)
     if options.features is None and len(kinds) > 1:
         raise ValueError(f"{source} has several kinds of features, {', '.join(kinds)}: name one with --features")
     kind = options.features or kinds[0]
     if kind not in kinds:
         raise ValueError(f"{source} has {', '.join(kinds)} features, not {kind}: extract these, or name another kind")
-    table = load_features(folder)
-    array = table["feature" if len(kinds) == 1 else f"feature_{kind}"]
+    table = stored.load()
+    array = table[columns[kind]]
     if "shard" in table:  # streamed data sets count anew in each shard
         names = [f"{shard}/{index}" for shard, index in zip(table["shard"].tolist(), table["index"].tolist())]
     else:
         names = table.get("path", table.get("index")).tolist()
     features = torch.from_numpy(array.copy())  # the array of a single shard lies in a file that may be removed
-    return EvaluationFeatures(source, features, _labels(table), names, kind, settings, manifest["skipped"])
+    return EvaluationFeatures(source, features, _labels(table), names, kind, settings, stored.skipped)
 
 
 def _labels(table: dict) -> list[Label | None] | None:
