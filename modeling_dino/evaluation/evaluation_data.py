@@ -71,9 +71,7 @@ class EvaluationFeatures:
     def labelled(self) -> "EvaluationFeatures":
         """Returns the images that have a label. Raises ValueError if no image has one."""
         if self.labels is None:
-            raise ValueError(
-                f"the images of {self.source} have no labels: put those of each class into a folder of its own"
-            )
+            raise ValueError(no_labels(self.source))
         rows = [i for i, label in enumerate(self.labels) if label is not None]
         return self if len(rows) == len(self.labels) else self.subset(rows)
 
@@ -196,24 +194,56 @@ def check_pair(train: EvaluationFeatures, test: EvaluationFeatures):
             )
 
 
+def no_labels(source: str) -> str:
+    """Returns what is said where labels are needed, and no image has one."""
+    return f"the images of {source} have no labels: put those of each class into a folder of its own"
+
+
+def one_class(source: str, label: Label) -> str:
+    """Returns what is said where several classes are needed, and all images have the same label."""
+    return f"all images of {source} have the label {label!r}: two classes are needed"
+
+
+def check_labels(train_source: str, train: Sequence[Label | None], test_source: str, test: Sequence[Label | None]):
+    """
+    Checks the labels of images that a classifier learns from, and of those that it is tested on.
+
+    Args:
+        train, test: labels, None for an image without one; sources name them in messages.
+
+    Raises:
+        ValueError: if a side has no labels, the training images have a single class, or no class of the test images is
+            among the training classes.
+    """
+    sides = ((train_source, train), (test_source, test))
+    (classes, tested) = ([label for label in labels if label is not None] for _, labels in sides)
+    for (source, _), labels in zip(sides, (classes, tested)):
+        if not labels:
+            raise ValueError(no_labels(source))
+    if len(set(classes)) == 1:
+        raise ValueError(one_class(train_source, classes[0]))
+    if set(classes).isdisjoint(tested):
+        raise ValueError(
+            f"no label of {test_source}, such as {tested[0]!r}, is among those of {train_source}, such as "
+            f"{classes[0]!r}"
+        )
+
+
+def unknown_classes(count: int) -> list[str]:
+    """Returns the line about test images whose class no training image has, if there are any."""
+    return [f"{count} of them have a class that no training image has, and count as wrong"] if count else []
+
+
 def labelled_pair(
     train: EvaluationFeatures, test: EvaluationFeatures
 ) -> tuple[EvaluationFeatures, EvaluationFeatures]:
     """
-    Returns the images of both sides that have a label. Raises ValueError if the sides cannot be compared, one has no
-    labels, the training images have a single class, or no class of the test images is among the training classes.
+    Returns the images of both sides that have a label. Raises ValueError if the sides cannot be compared, or as
+    [`check_labels`] does.
     """
     check_pair(train, test)
-    train, test = train.labelled(), test.labelled()
-    classes = set(train.labels)
-    if len(classes) == 1:
-        raise ValueError(f"all images of {train.source} have the label {train.labels[0]!r}: two classes are needed")
-    if classes.isdisjoint(test.labels):
-        raise ValueError(
-            f"no label of {test.source}, such as {test.labels[0]!r}, is among those of {train.source}, such as "
-            f"{train.labels[0]!r}"
-        )
-    return train, test
+    check_labels(train.source, train.labels or [], test.source, test.labels or [])
+    return train.labelled(), test.labelled()
 
 
 def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]:
