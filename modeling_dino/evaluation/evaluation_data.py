@@ -18,6 +18,7 @@ from ..extraction.features import feature_columns
 from ..extraction.options import ExtractOptions
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
+from ..runtime.finite import check_finite
 from ..runtime.processes import processes
 from .options import DEFAULT_FEATURES, FeatureOptions
 
@@ -44,7 +45,7 @@ class EvaluationFeatures:
         skipped: images that could not be read, with the reasons.
 
     Raises:
-        ValueError: if there are several vectors an image, or one is not finite.
+        ValueError: if there are several vectors an image, or one is not finite, or longer than float32 can tell.
     """
 
     source: str
@@ -58,10 +59,8 @@ class EvaluationFeatures:
     def __post_init__(self):
         if self.features.ndim != 2:
             raise ValueError(f"{self.source} has {self.kind} features, several vectors an image: extract another kind")
-        finite = torch.isfinite(self.features).all(dim=1)
-        if not finite.all():
-            name = self.names[int((~finite).nonzero()[0])]
-            raise ValueError(f"the feature of {name} in {self.source} is not finite: is the model damaged?")
+        lengths = torch.linalg.vector_norm(self.features, dim=1)  # by which they are divided
+        check_finite(lengths, f"in {self.source} the feature of", self.names, self.settings.get("dtype", "float32"))
 
     @property
     def last_blocks(self) -> int:

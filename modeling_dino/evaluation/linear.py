@@ -330,7 +330,7 @@ def evaluate_linear(
 
     Raises:
         ValueError: if the two cannot be compared, have no labels, or have features that cannot be classified.
-        FloatingPointError: if no head has a finite loss.
+        FloatingPointError: if no head has a finite loss, or the classifier's weights are not finite.
     """
     train, test = labelled_pair(train, test)
     choices = feature_choices(train.kind, train.last_blocks, train.features.shape[1])
@@ -350,6 +350,8 @@ def evaluate_linear(
     chosen = {(best.features, best.last_blocks): columns}
     (head,) = train_heads(features, labels, len(classes), chosen, [best.learning_rate], **settings)
 
+    if not (head.weight.isfinite().all() and head.bias.isfinite().all()):
+        raise FloatingPointError("the classifier's weights are not finite: are the features as they should be?")
     numbers = {label: number for number, label in enumerate(classes)}
     truth = torch.tensor([numbers.get(label, -1) for label in test.labels])  # -1: a class that was not learned
     head = head.unstandardized(mean[columns], std[columns])

@@ -281,5 +281,5 @@ def test_a_users_mistake_is_one_line(dino, folder, tmp_path, monkeypatch, argume
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip() and "images/s" not in line]
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]
     assert len(lines) == 1

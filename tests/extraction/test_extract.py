@@ -423,6 +423,28 @@ def test_a_run_that_goes_on_computes_what_is_missing_and_refuses_what_is_damaged
     extract(folder, output, features="patches", overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype", "says"),
+    [
+        (float("nan"), "float32", "the model's weights or its image transform are damaged$"),
+        (float("inf"), "float32", "the model's weights or its image transform are damaged$"),
+        (1e6, "float16", ".* damaged, or float16 overflows: use float32 or bfloat16$"),
+    ],
+)
+def test_features_that_are_not_finite_are_never_written(tmp_path, folder, scale, dtype, says):
+    """The first image that has one is named, and nothing is left behind; large numbers suit bfloat16."""
+    model = DinoModel.from_pretrained(folder / "model")
+    with torch.no_grad():
+        model.backbone.norm.weight *= scale
+    model.save_pretrained(tmp_path / "model")
+    images = folder / "images"
+    with pytest.raises(ValueError, match=rf"^the feature of .*00\.png is not finite: {says}"):
+        extract(tmp_path, tmp_path / "out", images, dtype=dtype)
+    assert not (tmp_path / "out").exists()
+    if dtype == "float16":
+        assert extract(tmp_path, tmp_path / "out", images, dtype="bfloat16").rows == NUM_IMAGES
+
+
 @pytest.fixture
 def spoiled(tmp_path, folder) -> Path:
     """The images, of which two cannot be read, and a model."""
