@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..hub.evaluation_results import record_evaluation_results
+from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..runtime.extras import require
 from ..runtime.processes import processes
 from .evaluation_data import (
@@ -98,6 +98,7 @@ def knn(options: KnnOptions) -> EvaluationSummary | None:
     Returns a summary with the [`KnnAccuracy`], and None on processes other than the main one. Raises what
     [`features_of`] and [`evaluate_knn`] raise.
     """
+    check_results_file(options.json_file)
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
     accuracy = evaluate_knn(train, test, options.k, options.temperature)
     if not processes().is_main_process:

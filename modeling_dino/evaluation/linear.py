@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..hub.evaluation_results import add_evaluation_results, record_evaluation_results
+from ..hub.evaluation_results import add_evaluation_results, check_results_file, record_evaluation_results
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
 from ..runtime.processes import processes
@@ -295,6 +295,7 @@ def linear(options: LinearOptions) -> EvaluationSummary | None:
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: choose another one")
+    check_results_file(options.json_file)
     train, test = (
         features_of(source, options.model, features_to_classify(source, options.model, options))
         for source in (options.train, options.test)

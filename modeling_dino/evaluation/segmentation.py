@@ -21,7 +21,7 @@ from ..pictures.patch_images import PatchTransform
 from ..pictures.picture_files import open_drawing
 from ..runtime.extras import PilImage, require
 from ..runtime.finite import check_finite
-from ..runtime.whole_files import whole_file
+from ..runtime.marked_files import MARK, check_marked, marked_file
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
 from .mask_scores import VideoScores, boundary_f, jaccard, statistics
@@ -30,6 +30,7 @@ from .options import PropagationSettings, SegmentOptions
 
 TASK = "video-object-segmentation"
 DAVIS_FPS = 24
+SCORES_FORMAT = f"{MARK} scores 1"
 OPACITY = 0.5
 
 
@@ -68,6 +69,8 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
     if not first.numbers:
         raise ValueError(f"there is no object in {options.mask}: all of it is background")
     scorer = None if options.ground_truth is None else MaskScorer(options.ground_truth, drawing.frames, first.numbers)
+    if scorer is not None:
+        check_marked(drawing.folder / "scores.json", SCORES_FORMAT)
     segmentation = VideoSegmentation(model, drawing.transform, options, first)
     num_frames, folder = 0, drawing.folder
     with ExitStack() as stack:
@@ -203,8 +206,8 @@ def record_scores(scores: VideoScores, model: str, video: str, file: Path) -> st
     """Writes all scores to a file, and the means to the model's results; returns a line that says where they are."""
     means = scores.means()
     objects = {number: {"J": statistics(scores.j[number]), "F": statistics(scores.f[number])} for number in scores.j}
-    content = {"means": means, "objects": objects, "frames": asdict(scores)}
-    with whole_file(file) as partial:
+    content = {"format": SCORES_FORMAT, "means": means, "objects": objects, "frames": asdict(scores)}
+    with marked_file(file, SCORES_FORMAT) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     result = {"task": TASK, "dataset": Path(video).stem if is_video(video) else Path(video).name}
     results = [{**result, "metric": name, "value": 100 * means[name]} for name in ("J&F", "J mean", "F mean")]
