@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 
 PARTIAL = ".partial"
@@ -21,6 +22,8 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what 
 WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial$")  # the machine and process that write a partial
 MAX_NAME = 50  # characters of a name that its temporary name has, which must not take more than 255 bytes
 LONGEST_TURN = 60  # seconds
+# in the messages of PyTorch and safetensors, which raise other errors than OSError
+FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 LOCK = ".lock"  # stays in a folder; removing it would let two processes lock two files of that name
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
@@ -144,9 +147,14 @@ def _partial_beside(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name[:MAX_NAME]}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise OSError(error.errno, f"cannot write {path}: {reason}; what was there is kept") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not is_failed_write(error):
+            raise
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        failure = OSError(f"cannot write {path}: {reason}; what was there is kept")
+        failure.errno = number  # not an argument, which would stand before the message
+        raise failure from error
     finally:
         with suppress(OSError):  # where nothing can be written, nothing can be removed
             if partial.is_dir():
@@ -175,6 +183,11 @@ def _is_running(process: int) -> bool:
     except OSError:  # another user's
         pass
     return True
+
+
+def is_failed_write(error: Exception) -> bool:
+    """Returns whether something could not be written; of several libraries only Python raises OSError then."""
+    return isinstance(error, OSError) or any(sign in str(error) for sign in FAILED_WRITE)
 
 
 def is_partial(path: Path) -> bool:
