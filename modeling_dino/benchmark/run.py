@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..runtime.whole_files import whole_file
+from ..runtime.marked_files import MARK, check_marked, marked_file
 from .contests import measure_attention, measure_features, measure_imports, measure_loading
 from .extraction import measure_extraction
 from .knn import measure_knn
@@ -20,6 +20,7 @@ from .options import LIBRARIES, BenchOptions
 from .training import measure_training
 
 
+RESULTS_FORMAT = f"{MARK} bench 1"
 MODEL_BENCHMARKS = {
     "features": measure_features,
     "latency": partial(measure_features, single=True),
@@ -50,10 +51,11 @@ class BenchResults(dict):
 def run_benchmarks(options: BenchOptions) -> BenchResults:
     """
     Measures what was asked for, and saves the results if there is a file for them. Raises ValueError if the file could
-    not be written.
+    not be written, or has something else.
     """
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise ValueError(f"there is no folder for {options.output}: make it first")
+    check_marked(options.output, RESULTS_FORMAT)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
@@ -61,6 +63,7 @@ def run_benchmarks(options: BenchOptions) -> BenchResults:
     finally:
         torch.set_num_threads(threads)
     results = BenchResults(
+        format=RESULTS_FORMAT,
         date=date.today().isoformat(),
         machine=machine(options.device),
         versions=versions(),
@@ -71,7 +74,7 @@ def run_benchmarks(options: BenchOptions) -> BenchResults:
         lines=lines,
     )
     if options.output is not None:
-        with whole_file(Path(options.output)) as file:
+        with marked_file(Path(options.output), RESULTS_FORMAT) as file:
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..runtime.extras import PilImage, require
-from ..runtime.whole_files import whole_file
+from ..runtime.marked_files import MARK, marked_file
 
 
 logger = logging.get_logger(__name__)
@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 VIDEO_SUFFIXES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"])
 CODEC, OPTIONS = "libx264", {"crf": "18"}  # without visible loss
 PIXEL_FORMAT = "yuv420p"  # the only one that every browser plays; it needs even sides
+VIDEO_MARK = f"{MARK} video"
 BT601 = 5  # how FFmpeg converts RGB unless told otherwise; players that are not told assume another for large frames
 
 
@@ -82,11 +83,13 @@ def write_video(path: Path, fps: Fraction | float) -> Iterator[Callable[[PilImag
     The last row of an odd height and the last column of an odd width are left out.
 
     Raises:
-        ValueError: if a frame has another size than the first, or there is none.
+        ValueError: if a frame has another size than the first, or there is none; or if there is a file that was not
+            written by this function.
         OSError: if the file cannot be written.
     """
     av = require("av", "video")
-    with whole_file(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with marked_file(path, VIDEO_MARK) as partial, av.open(str(partial), "w", format="mp4") as container:
+        container.metadata["comment"] = VIDEO_MARK
         stream = container.add_stream(CODEC, Fraction(fps).limit_denominator(1001), options=OPTIONS)
         stream.pix_fmt, stream.codec_context.colorspace = PIXEL_FORMAT, BT601
         size = None

@@ -26,6 +26,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor
 from ..pictures.attention import draw_attention
 from ..pictures.options import AttentionOptions
+from ..runtime.run_folder import RunFolder
 from ..training.options import PretrainOptions
 from ..training.pretrain import pretrain
 from ..training.recipes import load_recipe
@@ -62,16 +63,35 @@ class DemoSummary:
         return "\n".join([*lines, f"{self.seconds:.0f} s"])
 
 
+class DemoFolder(RunFolder):
+    """The folder of demos, of any options; nothing is lost by another demo."""
+
+    file_name, format, contents, command = "demo.json", "modeling-dino demo 1", "a demo", "dino demo"
+
+    def has_results(self) -> bool:
+        """Returns False, as each step keeps its own results."""
+        return False
+
+    def clear(self):
+        """Keeps everything, which each step replaces if it may."""
+
+
 def run_demo(options: DemoOptions) -> DemoSummary:
     """
     Pretrains on photographs, and evaluates the model; run again, the pretraining goes on where it stopped.
 
     Raises:
-        ValueError: if the folder has the pretraining of another demo, or an override cannot work.
+        ValueError: if the folder has the pretraining of another demo or anything else, another demo writes to it, or
+            an override cannot work.
         OSError: if the extraction fails.
     """
+    with DemoFolder(options.output, {}).opened(overwrite=False):
+        return run_steps(options, Path(options.output))
+
+
+def run_steps(options: DemoOptions, output: Path) -> DemoSummary:
+    """Does what [`run_demo`] does, in a folder that is the demo's."""
     started = time.perf_counter()
-    output = Path(options.output)
     photographs = copy_photographs(output / "photographs")
     tiles, *views = cut_photographs(photographs, output / f"seed-{options.seed}", options.seed)
     overrides = (f"training.seed={options.seed}", *options.overrides)

@@ -8,8 +8,9 @@ from pathlib import Path
 from ..data.image_source import ImageRecord
 from ..data.reader import all_records, decode_record
 from ..data.sources import open_source
+from ..pictures.picture_files import save_picture
 from ..runtime.extras import PilImage, require
-from ..runtime.whole_files import whole_file
+from ..runtime.marked_files import MARK
 from .evaluation_data import EvaluationFeatures
 
 
@@ -17,6 +18,7 @@ Name = str | int
 
 TILE, GAP, CAPTION, BORDER = 128, 8, 20, 4  # pixels
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "white"
+SHEET_MARK = f"{MARK} contact sheet"
 MAX_COLUMNS = 20  # neighbours
 
 
@@ -47,7 +49,7 @@ def draw_contact_sheet(
         queries, index: the features of the images, which say where they are.
 
     Raises:
-        ValueError: if an image is no longer there.
+        ValueError: if an image is no longer there, or the file is not a contact sheet.
     """
     Image = require("PIL.Image")
     of_queries = read_thumbnails(queries, {query.name for query, _ in rows})
@@ -60,8 +62,7 @@ def draw_contact_sheet(
         place_tile(sheet, (GAP, top), query, of_queries[query.name])
         for column, tile in enumerate(tiles[:MAX_COLUMNS], 1):
             place_tile(sheet, (3 * GAP + column * width, top), tile, of_index[tile.name])
-    with whole_file(file) as partial:
-        sheet.save(partial, format="PNG")
+    save_picture(sheet, file, SHEET_MARK)
 
 
 def place_tile(sheet: PilImage, corner: tuple[int, int], tile: Tile, thumbnail: PilImage):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..hub.evaluation_results import record_evaluation_results
+from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..runtime.extras import require
 from ..runtime.processes import processes
 from .evaluation_data import (
@@ -22,6 +22,7 @@ from .evaluation_data import (
     labelled_pair,
     number_labels,
     remarks_on,
+    unknown_classes,
 )
 from .knn import DEFAULT_K, TEMPERATURE, knn_accuracy, knn_predict
 from .options import KnnOptions
@@ -76,8 +77,7 @@ class KnnAccuracy:
             f"{len(self.test.names)} images classified by {len(self.train.names)}, {len(set(self.train.labels))} "
             f"classes, {self.test.kind} features of width {self.test.features.shape[1]}"
         ]
-        if self.unknown:
-            lines.append(f"{self.unknown} of them have a class that no training image has, and count as wrong")
+        lines += unknown_classes(self.unknown)
         lines += [f"k={k}: top-1 {self.top1[k]:.2f} %, top-5 {self.top5[k]:.2f} %" for k in self.top1]
         return "\n".join(lines)
 
@@ -98,6 +98,7 @@ def knn(options: KnnOptions) -> EvaluationSummary | None:
     Returns a summary with the [`KnnAccuracy`], and None on processes other than the main one. Raises what
     [`features_of`] and [`evaluate_knn`] raise.
     """
+    check_results_file(options.json_file)
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
     accuracy = evaluate_knn(train, test, options.k, options.temperature)
     if not processes().is_main_process:

@@ -17,17 +17,18 @@ from pathlib import Path
 import torch
 
 from ..extraction.principal_components import learn_whitening
-from ..hub.evaluation_results import record_evaluation_results
+from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..runtime.extras import require
+from ..runtime.marked_files import check_marked, marked_file
 from ..runtime.processes import processes
-from ..runtime.whole_files import whole_file
-from .contact_sheet import RIGHT, UNKNOWN, WRONG, Tile, draw_contact_sheet
-from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, remarks_on
+from .contact_sheet import RIGHT, SHEET_MARK, UNKNOWN, WRONG, Tile, draw_contact_sheet
+from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, no_labels, one_class, remarks_on
 from .ground_truth import GroundTruth, read_ground_truth
 from .options import RetrieveOptions
 from .ranking import UNLABELLED, NothingToEvaluate, evaluate_ground_truth, evaluate_labels, search_index
 
 
+NEIGHBOUR_COLUMNS = '"query","rank","neighbour","similarity"'  # begins tables of neighbours
 DEFAULT_TOP = 10
 SHOWN, SHEET_ROWS = 5, 12  # numbers of queries whose neighbours are printed, and drawn
 OF_INDEX = ("last_blocks", "dtype", "gem_p", "scales", "resize", "image_size")  # settings that queries take over
@@ -88,6 +89,9 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
         file = getattr(options, name)
         if file is not None and Path(file).suffix not in suffixes:
             raise ValueError(f"{name} {file} must end with {' or '.join(suffixes)}")
+    check_marked(options.output, NEIGHBOUR_COLUMNS)
+    check_marked(options.sheet, SHEET_MARK)
+    check_results_file(options.json_file)
     truth = None if options.ground_truth is None else read_ground_truth(options.ground_truth)
     found, others = load_features_of(options)
     if not processes().is_main_process:
@@ -180,10 +184,10 @@ def evaluate(
         return evaluate_ground_truth(*features, by_place, own if asked is found else None)
     for part in (asked, found):
         if part.labels is None:
-            raise NothingToEvaluate(f"the images of {part.source} have no labels, and there is no --ground-truth")
+            raise NothingToEvaluate(f"{no_labels(part.source)}, or name a --ground-truth")
     classes = {label for label in found.labels if label is not None}
     if len(classes) == 1:
-        raise NothingToEvaluate(f"all images of {found.source} have the label {classes.pop()!r}")
+        raise NothingToEvaluate(one_class(found.source, classes.pop()))
     numbers: dict[Label | None, int] = {None: UNLABELLED}
     labels = [
         torch.tensor([numbers.setdefault(label, len(numbers)) for label in part.labels]) for part in (asked, found)
@@ -236,8 +240,8 @@ def write_neighbours(retrieval: Retrieval, file: Path):
         columns["query_label"] = [queries.labels[row] for row in rows]
     if index.labels is not None:
         columns["neighbour_label"] = [index.labels[place] for place in places]
-    with whole_file(file) as partial:
-        table = require("pyarrow").table(columns)
+    with marked_file(file, NEIGHBOUR_COLUMNS) as partial:
+        table = require("pyarrow").table(columns).replace_schema_metadata({"columns": NEIGHBOUR_COLUMNS})
         if file.suffix == ".csv":
             require("pyarrow.csv").write_csv(table, partial)
         else:

@@ -21,7 +21,8 @@ from ..modeling_dino import DinoModel
 from ..pictures.patch_images import PatchTransform
 from ..pictures.picture_files import open_drawing
 from ..runtime.extras import PilImage, require
-from ..runtime.whole_files import whole_file
+from ..runtime.finite import check_finite
+from ..runtime.marked_files import MARK, check_marked, marked_file
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
 from .mask_scores import VideoScores, boundary_f, jaccard, statistics
@@ -30,6 +31,7 @@ from .options import PropagationSettings, SegmentOptions
 
 TASK = "video-object-segmentation"
 DAVIS_FPS = 24
+SCORES_FORMAT = f"{MARK} scores 1"
 OPACITY = 0.5
 
 
@@ -68,6 +70,8 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
     if not first.numbers:
         raise ValueError(f"there is no object in {options.mask}: all of it is background")
     scorer = None if options.ground_truth is None else MaskScorer(options.ground_truth, drawing.frames, first.numbers)
+    if scorer is not None:
+        check_marked(drawing.folder / "scores.json", SCORES_FORMAT)
     segmentation = VideoSegmentation(model, drawing.transform, options, first)
     num_frames, folder = 0, drawing.folder
     with ExitStack() as stack:
@@ -113,8 +117,7 @@ class VideoSegmentation:
                 f"{frame.source} has {frame.image.width} x {frame.image.height} pixels, the mask {size[1]} x {size[0]}"
             )
         features = self._features(frame.image)
-        if not features.isfinite().all():
-            raise ValueError(f"the features of {frame.source} are not finite: are the model's weights?")
+        check_finite(features[None], "what the model sees of", [frame.source])
         if self._propagation is not None:
             labels = self._propagation(features)
             objects = pixel_objects(labels, self.mask.numbers, self.transform.patch_size, size)
@@ -145,7 +148,7 @@ class MaskScorer:
         numbers: of the objects that are scored.
 
     Raises:
-        ValueError: if there are no masks, or not one for each frame.
+        ValueError: if there are no masks, or not one for each frame, or an object is not in the first of them.
     """
 
     def __init__(self, folder: str, frames: Frames, numbers: list[int]):
@@ -155,12 +158,22 @@ class MaskScorer:
         if not self._files:
             raise ValueError(f"there are no masks (*.png) in {folder}")
         self._check_number(frames.num_frames)
+        self._check_objects(numbers)
         self._num_scored = 0
         self._scores = VideoScores({number: [] for number in numbers}, {number: [] for number in numbers})
 
     def _check_number(self, num_frames: int | None):
         if num_frames not in (None, len(self._files)):
             raise ValueError(f"{self.folder} has {len(self._files)} masks, but there are {num_frames} frames")
+
+    def _check_objects(self, numbers: list[int]):
+        """Raises ValueError if an object that is followed is none of those in the first mask."""
+        known = read_mask(self._files[0]).numbers
+        if unknown := sorted(set(numbers) - set(known)):
+            raise ValueError(
+                f"the mask has object {unknown[0]}, {self._files[0]} has {', '.join(map(str, known)) or 'none'}: give "
+                "each object the same number in both"
+            )
 
     def add(self, frame: Frame, mask: Mask):
         """
@@ -195,8 +208,8 @@ def record_scores(scores: VideoScores, model: str, video: str, file: Path) -> st
     """Writes all scores to a file, and the means to the model's results; returns a line that says where they are."""
     means = scores.means()
     objects = {number: {"J": statistics(scores.j[number]), "F": statistics(scores.f[number])} for number in scores.j}
-    content = {"means": means, "objects": objects, "frames": asdict(scores)}
-    with whole_file(file) as partial:
+    content = {"format": SCORES_FORMAT, "means": means, "objects": objects, "frames": asdict(scores)}
+    with marked_file(file, SCORES_FORMAT) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     result = {"task": TASK, "dataset": Path(video).stem if is_video(video) else Path(video).name}
     results = [{**result, "metric": name, "value": 100 * means[name]} for name in ("J&F", "J mean", "F mean")]

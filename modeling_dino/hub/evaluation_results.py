@@ -15,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..runtime.whole_files import whole_file
+from ..runtime.whole_files import changed_in_turn, check_replaceable, whole_file
 
 
 EVALUATION_RESULTS_NAME = "evaluation_results.json"
@@ -38,8 +38,23 @@ def add_evaluation_results(folder: str | os.PathLike, results: Sequence[dict]):
     path = Path(folder) / EVALUATION_RESULTS_NAME
     _check(results, "results")
     evaluations = list(map(_without_value, results))
-    kept = [result for result in _read(path) if _without_value(result) not in evaluations]
-    write_evaluation_results(path, [*kept, *results])
+    with changed_in_turn(path):
+        kept = [result for result in _read(path) if _without_value(result) not in evaluations]
+        write_evaluation_results(path, [*kept, *results])
+
+
+def check_results_file(file: str | os.PathLike | None):
+    """Raises ValueError if there is a file of something else where results will be written; None is nowhere."""
+    if file is not None:
+        check_replaceable(Path(file), _has_results)
+
+
+def _has_results(path: Path) -> bool:
+    try:
+        _read(path)
+    except ValueError:
+        return False
+    return path.name != EVALUATION_RESULTS_NAME  # which has the results of others, too
 
 
 def write_evaluation_results(file: str | os.PathLike, results: Sequence[dict]):
@@ -66,13 +81,15 @@ def record_evaluation_results(
         a line that says where they are.
 
     Raises:
-        ValueError, OSError: see [`add_evaluation_results`].
+        ValueError: if the file has something else, and as [`add_evaluation_results`] does.
+        OSError: see [`add_evaluation_results`].
     """
     places = []
     if model is not None and Path(model).is_dir():
         add_evaluation_results(model, results)
         places.append(str(Path(model) / EVALUATION_RESULTS_NAME))
     if file is not None:
+        check_results_file(file)
         write_evaluation_results(file, [*results, *details])
         places.append(str(file))
     if not places:

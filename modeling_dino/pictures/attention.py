@@ -13,11 +13,14 @@ import torch
 
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
+from ..runtime.finite import check_finite
+from ..runtime.marked_files import marked_file
 from .attention_pictures import attention_pictures
 from .options import AttentionOptions
-from .picture_files import PictureSummary, new_file, open_drawing, picture_files, save_tensors
+from .picture_files import PictureSummary, open_drawing, picture_files, save_tensors
 
 
+NUMPY_MAGIC = "NUMPY"  # begins every .npy file, which has no place for another mark
 VIDEO_KINDS = ("attention", "heads", "masks")  # the pictures that videos are made of
 
 
@@ -51,6 +54,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         for frame in drawing.iterate():
             image = drawing.transform.crop(frame.image)
             attention = cls_attention(model, drawing.transform.pixel_values(image), options.layer)
+            check_finite(attention[None], "the attention to", [frame.source])
             if options.save_arrays:
                 file = drawing.folder / f"{frame.name}-attention.{options.save_arrays}"
                 save_attention(attention, file)
@@ -64,10 +68,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
 @torch.inference_mode()
 def cls_attention(model: DinoModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
     """Computes what the CLS token of one image, (1, C, H, W), attends to: (heads, h, w) in float32."""
-    attention = model.get_cls_attention(pixel_values.to(model.device), layer)[0].float().cpu()
-    if not attention.isfinite().all():
-        raise ValueError("the attention is not finite: are the model's weights?")
-    return attention
+    return model.get_cls_attention(pixel_values.to(model.device), layer)[0].float().cpu()
 
 
 def save_attention(attention: torch.Tensor, file: Path):
@@ -75,5 +76,8 @@ def save_attention(attention: torch.Tensor, file: Path):
     if file.suffix == ".safetensors":
         save_tensors({"attention": attention}, file)
         return
-    with new_file(file) as partial, open(partial, "wb") as opened:  # given a path, NumPy would add its suffix
+    with (
+        marked_file(file, NUMPY_MAGIC) as partial,
+        open(partial, "wb") as opened,
+    ):  # given a path, NumPy would add its suffix
         np.save(opened, attention.numpy())

@@ -17,11 +17,14 @@ from ..data.image_source import remarks_on_images
 from ..data.video import write_video
 from ..hub.loading import load_image_processor
 from ..modeling_dino import DinoModel
-from ..runtime.extras import PilImage
+from ..runtime.extras import PilImage, require
+from ..runtime.marked_files import MARK, marked_file
 from ..runtime.processes import processes
-from ..runtime.whole_files import whole_file
 from .options import PictureOptions
 from .patch_images import PatchTransform
+
+
+PICTURE_MARK, ARRAYS_MARK = f"{MARK} picture", f"{MARK} arrays"
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,19 @@ class PictureSummary:
         return f"{self.num_frames} images" + (f", {len(self.skipped)} skipped" if self.skipped else "")
 
 
-@contextmanager
-def new_file(file: Path) -> Iterator[Path]:
-    """Makes the folder of a file, and yields a place to write to as [`whole_file`] does."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial:
-        yield partial
-
-
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path):
-    """Writes a safetensors file."""
-    with new_file(file) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    """Writes a safetensors file; raises ValueError if there is another than of this function."""
+    with marked_file(file, ARRAYS_MARK) as partial:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, {"written_by": ARRAYS_MARK})
 
 
-def save_picture(picture: PilImage, file: Path):
-    """Writes a PNG."""
-    with new_file(file) as partial:
-        picture.save(partial, format="PNG")
+def save_picture(picture: PilImage, file: Path, mark: str = PICTURE_MARK):
+    """Writes a PNG with a mark; raises ValueError if there is a file without it."""
+    info = require("PIL.PngImagePlugin").PngInfo()
+    info.add_text("Software", mark)
+    with marked_file(file, mark) as partial:
+        picture.save(partial, format="PNG", pnginfo=info)
 
 
 @contextmanager

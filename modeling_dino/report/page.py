@@ -26,14 +26,15 @@ from ..data.decoding import as_text
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from ..evaluation.options import FeatureOptions
-from ..extraction.feature_files import FeatureFolder
-from ..runtime.whole_files import whole_file
+from ..extraction.feature_files import open_features
+from ..runtime.marked_files import MARK, check_marked, marked_file
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
 from .neighbourhoods import cluster_images, leave_one_out, near_duplicates, nearest_others, neighbour_distances
 from .options import ReportOptions
 from .thumbnails import atlases, image_key, read_thumbnails, side_for
 
 
+PAGE_MARK = f"{MARK} report"
 DEFAULT_OUTPUT = "report.html"  # in the folder of the features
 MAX_CLUSTERS = 20  # by default
 MAX_SKIPPED = 1000  # skipped images that the page names
@@ -75,14 +76,13 @@ def write_report(options: ReportOptions) -> ReportSummary:
     Writes the page.
 
     Raises:
-        ValueError: if the folder has no features of images.
+        ValueError: if the folder has no features of images, or the output is a file of something else.
         OSError: if the page cannot be written; the file that was there before is kept.
     """
     started = time.perf_counter()
-    FeatureFolder.read(options.folder)  # raises ValueError for a folder of images
+    open_features(options.folder)  # raises ValueError for a folder of images
     output = Path(options.folder, DEFAULT_OUTPUT) if options.output is None else Path(options.output)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name a file to write")
+    check_marked(output, PAGE_MARK)
     shown, rows = load_sample(options)
     page, order = analyse_images(shown, options)
     side = side_for(len(order))
@@ -91,8 +91,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
     page["title"] = as_text(os.path.join(*Path(options.folder).resolve().parts[-2:]))
     page["facts"] = describe_run(shown, rows, page, notes)
     page["skipped"] = dict(list(shown.skipped.items())[:MAX_SKIPPED])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as partial, open(partial, "w", encoding="utf-8") as file:
+    with marked_file(output, PAGE_MARK) as partial, open(partial, "w", encoding="utf-8") as file:
         file.writelines(render_page(page, () if pictures is None else atlases(pictures)))
     return ReportSummary(
         output=output,
@@ -244,6 +243,7 @@ def render_page(page: dict[str, Any], atlases: Iterable[bytes]) -> Iterator[str]
     style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     start, end = (here / "page.html").read_text(encoding="utf-8").split("$atlases")
     yield Template(start).substitute(
+        mark=PAGE_MARK,
         title=html.escape(page["title"]),
         style=style,
         script=script,

@@ -2,11 +2,15 @@
 """Files and folders that appear whole or not at all, written under temporary names that nobody else uses."""
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,9 +19,13 @@ from safetensors import SafetensorError
 
 PARTIAL = ".partial"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without hard links answer
+WRITER = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial$")  # the machine and process that write a partial
+MAX_NAME = 50  # characters of a name that its temporary name has, which must not take more than 255 bytes
+LONGEST_TURN = 60  # seconds
 # in the messages of PyTorch and safetensors, which raise other errors than OSError
 FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 LOCK = ".lock"  # stays in a folder; removing it would let two processes lock two files of that name
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -114,8 +122,29 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def changed_in_turn(file: Path) -> Iterator[None]:
+    """
+    Lets one process at a time read a file and write it anew, while others wait for their turn.
+
+    Raises:
+        ValueError: if it is another's turn for longer than such a change takes.
+        OSError: if nothing can be written beside the file.
+    """
+    lock = FileLock(file.with_name(f".{file.name}{LOCK}"), timeout=LONGEST_TURN)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process changes {file}, and does not end: try it again later") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _partial_beside(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    remove_abandoned(path.parent)
+    partial = path.with_name(f".{path.name[:MAX_NAME]}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -132,6 +161,28 @@ def _partial_beside(path: Path) -> Iterator[Path]:
                 shutil.rmtree(partial)
             else:
                 partial.unlink(missing_ok=True)
+
+
+@lru_cache
+def remove_abandoned(folder: Path):
+    """Removes what processes of this machine were writing to a folder when they were killed."""
+    with suppress(OSError):  # where nothing can be written, nothing can be removed
+        for path in folder.iterdir():
+            writer = WRITER.search(path.name)
+            if is_partial(path) and writer and writer[1] == _HOST and not _is_running(int(writer[2])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere there is no asking without ending it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def is_failed_write(error: Exception) -> bool:

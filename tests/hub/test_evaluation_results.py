@@ -26,7 +26,7 @@ def test_the_same_evaluation_replaces_its_result(tmp_path):
     add_evaluation_results(tmp_path, [result(95.0, k=10), result(80.0, k=20, dataset_split="val")])
     found = json.loads((tmp_path / NAME).read_text())
     assert found == [result(91.0, k=20), result(95.0, k=10), result(80.0, k=20, dataset_split="val")]
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{NAME}.lock", NAME]
 
 
 def test_they_flow_into_the_model_card(tmp_path):

@@ -383,7 +383,7 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
     write_features(tmp_path / "none", tmp_path / "empty", np.empty((0, 8)))
     write_features(tmp_path / "patches", tmp_path / "images", np.ones((3, 4, 8)))
     for name, says in (
-        ("nan", r"the feature of .*0001.png in .* is not finite"),
+        ("nan", r"in .* the feature of .*0001.png is not finite"),
         ("none", "there are no images in"),
         ("patches", "has cls features, several vectors an image"),
         ("images", "holds something other than features"),
@@ -406,7 +406,7 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
         ({"duplicates": 1.5}, "duplicates=1.5 is a cosine, and must be between -1 and 1"),
         ({"max_images": MAX_IMAGES + 1}, "between 1 and 80000"),
         ({"features": "patch_mean"}, "has cls features, not patch_mean"),
-        ({"output": "."}, "is a folder: name a file"),
+        ({"output": "."}, "is a folder: choose another name"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, says):
@@ -419,7 +419,12 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, options, says):
 def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     page = tmp_path / "deep" / "page.html"
     page.parent.mkdir()
-    page.write_text("an earlier page, " * 100_000)
+    page.write_text("somebody's page, " * 100_000)
+    before = page.read_text()
+    with pytest.raises(ValueError, match=r"page.html was not written by this command, and is kept"):
+        make(tmp_path, random_features(5), output=page)
+    assert page.read_text() == before
+    page.write_text(f"<meta content='{report.PAGE_MARK}'>" + "an earlier page, " * 100_000)
     make(tmp_path, random_features(5), output=page)
     text = page.read_text()
     assert text.startswith("<!doctype html>")

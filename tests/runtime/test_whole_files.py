@@ -2,11 +2,19 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from modeling_dino.runtime.whole_files import check_replaceable, one_writer, whole_output
+from modeling_dino.runtime.whole_files import (
+    changed_in_turn,
+    check_replaceable,
+    one_writer,
+    remove_abandoned,
+    whole_file,
+    whole_output,
+)
 
 
 def hold(folder: Path):
@@ -76,3 +84,49 @@ def test_outputs_follow_the_umask(tmp_path):
     finally:
         os.umask(old)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def begin(file: Path, write: Callable):
+    """Writes a file, and is killed before the end."""
+    with write(file) as partial:
+        partial.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("write", [whole_file, whole_output])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path, write):
+    """Also of a very long name; but not what another process, or one of another machine, is writing."""
+    file = tmp_path / ("写" * 80)
+    killed = multiprocessing.get_context("fork").Process(target=begin, args=(file, write))
+    killed.start()
+    killed.join()
+    assert len(list(tmp_path.glob(".*.partial"))) == 1
+    others = [".name.00000000-1-00000000.partial", ".older.partial"]
+    for other in others:
+        (tmp_path / other).touch()
+    remove_abandoned.cache_clear()
+    with write(file) as partial:
+        partial.touch()
+        remove_abandoned.cache_clear()
+        with whole_file(tmp_path / "other") as other:
+            other.touch()
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "other", file.name])
+
+
+def count(file: Path):
+    for _ in range(20):
+        with changed_in_turn(file):
+            number = int(file.read_text())
+            time.sleep(0.001)
+            file.write_text(str(number + 1))
+
+
+def test_processes_change_a_file_in_turn(tmp_path):
+    file = tmp_path / "number"
+    file.write_text("0")
+    processes = [multiprocessing.get_context("fork").Process(target=count, args=(file,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert file.read_text() == "60"
