@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from modeling_dino.image_processing_dino import save_image_transform
 from modeling_dino.runtime.whole_files import whole_output
 
 
@@ -39,6 +40,7 @@ class Checkpoint:
     contents: dict  # the state dict of a folder; or the mapping in a file, which may hold state dicts
     config: dict | None = None  # the contents of a folder's `config.json`
     notes: list[str] = field(default_factory=list)  # what a conversion leaves out or finds contradictory, a line each
+    image_transform: dict | None = None  # the contents of a folder's `preprocessor_config.json`, to be written
     source: str = ""  # the path or hub id that it was read from
 
 
@@ -140,6 +142,8 @@ def write_checkpoint(checkpoint: Checkpoint, output: Path):
             return
         partial.mkdir()
         (partial / CONFIG_NAME).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
+        if checkpoint.image_transform is not None:
+            save_image_transform(checkpoint.image_transform, partial)
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.contents.items()}
         save_file(tensors, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 

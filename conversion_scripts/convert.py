@@ -43,7 +43,9 @@ def convert(options: ConvertOptions) -> ConversionSummary:
     elif options.to == "dino":
         notes = write_dino(conversion, output)
     else:
-        checkpoint = FORMATS[options.to].from_dino(conversion.config, conversion.state_dict)
+        checkpoint = FORMATS[options.to].from_dino(
+            conversion.config, conversion.state_dict, conversion.image_transform
+        )
         write_checkpoint(checkpoint, output)
         notes = checkpoint.notes
     lines = [str(conversion), *conversion.checkpoint.notes, *notes, f"wrote {options.output}"]
@@ -82,6 +84,7 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
     model = DinoForPreTraining.from_pretrained(
         None, config=config, state_dict={**state_dict, "center": center}, dtype=conversion.dtype
     )
+    model.image_transform = conversion.image_transform
     with whole_output(output) as partial:
         model.save_pretrained(partial)
     return ["student, teacher and center: DinoForPreTraining goes on from there, DinoModel is the teacher"]

@@ -27,6 +27,23 @@ def location_of(kwargs: dict) -> dict:
     return {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
 
 
+def read_mapping(path: Path) -> dict:
+    """
+    Reads a JSON file that holds a mapping.
+
+    Raises:
+        ValueError: if it holds something else, or is damaged.
+        OSError: if it cannot be read.
+    """
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{path} is not JSON, or damaged ({error}): copy or download it again") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} holds a {type(contents).__name__}, not a mapping")
+    return contents
+
+
 def network_prefix(keys: list[str], which: str | None) -> str:
     """
     Returns the prefix that the names of a network's tensors have in a checkpoint; none if it holds a single network.

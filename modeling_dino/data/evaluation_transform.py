@@ -18,6 +18,7 @@ from transformers import BitImageProcessorPil, ImageProcessingMixin
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ChannelDimension, ImageInput, SizeDict
 
+from ..image_processing_dino import check_image_transform
 from .decoding import check_resized
 
 
@@ -28,8 +29,12 @@ class DinoImageProcessor(BitImageProcessorPil):
     """
     Resizes and crops as https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61, with Pillow.
 
-    It is saved as transformers' `BitImageProcessor`, which loads everywhere.
+    It is saved as transformers' `BitImageProcessor`, which loads everywhere. Raises ValueError if a value cannot work.
     """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        check_image_transform(self.to_dict(), source=type(self).__name__)
 
     def convert_to_rgb(self, image: ImageInput, *args, **kwargs) -> ImageInput:
         """Converts an image to RGB, and drops transparency."""

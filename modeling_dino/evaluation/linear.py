@@ -365,6 +365,7 @@ def classifier_of(
     config.classifier_features, config.classifier_last_blocks = features, last_blocks
     classifier = DinoForImageClassification(config)
     classifier.backbone.load_state_dict(model.backbone.state_dict())
+    classifier.image_transform = model.image_transform
     return classifier.eval()
 
 
