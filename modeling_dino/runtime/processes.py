@@ -30,7 +30,9 @@ def processes() -> "PartialState":
 
 def on_cpu() -> bool:
     """Returns whether processes work on CPUs, which accelerate has to be told: else it does not join them."""
-    return require("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return (
+        require("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
 
 
 def started_processes() -> int:
