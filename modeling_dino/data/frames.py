@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from ..runtime.extras import PilImage
 from .decoding import MODES, check_on_error
-from .image_source import ImageRecord, ImageSource
+from .image_source import ImageRecord, ImageSource, why_no_images
 from .reader import all_records, decode_record
 from .sources import open_source
 from .video import Video, is_video
@@ -64,7 +64,7 @@ class ImageFrames:
                 continue
             yield Frame(self._unique_name(record, used), record.name, image)
         if not used:
-            raise ValueError(self.why_nothing())
+            raise ValueError(why_no_images(self.name, self._source.notes, self.skipped))
 
     def _unique_name(self, record: ImageRecord, used: set[str]) -> str:
         """Returns the file's name below the folder; with its suffix, or a number, where that is taken."""
@@ -75,15 +75,6 @@ class ImageFrames:
         name = next(name for candidate in candidates if (name := str(folder / candidate)) not in used)
         used.add(name)
         return name
-
-    def why_nothing(self) -> str:
-        """Returns the reason why there is no image."""
-        if not self.skipped:
-            return "; ".join(f"{name}: {note}" for name, note in self._source.notes.items()) or f"{self.name} is empty"
-        name, reason = next(iter(self.skipped.items()))
-        if len(self.skipped) == 1:
-            return f"cannot read {name}: {reason}"
-        return f"none of the {len(self.skipped)} images can be read; the first: {name}: {reason}"
 
 
 class VideoFrames:
@@ -118,7 +109,7 @@ def open_frames(name: str, num_channels: int, size: int, on_error: str = "skip")
         raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
     if is_video(name):
         return VideoFrames(name, num_channels)
-    frames = ImageFrames(name, open_source(name), num_channels, size, on_error)
-    if frames.num_frames == 0:
-        raise ValueError(frames.why_nothing())
-    return frames
+    source = open_source(name)
+    if source.num_images == 0:
+        raise ValueError(why_no_images(name, source.notes))
+    return ImageFrames(name, source, num_channels, size, on_error)

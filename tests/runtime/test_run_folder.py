@@ -52,26 +52,31 @@ def test_of_two_runs_at_once_the_second_is_refused(tmp_path, holder, settings):
         assert (tmp_path / "run" / "result").exists()
 
 
+def fail(folder: Path, file: str | None, error: type[BaseException]):
+    """A run that writes a file, and fails."""
+    with Run(folder, {}).opened(overwrite=False):
+        if file is not None:
+            (folder / file).touch()
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_run_that_fails_before_it_has_results_leaves_no_new_folder(tmp_path, error):
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
-        with pytest.raises(error), Run(tmp_path / name, {}).opened(overwrite=False):
-            (tmp_path / name / ".result.partial").touch()
-            raise error
+        with pytest.raises(error):
+            fail(tmp_path / name, ".result.partial", error)
     assert os.listdir(tmp_path) == ["empty"]
     assert os.listdir(tmp_path / "empty") == [".lock"]
     with Run(tmp_path / "empty", {}).opened(overwrite=False):
         pass
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_results_and_what_other_processes_write_to_stay(tmp_path, monkeypatch, processes):
+@pytest.mark.parametrize(("processes", "file"), [("1", "result"), ("2", None)])
+def test_results_and_what_other_processes_write_to_stay(tmp_path, monkeypatch, processes, file):
     monkeypatch.setenv("WORLD_SIZE", processes)
-    with pytest.raises(ValueError, match="stop"), Run(tmp_path / "run", {}).opened(overwrite=False):
-        if processes == "1":
-            (tmp_path / "run" / "result").touch()
-        raise ValueError("stop")
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "run", file, KeyboardInterrupt)
     assert Run.read(tmp_path / "run") == {"format": "a run 1", "settings": {}, "complete": False}
 
 
