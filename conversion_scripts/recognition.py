@@ -14,7 +14,7 @@ from conversion_scripts.sizes import check_state_dict
 from conversion_scripts.timm_models import TimmModels
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
 from conversion_scripts.transformers_vit import TransformersViT
-from modeling_dino.checkpoint_files import NETWORKS, network_prefix
+from modeling_dino.checkpoint_files import NETWORKS, check_finite, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.image_processing_dino import read_image_transform
 from modeling_dino.modeling_dino import DinoModel, backbone_class
@@ -84,7 +84,7 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
         location: `revision`, `token`, `cache_dir`, … for the hub.
 
     Raises:
-        ValueError: if it is not a whole DINO of a known format, or unsafe to load; in one line.
+        ValueError: if it is not a whole DINO of a known format, unsafe to load, or not finite; in one line.
         OSError: if there is no such thing.
     """
     if which not in NETWORKS:
@@ -96,6 +96,7 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
     else:
         config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
         config.weights_source = weights_source(checkpoint, name, which)
+    check_finite(state_dict, source)
     has_place = checkpoint.config is not None  # for an image transform; a file has none
     transform = read_image_transform(source, config.num_channels, **location) if has_place else None
     return Conversion(checkpoint, name, config, state_dict, transform)

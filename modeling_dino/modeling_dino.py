@@ -28,7 +28,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import Backbone, Stage
-from .checkpoint_files import checkpoint_keys, is_foreign, location_of, network_prefix, read_tensors
+from .checkpoint_files import (
+    check_weights,
+    checkpoint_keys,
+    checkpoint_shapes,
+    follow_umask,
+    is_foreign,
+    location_of,
+    network_prefix,
+    read_tensors,
+)
 from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from .image_processing_dino import (
     check_image_transform,
@@ -138,6 +147,8 @@ class DinoPreTrainedModel(PreTrainedModel):
         transform that lies beside it.
         """
         name, location = pretrained_model_name_or_path, location_of(kwargs)
+        if not kwargs.get("ignore_mismatched_sizes"):
+            cls._check_weights(prefix, name, config, **kwargs)
         if not prefix:
             loaded = super().from_pretrained(name, *model_args, config=config, **kwargs)
         else:
@@ -146,6 +157,17 @@ class DinoPreTrainedModel(PreTrainedModel):
         if name is not None:
             model.image_transform = read_image_transform(name, model.config.num_channels, **location)
         return loaded
+
+    @classmethod
+    def _check_weights(cls, prefix: str, name: str | os.PathLike | None, config: DinoConfig | None, **kwargs):
+        """Raises ValueError if configuration and weights disagree, before memory is taken for the one or the other."""
+        shapes = checkpoint_shapes(name, **kwargs)
+        if not isinstance(config, DinoConfig):
+            config, _ = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
+        with torch.device("meta"), init.no_init_weights():
+            expected = cls(config).state_dict()
+        shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        check_weights(config, shapes, expected, allowed=kwargs)
 
     @classmethod
     def _load_prefixed(cls, prefix: str, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -292,6 +314,9 @@ class DinoPreTrainedModel(PreTrainedModel):
                 for file in [__file__, *get_relative_import_files(__file__)]:
                     shutil.copy(file, folder)
         super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            for file in Path(folder).glob("*.safetensors"):
+                follow_umask(file)
 
     def push_to_hub(self, repo_id: str, *, with_code: bool = False, **kwargs):
         """

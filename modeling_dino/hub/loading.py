@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, ImageProcessingMixin
 
-from ..checkpoint_files import is_foreign
+from ..checkpoint_files import check_finite, is_foreign, refuse_weights_file
 from ..configuration_dino import DinoConfig
 from ..image_processing_dino import image_processor_config, read_image_transform
 from ..modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoPreTrainedModel
@@ -39,7 +39,7 @@ def load_model(
         model_class: None for the class that `config.json` names, or `DinoModel` if it names none.
 
     Raises:
-        ValueError: if it is the name of a preset, which has no weights, or weights are missing.
+        ValueError: if it is the name of a preset, which has no weights, or weights are missing or not finite.
         OSError: if there is no such model.
     """
     if not _is_saved_model(name):
@@ -51,6 +51,7 @@ def load_model(
     model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
+    check_finite(model.state_dict(), name)
     return model.eval()
 
 
@@ -94,6 +95,7 @@ def _is_saved_model(name: str) -> bool:
     """
     if Path(name).is_dir():
         return True
+    refuse_weights_file(name)
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise OSError(f"{name} is not a folder with a saved model")
     return "/" in name
