@@ -68,7 +68,7 @@ def labelled_features(
     from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
 
     num_channels = model.config.num_channels
-    transform = ImageTransform(DinoImageProcessor(**image_processor_config(model.config)), num_channels)
+    transform = ImageTransform(DinoImageProcessor(**transform_of(model)), num_channels)
     batches = (
         Batch(records, place=number)
         for number, records in enumerate(batched(all_records(source), BATCH_SIZE))
@@ -88,6 +88,14 @@ def labelled_features(
     labels = [label for _, _, labels in found for label in labels]
     has_label = torch.tensor([label is not None for label in labels])
     return features[has_label].to(model.device), [label for label in labels if label is not None]
+
+
+def transform_of(model: DinoModel) -> dict:
+    """Returns the image transform of a model; if it is of a kind that only transformers knows, its mean and std."""
+    own, original = model.image_transform, image_processor_config(model.config)
+    if own.get("image_processor_type") == original["image_processor_type"]:
+        return own
+    return {**original, **{name: own[name] for name in ("image_mean", "image_std") if own.get(name)}}
 
 
 Labelled = tuple[torch.Tensor, list[str | int]]
