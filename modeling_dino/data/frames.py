@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from ..runtime.extras import PilImage
-from .decoding import MODES, check_on_error
+from .decoding import check_on_error
+from .image_values import MODES
 from .image_source import ImageRecord, ImageSource
 from .reader import all_records, decode_record
 from .sources import open_source
