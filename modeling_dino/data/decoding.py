@@ -85,9 +85,7 @@ def read_image(
 
 
 @contextmanager
-def _decoded(
-    content: bytes, num_channels: int | None, rescale_factor: float
-) -> Iterator[tuple[Decoded, str | None]]:
+def _decoded(content: bytes, num_channels: int | None, rescale_factor: float) -> Iterator[tuple[Decoded, str | None]]:
     """Gives an image with all that its file has of what the model takes, and a note on what else is in the file."""
     if content.startswith(NPY_SIGNATURE):
         yield read_npy(content), None

@@ -24,7 +24,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, inf
 from transformers.utils import logging
 
 from .decoding import check_resized
-from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, by_channel, is_8_bit, resized
+from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, resized
 
 
 logger = logging.get_logger(__name__)
@@ -190,8 +190,8 @@ class ImageTransform:
 
     def __call__(self, image: Decoded) -> torch.Tensor:
         """
-        Resizes and crops an image, as [`read_image`] gives it, to (C, H, W). Raises ValueError if the image is too thin to be resized, or
-        afterwards too small for the model.
+        Resizes and crops an image, as [`read_image`] gives it, to (C, H, W). Raises ValueError if the image is too
+        thin to be resized, or afterwards too small for the model.
         """
         check_resized(image, self.shorter_side)
         if isinstance(image, np.ndarray):

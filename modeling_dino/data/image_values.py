@@ -12,6 +12,7 @@ All others get arrays (H, W, C) of float32, not yet rescaled, whose channels are
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from ..runtime.extras import PilImage, require
 
@@ -167,9 +168,10 @@ def resized(
     if not isinstance(image, np.ndarray):
         return image.resize(size, resample, reducing_gap=reducing_gap)
     width, height = size_of(image)
-    boxes = [1 if reducing_gap is None else int(side / to / reducing_gap) or 1 for side, to in zip((width, height), size)]
-    if max(boxes) > 1:
-        image = by_channel(image, lambda channel: channel.reduce(tuple(boxes)), white)
+    boxes = (1, 1)
+    if reducing_gap is not None:
+        boxes = tuple(int(side / to / reducing_gap) or 1 for side, to in zip((width, height), size))
+        image = by_channel(image, lambda channel: channel.reduce(boxes), white)
     for to, box in (
         ((size[0], len(image)), (0, 0, width / boxes[0], len(image))),
         (size, (0, 0, size[0], height / boxes[1])),
@@ -188,13 +190,22 @@ def by_channel(image: np.ndarray, function: Callable[[PilImage], PilImage], whit
     return np.stack(channels, axis=2)
 
 
+def rescaled(image: Decoded, rescale_factor: float) -> PilImage | torch.Tensor:
+    """Rescales an array and makes a tensor of it, (H, W, C) -> (C, H, W); images of Pillow stay as they are."""
+    if not isinstance(image, np.ndarray):
+        return image
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous() * rescale_factor
+
+
 def check_bands(bands: Sequence[int] | None, num_channels: int):
     """Raises ValueError if these are not one or three of the channels, counted from 1."""
     if bands is None:
         return
     if len(bands) not in MODES or min(bands) < 1 or max(bands) > num_channels:
         numbers = ",".join(map(str, bands))
-        raise ValueError(f"bands={numbers} must be one number or three, from 1 to {num_channels}, the model's channels")
+        raise ValueError(
+            f"bands={numbers} must be one number or three, from 1 to {num_channels}, the model's channels"
+        )
 
 
 def as_picture(image: Decoded, bands: Sequence[int] | None = None) -> PilImage:

@@ -89,7 +89,7 @@ def test_sixteen_bits_of_colours_keep_them_all():
     content = tiff(values, photometric="rgb", extrasamples=["UNASSALPHA"])
     assert np.array_equal(read_image(content, 4, 1 / 65535)[0], values)
     assert np.array_equal(read_image(content, 3, 1 / 65535)[0], values[..., :3])  # without transparency
-    with pytest.raises(ValueError, match="4 channels, but the model takes 3"):
+    with pytest.raises(ValueError, match=r"4 channels, but the model takes 3"):
         read_image(tiff(values, photometric="minisblack", planarconfig="contig"), 3, 1 / 65535)
 
 
@@ -103,7 +103,7 @@ def test_pages_are_channels_where_the_file_says_so():
         assert note is None
         assert np.array_equal(image, values)
     frames = tiff(planes, photometric="minisblack", metadata={"axes": "TYX"})
-    with pytest.raises(ValueError, match="1 channel, but the model takes 5"):
+    with pytest.raises(ValueError, match=r"1 channel, but the model takes 5"):
         read_image(frames, 5, 1 / 65535)
     image, note = read_image(frames, 1, 1 / 65535)
     assert note == "the first of several frames or pages"
@@ -112,11 +112,11 @@ def test_pages_are_channels_where_the_file_says_so():
 
 def test_bands_that_do_not_fit_are_refused_with_both_numbers():
     for content in (tiff(noise(np.uint8), photometric="minisblack", planarconfig="contig"), npy(noise(np.uint8))):
-        with pytest.raises(ValueError, match="^5 channels, but the model takes 3$"):
+        with pytest.raises(ValueError, match=r"^5 channels, but the model takes 3$"):
             read_image(content)
-        with pytest.raises(ValueError, match="^5 channels, but the model takes 13$"):
+        with pytest.raises(ValueError, match=r"^5 channels, but the model takes 13$"):
             read_image(content, 13)
-    with pytest.raises(ValueError, match="^17 channels, but the model takes 5$"):
+    with pytest.raises(ValueError, match=r"^17 channels, but the model takes 5$"):
         read_image(npy(np.moveaxis(noise(np.uint8), 2, 0)), 5)  # (C, H, W)
 
 
@@ -135,16 +135,16 @@ def test_pixels_that_are_not_finite_make_an_image_unreadable(encode, value):
     values = noise(np.float32, 3)
     values[3, 4, 1] = value
     for num_channels, factor in ((3, 1), (3, 1 / 255), (1, 1)):
-        with pytest.raises(ValueError, match="not all values are finite"):
+        with pytest.raises(ValueError, match=r"not all values are finite"):
             read_image(encode(values), num_channels, factor)
 
 
 def test_values_that_contradict_the_stated_range_are_refused():
     for content in (tiff(noise(np.float32, 3)), tiff(noise(np.float32, 1)[..., 0]), npy(noise(np.float64, 3))):
-        with pytest.raises(ValueError, match=r"floating point from 0 to 1, but rescale_factor=0.00392157 .* up to 255"):
+        with pytest.raises(ValueError, match=r"floating point from 0 to 1, but rescale_factor=0.0039.* .* up to 255"):
             read_image(content)
     for content in (png(noise(np.uint8, 3)), npy(noise(np.uint8, 3))):
-        with pytest.raises(ValueError, match="8 bits, but rescale_factor=0.0001 .* states values up to 10000"):
+        with pytest.raises(ValueError, match=r"8 bits, but rescale_factor=0.0001 .* states values up to 10000"):
             read_image(content, 3, 1e-4)
     assert not np.asarray(read_image(npy(np.zeros((4, 4, 3))))[0]).any()  # black is black
 
@@ -157,21 +157,24 @@ def test_values_beyond_a_stated_range_stay():
     assert np.array_equal(image, values.clip(0, 255))
 
 
-@pytest.mark.parametrize("content", [
-    npy(np.array([{}, {}], dtype=object), allow_pickle=True),
-    npy(np.zeros((3, 3), dtype="c16")),
-    npy(np.zeros((3, 3), dtype="U4")),
-    npy(np.zeros((3, 3), dtype=[("a", "u1")])),
-    npy(np.zeros((3,))),
-    npy(np.zeros((3, 3, 3, 3))),
-    npy(np.zeros((0, 3))),
-    npy(np.zeros((9, 9)))[:-1],
-    npy(np.zeros((9, 9))) + b"x",
-    npy(np.zeros((9, 9)))[:40],
-    npy(np.zeros((9, 9))).replace(b"(9, 9)", b"(10**9, 9)"),
-    npy(np.zeros((9, 9))).replace(b"(9, 9), }      ", b"(999999999, 9), }"[:17]),
-    npy(np.zeros((9, 9))).replace(b"\x01\x00", b"\x09\x00", 1),
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(np.array([{}, {}], dtype=object), allow_pickle=True),
+        npy(np.zeros((3, 3), dtype="c16")),
+        npy(np.zeros((3, 3), dtype="U4")),
+        npy(np.zeros((3, 3), dtype=[("a", "u1")])),
+        npy(np.zeros((3,))),
+        npy(np.zeros((3, 3, 3, 3))),
+        npy(np.zeros((0, 3))),
+        npy(np.zeros((9, 9)))[:-1],
+        npy(np.zeros((9, 9))) + b"x",
+        npy(np.zeros((9, 9)))[:40],
+        npy(np.zeros((9, 9))).replace(b"(9, 9)", b"(10**9, 9)"),
+        npy(np.zeros((9, 9))).replace(b"(9, 9), }      ", b"(999999999, 9), }"[:17]),
+        npy(np.zeros((9, 9))).replace(b"\x01\x00", b"\x09\x00", 1),
+    ],
+)
 def test_arrays_that_are_no_images_are_refused(content):
     with pytest.raises(ValueError, match=r"\w+") as error:
         read_image(content, 1, 1)

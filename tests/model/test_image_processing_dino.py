@@ -229,7 +229,9 @@ def test_a_picture_is_the_same_however_it_comes(mode, num_channels):
     for name, form in forms_of(picture).items():
         assert torch.equal(processor(form, return_tensors="pt")["pixel_values"], expected), name
     for do_normalize in (True, False):
-        both = [processor(form, do_normalize=do_normalize)["pixel_values"] for form in (list(forms_of(picture).values()))]
+        both = [
+            processor(form, do_normalize=do_normalize)["pixel_values"] for form in (list(forms_of(picture).values()))
+        ]
         assert all(np.array_equal(one, both[0]) for one in both)
 
 
@@ -272,7 +274,7 @@ def test_eight_bits_sixteen_bits_and_floating_point_of_one_picture_agree(num_cha
         np.testing.assert_allclose(floats, sixteen, atol=1e-4)
         unscaled = processor_of(num_channels)(form, do_rescale=False)["pixel_values"][0]
         np.testing.assert_allclose(unscaled, sixteen, atol=1e-4)
-        with pytest.raises(ValueError, match="floating point from 0 to 1, but rescale_factor=0.00392157"):
+        with pytest.raises(ValueError, match=r"floating point from 0 to 1, but rescale_factor=0.00392157"):
             processor_of(num_channels)(form)
 
 
