@@ -24,7 +24,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, inf
 from transformers.utils import logging
 
 from .decoding import check_resized
-from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, resized
+from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, range_of, resized
 
 
 logger = logging.get_logger(__name__)
@@ -153,11 +153,6 @@ def _channels_last(
             raise ValueError(f"an array of shape {image.shape}, but the model {wanted}")
         input_data_format = infer_channel_dimension_format(image, num_channels=possible)
     return np.moveaxis(image, 0, 2) if input_data_format == ChannelDimension.FIRST else image
-
-
-def range_of(processor: ImageProcessingMixin) -> float:
-    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
-    return processor.rescale_factor if processor.do_rescale else EIGHT_BITS
 
 
 class ImageTransform:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from transformers import ImageProcessingMixin
 
 from ..runtime.extras import PilImage, require
 
@@ -24,6 +25,11 @@ SHOWN_PERCENTILES = (2, 98)  # of a channel, that are shown black and white
 CLIPPED = "values above 255 are clipped, as in the original; convert it to 8 bits, or state its range (rescale_factor)"
 
 Decoded = PilImage | np.ndarray
+
+
+def range_of(processor: ImageProcessingMixin) -> float:
+    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
+    return processor.rescale_factor if processor.do_rescale else EIGHT_BITS
 
 
 def is_8_bit(num_channels: int | None, rescale_factor: float | None) -> bool:
@@ -56,14 +62,14 @@ def as_model_takes(
     if by_pillow and not isinstance(image, np.ndarray) and not wide:
         return _in_mode(image, num_channels), None
     values = _array(image)
+    fitting = _with_channels(values, num_channels)
     check_values(values, rescale_factor)
+    note = f"values of {values.dtype}: {CLIPPED}" if wide and rescale_factor == EIGHT_BITS else None
     if by_pillow:
-        image = _in_8_bits(values, num_channels) if isinstance(image, np.ndarray) else image
-        return _in_mode(image, num_channels), f"{_kind(image)}: {CLIPPED}" if wide else None
-    values = _with_channels(values, num_channels).astype(np.float32)
-    if rescale_factor != EIGHT_BITS or not wide or (values.min() >= 0 and values.max() <= 255):
-        return values, None
-    return values.clip(0, 255), f"{_kind(image)}: {CLIPPED}"
+        return _in_mode(_in_8_bits(values) if isinstance(image, np.ndarray) else image, num_channels), note
+    fitting = fitting.astype(np.float32)
+    is_within = note is None or (fitting.min() >= 0 and fitting.max() <= 255)
+    return (fitting, None) if is_within else (fitting.clip(0, 255), note)
 
 
 def check_values(values: np.ndarray, rescale_factor: float | None):
@@ -112,10 +118,8 @@ def _array(image: Decoded) -> np.ndarray:
     return values
 
 
-def _in_8_bits(values: np.ndarray, num_channels: int) -> PilImage:
+def _in_8_bits(values: np.ndarray) -> PilImage:
     """Returns an array (H, W, C) as an image of Pillow, in L, LA, RGB or RGBA."""
-    if values.shape[2] > 4:
-        raise ValueError(_mismatch(values.shape[2], num_channels))
     levels = values if values.dtype == np.uint8 else values.clip(0, 255).astype(np.uint8)
     return require("PIL.Image").fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
 
@@ -136,16 +140,9 @@ def _with_channels(values: np.ndarray, num_channels: int | None) -> np.ndarray:
     if num_channels == 1 and values.shape[2] == 3:
         return (values.astype(np.float32) @ LUMA)[..., None]
     if num_channels not in (None, values.shape[2]):
-        raise ValueError(_mismatch(values.shape[2], num_channels))
+        found = values.shape[2]
+        raise ValueError(f"{found} channel{'s' if found > 1 else ''}, but the model takes {num_channels}")
     return values
-
-
-def _mismatch(found: int, num_channels: int) -> str:
-    return f"{found} channel{'s' if found > 1 else ''}, but the model takes {num_channels}"
-
-
-def _kind(image: Decoded) -> str:
-    return f"values of {image.dtype}" if isinstance(image, np.ndarray) else f"mode {image.mode}"
 
 
 def size_of(image: Decoded) -> tuple[int, int]:
