@@ -12,10 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from modeling_dino.checkpoint_files import (
+    follow_umask,
+    open_safetensors,
+    printable,
+    read_mapping,
+    weight_map_of_index,
+)
+from modeling_dino.image_processing_dino import save_image_transform
 from modeling_dino.runtime.whole_files import whole_output
 
 
@@ -39,6 +46,7 @@ class Checkpoint:
     contents: dict  # the state dict of a folder; or the mapping in a file, which may hold state dicts
     config: dict | None = None  # the contents of a folder's `config.json`
     notes: list[str] = field(default_factory=list)  # what a conversion leaves out or finds contradictory, a line each
+    image_transform: dict | None = None  # the contents of a folder's `preprocessor_config.json`, to be written
     source: str = ""  # the path or hub id that it was read from
 
 
@@ -71,7 +79,7 @@ def read_checkpoint(source: str, **location) -> Checkpoint:
     config = _find(source, CONFIG_NAME, location)
     if config is None:
         raise OSError(f"no {CONFIG_NAME} in {source}: pass the file with the weights itself")
-    return Checkpoint(_read_folder(source, location), _read_json(config), source=source)
+    return Checkpoint(_read_folder(source, location), read_mapping(config), source=source)
 
 
 def _find(source: str, name: str, location: dict) -> Path | None:
@@ -83,7 +91,7 @@ def _read_folder(source: str, location: dict) -> dict:
     if (file := _find(source, SAFE_WEIGHTS_NAME, location)) is not None:
         return _read_safetensors(file)
     if (index := _find(source, SAFE_WEIGHTS_INDEX_NAME, location)) is not None:
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        names = sorted(set(weight_map_of_index(index).values()))
         shards = [_find(source, name, location) for name in names]
         if None in shards:
             raise OSError(f"{source} lacks {names[shards.index(None)]}, which its index names")
@@ -93,25 +101,14 @@ def _read_folder(source: str, location: dict) -> dict:
     raise OSError(f"no {SAFE_WEIGHTS_NAME} in {source}: is a saved model there?")
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(contents, dict):
-        raise ValueError(f"{path} does not hold a mapping")
-    return contents
-
-
 def _read_safetensors(path: Path) -> StateDict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error})") from error
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
 def _read_pickle(path: Path) -> dict:
+    with open(path, "rb"):  # says so if it may not be read
+        pass
     try:
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             # files as PyTorch has written them since 1.6 are mapped into memory, not copied
@@ -140,8 +137,15 @@ def write_checkpoint(checkpoint: Checkpoint, output: Path):
             return
         partial.mkdir()
         (partial / CONFIG_NAME).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.contents.items()}
-        save_file(tensors, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        if checkpoint.image_transform is not None:
+            save_image_transform(checkpoint.image_transform, partial)
+        save_tensors(checkpoint.contents, partial / SAFE_WEIGHTS_NAME)
+
+
+def save_tensors(tensors: StateDict, path: Path):
+    """Writes a safetensors file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    follow_umask(path)
 
 
 def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = False) -> StateDict:
@@ -166,4 +170,6 @@ def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = Fal
 def first_names(names: Iterable[str], number: int = 3) -> str:
     """Lists the first few names, and how many more there are."""
     names = list(names)
-    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")
+    return ", ".join(map(printable, names[:number])) + (
+        f" and {len(names) - number} more" if len(names) > number else ""
+    )

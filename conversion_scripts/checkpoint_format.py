@@ -12,6 +12,7 @@ import torch
 from conversion_scripts.checkpoint import Checkpoint, StateDict, first_names, is_state_dict, rename
 from conversion_scripts.sizes import check_state_dict, infer_config
 from modeling_dino.configuration_dino import DinoConfig
+from modeling_dino.image_processing_dino import image_processor_config
 from modeling_dino.modeling_dino import backbone_class
 
 
@@ -52,6 +53,17 @@ class CheckpointFormat:
         """Returns the checkpoint that holds tensors under the format's names; raises ValueError if none can."""
         return Checkpoint(tensors)
 
+    def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
+        """
+        Puts an image transform into a packed checkpoint.
+
+        Returns:
+            notes, a line each, if the format has no place for it, and it is not the original's, which is implied.
+        """
+        if same_transform(transform, image_processor_config(config)):
+            return []
+        return [f"left out: the image transform, for which {self.library} has no place: {describe(transform)}"]
+
     def reference(self, checkpoint: Checkpoint, config: DinoConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """
         Returns the checkpoint as the library's own model, images -> features; None where there is no library.
@@ -87,11 +99,15 @@ class CheckpointFormat:
         check_state_dict(config, state_dict)
         return config, state_dict
 
-    def from_dino(self, config: DinoConfig, state_dict: StateDict) -> Checkpoint:
+    def from_dino(self, config: DinoConfig, state_dict: StateDict, image_transform: dict | None = None) -> Checkpoint:
         """
         Converts a DINO into a checkpoint of this format, with notes on what the format cannot hold.
 
-        Raises ValueError if it cannot hold the backbone.
+        Args:
+            image_transform: what images went through, as in `preprocessor_config.json`; by default the original's.
+
+        Raises:
+            ValueError: if the format cannot hold the backbone.
         """
         has_patch_tokens = backbone_class(config).has_patch_tokens
         if self.has_patch_tokens not in (None, has_patch_tokens):
@@ -105,4 +121,18 @@ class CheckpointFormat:
                 notes.append(f"{option} is {ours!r}, but {self.library} computes with {value!r}")
                 if option == "position_interpolation":
                     notes[-1] += f": features of images that are not {config.image_size} px differ a little"
-        return replace(self.pack(config, self.to_their_names(state_dict)), notes=notes)
+        packed = self.pack(config, self.to_their_names(state_dict))
+        notes += self.add_image_transform(packed, image_transform or image_processor_config(config), config)
+        return replace(packed, notes=notes)
+
+
+def same_transform(one: dict, other: dict) -> bool:
+    """Returns whether two image transforms give the same pixels."""
+    return {**one, "do_convert_rgb": None} == {**other, "do_convert_rgb": None}
+
+
+def describe(transform: dict) -> str:
+    """Returns an image transform in words, for those who must make it elsewhere."""
+    names = ("size", "crop_size") if transform.get("do_center_crop") else ("size",)
+    names += ("image_mean", "image_std")
+    return ", ".join(f"{name} {transform.get(name)}" for name in names)

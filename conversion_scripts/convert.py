@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from conversion_scripts.checkpoint import write_checkpoint
+from conversion_scripts.checkpoint import save_tensors, write_checkpoint
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.original import training_state
 from conversion_scripts.recognition import FORMATS, Conversion, to_dino
@@ -43,7 +42,9 @@ def convert(options: ConvertOptions) -> ConversionSummary:
     elif options.to == "dino":
         notes = write_dino(conversion, output)
     else:
-        checkpoint = FORMATS[options.to].from_dino(conversion.config, conversion.state_dict)
+        checkpoint = FORMATS[options.to].from_dino(
+            conversion.config, conversion.state_dict, conversion.image_transform
+        )
         write_checkpoint(checkpoint, output)
         notes = checkpoint.notes
     lines = [str(conversion), *conversion.checkpoint.notes, *notes, f"wrote {options.output}"]
@@ -60,7 +61,7 @@ def write_dino(conversion: Conversion, output: Path) -> list[str]:
     with whole_output(output) as partial:
         conversion.build_model().save_pretrained(partial)
         if center is not None:
-            save_file({"center": center.contiguous()}, partial / CENTER_NAME)
+            save_tensors({"center": center}, partial / CENTER_NAME)
         if state:
             (partial / "training.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     return [f"carried along: {', '.join(carried)}"] * bool(carried)
@@ -82,6 +83,7 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
     model = DinoForPreTraining.from_pretrained(
         None, config=config, state_dict={**state_dict, "center": center}, dtype=conversion.dtype
     )
+    model.image_transform = conversion.image_transform
     with whole_output(output) as partial:
         model.save_pretrained(partial)
     return ["student, teacher and center: DinoForPreTraining goes on from there, DinoModel is the teacher"]
@@ -89,7 +91,10 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
 
 @torch.no_grad()
 def verify(conversion: Conversion, output: Path, num_heads: int | None) -> str:
-    """Compares the features of the source, by its own library, with those of what was written."""
+    """
+    Compares the features of the source, by its own library, with those of what was written. Raises ValueError if they
+    are not finite.
+    """
     config = conversion.config
     try:
         checkpoint_format = FORMATS.get(conversion.format)
@@ -103,4 +108,6 @@ def verify(conversion: Conversion, output: Path, num_heads: int | None) -> str:
     expected = reference(images)
     expected = (expected if isinstance(expected, torch.Tensor) else expected.pooler_output).float()
     difference = (result(images).pooler_output.float() - expected).abs().max() / expected.abs().max()
+    if not difference.isfinite():
+        raise ValueError(f"{output} is written, but its features or the source's are infinite or not numbers")
     return f"verified: the result's features differ from the source's ({by}) by {difference:.1e} of the largest"

@@ -14,8 +14,9 @@ from conversion_scripts.sizes import check_state_dict
 from conversion_scripts.timm_models import TimmModels
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
 from conversion_scripts.transformers_vit import TransformersViT
-from modeling_dino.checkpoint_files import NETWORKS, network_prefix
+from modeling_dino.checkpoint_files import NETWORKS, check_finite, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
+from modeling_dino.image_processing_dino import read_image_transform
 from modeling_dino.modeling_dino import DinoModel, backbone_class
 
 
@@ -37,6 +38,7 @@ class Conversion:
     format: str
     config: DinoConfig
     state_dict: StateDict
+    image_transform: dict | None = None  # as in `preprocessor_config.json`; None if the source has none
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +47,9 @@ class Conversion:
 
     def build_model(self) -> DinoModel:
         """Builds a model around the tensors as they are, in their dtype."""
-        return DinoModel.from_pretrained(None, config=self.config, state_dict=self.state_dict, dtype=self.dtype).eval()
+        model = DinoModel.from_pretrained(None, config=self.config, state_dict=self.state_dict, dtype=self.dtype)
+        model.image_transform = self.image_transform
+        return model.eval()
 
     def __str__(self) -> str:
         size = f"{self.config.backbone}, {self.config.hidden_size} wide"
@@ -80,23 +84,31 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
         location: `revision`, `token`, `cache_dir`, … for the hub.
 
     Raises:
-        ValueError: if it is not a whole DINO of a known format, or unsafe to load; in one line.
+        ValueError: if it is not a whole DINO of a known format, unsafe to load, or not finite; in one line.
         OSError: if there is no such thing.
     """
     if which not in NETWORKS:
         raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
     checkpoint = read_checkpoint(source, **location)
     name = recognise(checkpoint)
-    if name != "dino":
+    if name == "dino":
+        config, state_dict = own_network(checkpoint, which)
+    else:
         config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
         config.weights_source = weights_source(checkpoint, name, which)
-        return Conversion(checkpoint, name, config, state_dict)
-    config = DinoConfig.from_dict(checkpoint.config)
-    contents = checkpoint.contents
+    check_finite(state_dict, source)
+    has_place = checkpoint.config is not None  # for an image transform; a file has none
+    transform = read_image_transform(source, config.num_channels, **location) if has_place else None
+    return Conversion(checkpoint, name, config, state_dict, transform)
+
+
+def own_network(checkpoint: Checkpoint, which: str) -> tuple[DinoConfig, StateDict]:
+    """Returns configuration and tensors of a folder of ours; raises ValueError if they do not belong together."""
+    config, contents = DinoConfig.from_dict(checkpoint.config), checkpoint.contents
     prefix = network_prefix(list(contents), None) and f"{which}."  # there are two networks after pretraining
     state_dict = {name.removeprefix(prefix): tensor for name, tensor in contents.items() if name.startswith(prefix)}
     check_state_dict(config, state_dict)
-    return Conversion(checkpoint, "dino", config, state_dict)
+    return config, state_dict
 
 
 def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from conversion_scripts.checkpoint import StateDict, first_names
+from modeling_dino.checkpoint_files import check_weights
 from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from modeling_dino.modeling_dino import DinoModel
 from modeling_dino.vision_transformer import native_grid_side
@@ -113,15 +114,13 @@ def infer_head(state_dict: StateDict) -> dict:
 def check_state_dict(config: DinoConfig, state_dict: StateDict):
     """Raises ValueError if names or shapes are not those of the configuration; names the first of them."""
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in DinoModel(config).state_dict().items()}
+        expected = DinoModel(config).state_dict()
+    check_weights(config, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, expected)
     missing = [name for name in expected if name not in state_dict]
     extra = [name for name in state_dict if name not in expected]
     if missing or extra:
         parts = [f"lacks {first_names(missing)}"] * bool(missing) + [f"also has {first_names(extra)}"] * bool(extra)
         raise ValueError(f"not a whole {config.backbone}: it {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if state_dict[name].shape != shape:
-            raise ValueError(f"{name} is {tuple(state_dict[name].shape)}, but must be {tuple(shape)}")
 
 
 def count(names: Iterable[str], pattern: str) -> int:

@@ -4,14 +4,15 @@
 The `model.safetensors` of a folder that is written is what `timm.create_model(…, checkpoint_path=…)` takes.
 """
 
+import math
 import re
 
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint_format import CheckpointFormat, describe
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
-from modeling_dino.image_processing_dino import channel_statistics
+from modeling_dino.image_processing_dino import RESAMPLING, image_processor_config
 from modeling_dino.modeling_dino import backbone_class
 
 
@@ -29,7 +30,6 @@ VIT_ARGUMENTS = {  # of `timm.create_model` -> of DinoConfig
     "mlp_ratio": "mlp_ratio",
     "qkv_bias": "qkv_bias",
 }
-CROP_PCT = 0.9  # of timm's published DINO ViTs
 
 
 class TimmModels(CheckpointFormat):
@@ -65,18 +65,17 @@ class TimmModels(CheckpointFormat):
             raise ValueError(f"timm has no {config.backbone} of {sizes}")
         elif config.uses_cifar_stem:
             raise ValueError("timm's ResNets have no stem for small images")
-        mean, std = channel_statistics(config.num_channels)
-        pretrained_cfg = {
-            "input_size": [config.num_channels, config.image_size, config.image_size],
-            "interpolation": "bicubic",
-            "crop_pct": CROP_PCT,
-            "mean": mean,
-            "std": std,
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj" if has_patches else "conv1",
-        }
+        pretrained_cfg = {"num_classes": 0, "first_conv": "patch_embed.proj" if has_patches else "conv1"}
+        pretrained_cfg |= to_timm(image_processor_config(config), config.num_channels)
         settings = {"architecture": architecture, "num_classes": 0, "num_features": config.hidden_size}
         return Checkpoint(tensors, {**settings, "model_args": model_args, "pretrained_cfg": pretrained_cfg})
+
+    def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
+        try:
+            packed.config["pretrained_cfg"] |= to_timm(transform, config.num_channels)
+        except ValueError as error:
+            return [f"left out: the image transform, which timm cannot do ({error}): {describe(transform)}"]
+        return []
 
     def reference(self, checkpoint: Checkpoint, config: DinoConfig) -> torch.nn.Module:
         from timm import create_model
@@ -89,3 +88,43 @@ class TimmModels(CheckpointFormat):
         backbone = self.tensors_of(checkpoint)
         model.load_state_dict(backbone)
         return model.to(next(iter(backbone.values())).dtype)
+
+
+def to_timm(transform: dict, num_channels: int) -> dict:
+    """
+    Returns an image transform as fields of timm's `pretrained_cfg`; raises ValueError if timm cannot do the same.
+
+    https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/data/transforms_factory.py#L273
+    """
+    if transform.get("image_processor_type") != "BitImageProcessor" or not transform["do_resize"]:
+        raise ValueError("it does not only resize, crop and normalise")
+    size, is_squashed = transform["size"], "height" in transform["size"]
+    resized = (size["height"], size["width"]) if is_squashed else (size.get("shortest_edge"),) * 2
+    if transform["do_center_crop"]:
+        crop = transform["crop_size"]["height"], transform["crop_size"]["width"]
+    else:
+        crop = resized if is_squashed else (None, None)
+    if None in (*resized, *crop) or "longest_edge" in size:
+        raise ValueError("its images are of different sizes")
+    if crop[0] > resized[0] or crop[1] > resized[1] or not (is_squashed or crop[0] == crop[1]):
+        raise ValueError("it crops more than there is, or no square")
+    scale = 255 * transform["rescale_factor"] if transform["do_rescale"] else 255
+    is_normalised = transform["do_normalize"]
+    mean = transform["image_mean"] if is_normalised else [0.0] * num_channels
+    std = transform["image_std"] if is_normalised else [1.0] * num_channels
+    return {
+        "input_size": [num_channels, *crop],
+        "interpolation": RESAMPLING[transform["resample"]],
+        "crop_pct": crop_share(crop, resized),
+        "crop_mode": "squash" if is_squashed else "center",
+        "mean": mean if scale == 1 else [value / scale for value in mean],
+        "std": std if scale == 1 else [value / scale for value in std],
+    }
+
+
+def crop_share(crop: tuple[int, int], resized: tuple[int, int]) -> float:
+    """Returns a share of which timm, which rounds down, makes the sizes that images are resized to before the crop."""
+    for share in (*(round(crop[0] / resized[0], digits) for digits in range(1, 7)), crop[0] / (resized[0] + 0.5)):
+        if share and all(math.floor(side / share) == whole for side, whole in zip(crop, resized)):
+            return share
+    raise ValueError("it crops both sides by different shares")

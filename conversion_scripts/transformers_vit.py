@@ -89,6 +89,10 @@ class TransformersViT(CheckpointFormat):
         )
         return Checkpoint(tensors, theirs.to_diff_dict())
 
+    def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
+        packed.image_transform = transform
+        return []
+
     def reference(self, checkpoint: Checkpoint, config: DinoConfig) -> Callable[[torch.Tensor], torch.Tensor]:
         from transformers import ViTModel
 

@@ -15,6 +15,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .checkpoint_files import refuse_weights_file
+
 
 # width, blocks, heads (section 3.2 of the paper; ViT-tiny as in DeiT)
 VIT_SIZES = {
@@ -267,7 +269,11 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Raises OSError if there is no configuration; the inherited method returns an empty one: all defaults."""
+        """
+        Raises OSError if there is no configuration (the inherited method returns an empty one: all defaults), and
+        ValueError if it is damaged, or the name is that of a file of weights.
+        """
+        refuse_weights_file(pretrained_model_name_or_path)
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:
             raise OSError(f"no config.json in {str(pretrained_model_name_or_path)!r}: is a saved model there?")

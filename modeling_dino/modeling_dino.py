@@ -28,9 +28,24 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .backbone import Backbone, Stage
-from .checkpoint_files import checkpoint_keys, is_foreign, location_of, network_prefix, read_tensors
+from .checkpoint_files import (
+    check_weights,
+    checkpoint_keys,
+    checkpoint_shapes,
+    follow_umask,
+    is_foreign,
+    location_of,
+    network_prefix,
+    read_tensors,
+)
 from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
-from .image_processing_dino import is_rescaled_twice, save_image_processor
+from .image_processing_dino import (
+    check_image_transform,
+    image_processor_config,
+    is_rescaled_twice,
+    read_image_transform,
+    save_image_transform,
+)
 from .inference import prepare_for_inference
 from .projection_head import WeightNormLinear, build_head
 from .resnet import ResNet
@@ -91,6 +106,24 @@ class DinoPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _checked_range = False
     _can_record_outputs = {"hidden_states": Stage, "attentions": Attention}
+    _image_transform: dict | None = None
+
+    @property
+    def image_transform(self) -> dict:
+        """
+        The image transform that the weights go with, as in `preprocessor_config.json`; `save_pretrained` writes it.
+
+        It is what lay beside the weights when they were loaded, or what was set; else the evaluation transform of the
+        original. Whoever makes a model of another's weights hands it on: `new.image_transform = old.image_transform`.
+        """
+        return copy.deepcopy(self._image_transform) or image_processor_config(self.config)
+
+    @image_transform.setter
+    def image_transform(self, transform: dict | None):
+        check_image_transform(transform or {}, self.config.num_channels)
+        for module in self.modules():  # student and teacher, too
+            if isinstance(module, DinoPreTrainedModel):
+                module._image_transform = copy.deepcopy(transform)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, which=None, **kwargs):
@@ -109,9 +142,35 @@ class DinoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_network(cls, prefix: str, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Loads the whole checkpoint, or only the network whose tensors have names with the prefix."""
+        """
+        Loads the whole checkpoint, or only the network whose tensors have names with the prefix, with the image
+        transform that lies beside it.
+        """
+        name, location = pretrained_model_name_or_path, location_of(kwargs)
+        if not kwargs.get("ignore_mismatched_sizes"):
+            cls._check_weights(prefix, name, config, **kwargs)
         if not prefix:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            loaded = super().from_pretrained(name, *model_args, config=config, **kwargs)
+        else:
+            loaded = cls._load_prefixed(prefix, name, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if name is not None:
+            model.image_transform = read_image_transform(name, model.config.num_channels, **location)
+        return loaded
+
+    @classmethod
+    def _check_weights(cls, prefix: str, name: str | os.PathLike | None, config: DinoConfig | None, **kwargs):
+        """Raises ValueError if configuration and weights disagree, before memory is taken for the one or the other."""
+        shapes = checkpoint_shapes(name, **kwargs)
+        if not isinstance(config, DinoConfig):
+            config, _ = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
+        with torch.device("meta"), init.no_init_weights():
+            expected = cls(config).state_dict()
+        shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        check_weights(config, shapes, expected, allowed=kwargs)
+
+    @classmethod
+    def _load_prefixed(cls, prefix: str, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         state_dict = read_tensors(pretrained_model_name_or_path, prefix, **kwargs)
         location = location_of(kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in (*location, "state_dict", "variant")}
@@ -219,8 +278,8 @@ class DinoPreTrainedModel(PreTrainedModel):
         **kwargs,
     ):
         """
-        [`~transformers.PreTrainedModel.save_pretrained`], with the `preprocessor_config.json` of the evaluation
-        transform; an existing one that fits the model is kept.
+        [`~transformers.PreTrainedModel.save_pretrained`], with the `image_transform` as `preprocessor_config.json`. A
+        model that was neither loaded with one nor given one keeps a file that is there, if it fits.
 
         Args:
             push_to_hub: also calls [`~DinoPreTrainedModel.push_to_hub`], with its arguments in `kwargs`; `repo_id` is
@@ -250,11 +309,14 @@ class DinoPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
         if is_main_process:
             os.makedirs(folder, exist_ok=True)
-            save_image_processor(self.config, folder)
+            save_image_transform(self.image_transform, folder, keep=self._image_transform is None)
             if with_code:
                 for file in [__file__, *get_relative_import_files(__file__)]:
                     shutil.copy(file, folder)
         super().save_pretrained(folder, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            for file in Path(folder).glob("*.safetensors"):
+                follow_umask(file)
 
     def push_to_hub(self, repo_id: str, *, with_code: bool = False, **kwargs):
         """
@@ -330,9 +392,12 @@ class DinoModel(DinoPreTrainedModel):
         kwargs = {key: value for key, value in kwargs.items() if key not in location}
         for key in [key for key in kwargs if hasattr(config, key) and key != "dtype"]:
             setattr(config, key, kwargs.pop(key))
-        return super().from_pretrained(
+        loaded = super().from_pretrained(
             None, *model_args, config=config, state_dict=conversion.state_dict, **{"dtype": conversion.dtype, **kwargs}
         )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.image_transform = conversion.image_transform
+        return loaded
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the command line, `dino`, and says in one line what a user can mend."""
+"""Runs the command line, `dino`: whatever goes wrong ends as one line.
 
+| ended by | exit code |
+|---|---|
+| what a user can mend: an option, a file, an extra that is not installed, a full disk | 2 |
+| what nobody foresaw; `dino --traceback …` shows where | 1 |
+| Ctrl-C, SIGTERM | 130, 143 |
+"""
+
+import logging
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
 
+import torch
 import typer
 from huggingface_hub.errors import HTTPError, StrictDataclassError
-from transformers.utils import logging
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
+from ..runtime.printing import printable
 from .commands import COMMANDS
 from .options import add_command
 
+
+USERS_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError)
+TRACEBACK = "--traceback"
 
 app = typer.Typer(
     help="Every DINO as one Hugging Face model.",
@@ -22,21 +41,73 @@ for command in COMMANDS:
     add_command(app, command)
 
 
+@app.callback()
+def of_all_commands(
+    traceback: Annotated[bool, typer.Option(TRACEBACK, help="Show where in the code an error arises.")] = False,
+):
+    """Every DINO as one Hugging Face model."""  # `run` looks for the option, before typer has read any
+
+
+class WarningLines(logging.Handler):
+    """Prints each warning of the package on a line of its own, also while a progress bar is shown."""
+
+    def emit(self, record: logging.LogRecord):
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
+
+
+@contextmanager
+def clean_terminal() -> Iterator[None]:
+    """Prints warnings by [`WarningLines`], and closes progress bars that an error has left open."""
+    handler, logger = WarningLines(logging.WARNING), logging.getLogger(__package__.partition(".")[0])
+    logger.addHandler(handler)
+    disable_progress_bar()  # transformers'
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of an error in one line, without the frame that strict configurations put around it."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())
+    message = printable(" ".join(str(error).split())) or type(error).__name__
+    return f"memory does not suffice, take smaller batches or images: {message}" if lacks_memory(error) else message
 
 
-def run(app: typer.Typer, **kwargs):
-    """Runs a command line; an error that a user can mend is printed in one line, and exits with 2."""
-    logging.disable_progress_bar()
+def lacks_memory(error: BaseException) -> bool:
+    """Returns whether memory does not suffice; PyTorch says so of a CPU's by a RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_users(error: Exception) -> bool:
+    """Returns whether a user can mend what an error is about."""
+    return isinstance(error, USERS_ERRORS) or lacks_memory(error)
+
+
+def message_of(error: Exception, arguments: list[str]) -> str:
+    """Returns what the user is told of an error."""
+    if is_users(error):
+        return f"dino: {one_line(error)}"
+    again = printable(shlex.join(["dino", TRACEBACK, *arguments]))
+    return f"dino: unforeseen {type(error).__name__}: {one_line(error)}; please report it with what `{again}` shows"
+
+
+def run(app: typer.Typer, **kwargs: Any):
+    """Runs a command line, by the table above."""
+    arguments = sys.argv[1:]
+    with suppress(ValueError):  # only the main thread can
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # temporary files are removed
     try:
-        app(**kwargs)
-    except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError) as error:
-        print(f"dino: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        with clean_terminal():
+            app(**kwargs)
+    except Exception as error:
+        if TRACEBACK in arguments[:1]:
+            raise
+        print(message_of(error, arguments), file=sys.stderr)
+        sys.exit(2 if is_users(error) else 1)
 
 
 def main():

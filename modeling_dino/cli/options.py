@@ -12,6 +12,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from ..runtime.printing import printable
+from ..runtime.processes import leave_processes
+
 
 def add_command(app: typer.Typer, function: Callable):
     """
@@ -28,6 +31,7 @@ def add_command(app: typer.Typer, function: Callable):
     def run(**values: Any):
         values = {name: _parse(name, value, types[name]) for name, value in values.items()}
         _show(function(options_class(**values)))
+        leave_processes()
 
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
@@ -85,5 +89,5 @@ def _show(result: Any):
     if result is None:  # on processes other than the main one
         return
     for remark in getattr(result, "remarks", ()):
-        typer.echo(remark, err=True)
-    typer.echo(result)
+        typer.echo(printable(remark), err=True)
+    typer.echo(printable(result))

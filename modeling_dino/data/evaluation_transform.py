@@ -23,6 +23,7 @@ from transformers.image_transforms import get_resize_output_image_size, to_pil_i
 from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, infer_channel_dimension_format
 from transformers.utils import logging
 
+from ..image_processing_dino import check_image_transform
 from .decoding import check_resized
 from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, range_of, resized
 
@@ -37,8 +38,12 @@ class DinoImageProcessor(BitImageProcessorPil):
     """
     Resizes and crops as https://github.com/facebookresearch/dino/blob/7c446df/eval_linear.py#L61, with Pillow.
 
-    It is saved as transformers' `BitImageProcessor`, which loads everywhere.
+    It is saved as transformers' `BitImageProcessor`, which loads everywhere. Raises ValueError if a value cannot work.
     """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        check_image_transform(self.to_dict(), source=type(self).__name__)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
         """Makes a list of images; transformers' own takes no arrays (H, W)."""

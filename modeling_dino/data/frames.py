@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from .decoding import check_on_error
-from .image_source import ImageRecord, ImageSource
+from .image_source import ImageRecord, ImageSource, why_no_images
 from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes
 from .reader import all_records, decode_record
 from .sources import open_source
@@ -73,7 +73,7 @@ class ImageFrames:
                 continue
             yield Frame(self._unique_name(record, used), record.name, image)
         if not used:
-            raise ValueError(self.why_nothing())
+            raise ValueError(why_no_images(self.name, self._source.notes, self.skipped))
 
     def _unique_name(self, record: ImageRecord, used: set[str]) -> str:
         """Returns the file's name below the folder; with its suffix, or a number, where that is taken."""
@@ -84,15 +84,6 @@ class ImageFrames:
         name = next(name for candidate in candidates if (name := str(folder / candidate)) not in used)
         used.add(name)
         return name
-
-    def why_nothing(self) -> str:
-        """Returns the reason why there is no image."""
-        if not self.skipped:
-            return "; ".join(f"{name}: {note}" for name, note in self._source.notes.items()) or f"{self.name} is empty"
-        name, reason = next(iter(self.skipped.items()))
-        if len(self.skipped) == 1:
-            return f"cannot read {name}: {reason}"
-        return f"none of the {len(self.skipped)} images can be read; the first: {name}: {reason}"
 
 
 class VideoFrames:
@@ -131,7 +122,7 @@ def open_frames(
         if num_channels not in MODES:
             raise ValueError(f"videos have 3 channels, but the model takes {num_channels}")
         return VideoFrames(name, num_channels, rescale_factor)
-    frames = ImageFrames(name, open_source(name), num_channels, size, on_error, rescale_factor)
-    if frames.num_frames == 0:
-        raise ValueError(frames.why_nothing())
-    return frames
+    source = open_source(name)
+    if source.num_images == 0:
+        raise ValueError(why_no_images(name, source.notes))
+    return ImageFrames(name, source, num_channels, size, on_error, rescale_factor)

@@ -118,3 +118,20 @@ def remarks_on_images(skipped: Mapping[str, str], notes: Mapping[str, str] | Non
     """Returns a line for each skipped image, and for each note about an image."""
     lines = [f"skipped {name}: {reason}" for name, reason in skipped.items()]
     return lines + [f"note {name}: {text}" for name, text in (notes or {}).items()]
+
+
+def why_no_images(name: str, notes: Mapping[str, str], skipped: Mapping[str, str] | None = None) -> str:
+    """
+    Returns the reason why there is no image to work with.
+
+    Args:
+        name: what the user has called the source.
+        notes: remarks on the source as a whole.
+        skipped: images that cannot be read, with the reasons.
+    """
+    if not skipped:
+        return "; ".join(f"{name}: {note}" for name, note in notes.items()) or f"{name} has no images"
+    first, reason = next(iter(skipped.items()))
+    if len(skipped) == 1:
+        return f"cannot read {first}: {reason}"
+    return f"none of the {len(skipped)} images can be read; the first: {first}: {reason}"

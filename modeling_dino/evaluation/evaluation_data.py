@@ -13,10 +13,12 @@ import torch
 
 from ..data.image_source import remarks_on_images
 from ..extraction.extract import extract_features
-from ..extraction.feature_files import MANIFEST, FeatureFolder, load_features
+from ..extraction.feature_files import MANIFEST, open_features
+from ..extraction.features import feature_columns
 from ..extraction.options import ExtractOptions
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..runtime.extras import require
+from ..runtime.finite import check_finite
 from ..runtime.processes import processes
 from .options import DEFAULT_FEATURES, FeatureOptions
 
@@ -43,7 +45,7 @@ class EvaluationFeatures:
         skipped: images that could not be read, with the reasons.
 
     Raises:
-        ValueError: if there are several vectors an image, or one is not finite.
+        ValueError: if there are several vectors an image, or one is not finite, or longer than float32 can tell.
     """
 
     source: str
@@ -57,10 +59,8 @@ class EvaluationFeatures:
     def __post_init__(self):
         if self.features.ndim != 2:
             raise ValueError(f"{self.source} has {self.kind} features, several vectors an image: extract another kind")
-        finite = torch.isfinite(self.features).all(dim=1)
-        if not finite.all():
-            name = self.names[int((~finite).nonzero()[0])]
-            raise ValueError(f"the feature of {name} in {self.source} is not finite: is the model damaged?")
+        lengths = torch.linalg.vector_norm(self.features, dim=1)  # by which they are divided
+        check_finite(lengths, f"in {self.source} the feature of", self.names, self.settings.get("dtype", "float32"))
 
     @property
     def last_blocks(self) -> int:
@@ -70,9 +70,7 @@ class EvaluationFeatures:
     def labelled(self) -> "EvaluationFeatures":
         """Returns the images that have a label. Raises ValueError if no image has one."""
         if self.labels is None:
-            raise ValueError(
-                f"the images of {self.source} have no labels: put those of each class into a folder of its own"
-            )
+            raise ValueError(no_labels(self.source))
         rows = [i for i, label in enumerate(self.labels) if label is not None]
         return self if len(rows) == len(self.labels) else self.subset(rows)
 
@@ -141,8 +139,8 @@ def _shared_temporary_folder() -> Iterator[str]:
 
 def _load(source: str, folder: str, model: str | None, options: FeatureOptions) -> EvaluationFeatures:
     """Loads a folder of features, and checks that they are what the options ask for."""
-    manifest = FeatureFolder.read(folder)
-    settings = manifest["settings"]
+    stored = open_features(folder)
+    settings = stored.settings
     if model is not None:
         of_model = model_fingerprint(load_model(model, DTYPES[settings["dtype"]]))
         if of_model != settings["model_fingerprint"]:
@@ -153,20 +151,21 @@ def _load(source: str, folder: str, model: str | None, options: FeatureOptions) 
             raise ValueError(
                 f"{source} has features of {name}={settings.get(name)}, not of {name}={wanted}: extract them again"
             )
-    kinds = [kind.strip() for kind in settings["features"].split(",")]
+    columns = {kind: column for column, kind in feature_columns(settings["features"]).items()}
+    kinds = list(columns)
     if options.features is None and len(kinds) > 1:
         raise ValueError(f"{source} has several kinds of features, {', '.join(kinds)}: name one with --features")
     kind = options.features or kinds[0]
     if kind not in kinds:
         raise ValueError(f"{source} has {', '.join(kinds)} features, not {kind}: extract these, or name another kind")
-    table = load_features(folder)
-    array = table["feature" if len(kinds) == 1 else f"feature_{kind}"]
+    table = stored.load()
+    array = table[columns[kind]]
     if "shard" in table:  # streamed data sets count anew in each shard
         names = [f"{shard}/{index}" for shard, index in zip(table["shard"].tolist(), table["index"].tolist())]
     else:
         names = table.get("path", table.get("index")).tolist()
     features = torch.from_numpy(array.copy())  # the array of a single shard lies in a file that may be removed
-    return EvaluationFeatures(source, features, _labels(table), names, kind, settings, manifest["skipped"])
+    return EvaluationFeatures(source, features, _labels(table), names, kind, settings, stored.skipped)
 
 
 def _labels(table: dict) -> list[Label | None] | None:
@@ -194,24 +193,56 @@ def check_pair(train: EvaluationFeatures, test: EvaluationFeatures):
             )
 
 
+def no_labels(source: str) -> str:
+    """Returns what is said where labels are needed, and no image has one."""
+    return f"the images of {source} have no labels: put those of each class into a folder of its own"
+
+
+def one_class(source: str, label: Label) -> str:
+    """Returns what is said where several classes are needed, and all images have the same label."""
+    return f"all images of {source} have the label {label!r}: two classes are needed"
+
+
+def check_labels(train_source: str, train: Sequence[Label | None], test_source: str, test: Sequence[Label | None]):
+    """
+    Checks the labels of images that a classifier learns from, and of those that it is tested on.
+
+    Args:
+        train, test: labels, None for an image without one; sources name them in messages.
+
+    Raises:
+        ValueError: if a side has no labels, the training images have a single class, or no class of the test images is
+            among the training classes.
+    """
+    sides = ((train_source, train), (test_source, test))
+    (classes, tested) = ([label for label in labels if label is not None] for _, labels in sides)
+    for (source, _), labels in zip(sides, (classes, tested)):
+        if not labels:
+            raise ValueError(no_labels(source))
+    if len(set(classes)) == 1:
+        raise ValueError(one_class(train_source, classes[0]))
+    if set(classes).isdisjoint(tested):
+        raise ValueError(
+            f"no label of {test_source}, such as {tested[0]!r}, is among those of {train_source}, such as "
+            f"{classes[0]!r}"
+        )
+
+
+def unknown_classes(count: int) -> list[str]:
+    """Returns the line about test images whose class no training image has, if there are any."""
+    return [f"{count} of them have a class that no training image has, and count as wrong"] if count else []
+
+
 def labelled_pair(
     train: EvaluationFeatures, test: EvaluationFeatures
 ) -> tuple[EvaluationFeatures, EvaluationFeatures]:
     """
-    Returns the images of both sides that have a label. Raises ValueError if the sides cannot be compared, one has no
-    labels, the training images have a single class, or no class of the test images is among the training classes.
+    Returns the images of both sides that have a label. Raises ValueError if the sides cannot be compared, or as
+    [`check_labels`] does.
     """
     check_pair(train, test)
-    train, test = train.labelled(), test.labelled()
-    classes = set(train.labels)
-    if len(classes) == 1:
-        raise ValueError(f"all images of {train.source} have the label {train.labels[0]!r}: two classes are needed")
-    if classes.isdisjoint(test.labels):
-        raise ValueError(
-            f"no label of {test.source}, such as {test.labels[0]!r}, is among those of {train.source}, such as "
-            f"{train.labels[0]!r}"
-        )
-    return train, test
+    check_labels(train.source, train.labels or [], test.source, test.labels or [])
+    return train.labelled(), test.labelled()
 
 
 def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]:

@@ -14,9 +14,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..runtime.finite import check_finite
+
 
 DEFAULT_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
+MIN_TEMPERATURE = torch.finfo(torch.float32).tiny  # below, a cosine divided by it is not a number
 TOP = 5  # number of classes that are predicted
 GROUP = 8  # number of keys that are compared at once
 QUERIES, KEYS = 256, 65536  # in one chunk: 64 MiB of similarities; many keys, since merging chunks of keys costs
@@ -51,7 +54,7 @@ def knn_predict(
     _check(train_features, train_labels, test_features)
     if not ks or ks[0] < 1 or ks[-1] > len(train_features):
         raise ValueError(f"k={ks}: each must be between 1 and the {len(train_features)} training images")
-    if not temperature > 0:
+    if not temperature >= MIN_TEMPERATURE:
         raise ValueError(f"temperature={temperature} must be greater than 0")
     keys, queries = (F.normalize(features.float(), dim=1) for features in (train_features, test_features))
     classes, labels = train_labels.unique(return_inverse=True)  # labels count from 0 and leave none out
@@ -149,6 +152,4 @@ def _check(train_features: torch.Tensor, train_labels: torch.Tensor, test_featur
     if train_labels.shape != train_features.shape[:1]:
         raise ValueError(f"{tuple(train_labels.shape)} labels for {len(train_features)} training images")
     for name, features in (("training", train_features), ("test", test_features)):
-        if not torch.isfinite(features).all():
-            image = int((~torch.isfinite(features)).any(dim=1).nonzero()[0])
-            raise ValueError(f"the feature of {name} image {image} is not finite")
+        check_finite(features, f"the feature of {name} image", range(len(features)))

@@ -22,6 +22,7 @@ from .evaluation_data import (
     labelled_pair,
     number_labels,
     remarks_on,
+    unknown_classes,
 )
 from .knn import DEFAULT_K, TEMPERATURE, knn_accuracy, knn_predict
 from .options import KnnOptions
@@ -76,8 +77,7 @@ class KnnAccuracy:
             f"{len(self.test.names)} images classified by {len(self.train.names)}, {len(set(self.train.labels))} "
             f"classes, {self.test.kind} features of width {self.test.features.shape[1]}"
         ]
-        if self.unknown:
-            lines.append(f"{self.unknown} of them have a class that no training image has, and count as wrong")
+        lines += unknown_classes(self.unknown)
         lines += [f"k={k}: top-1 {self.top1[k]:.2f} %, top-5 {self.top5[k]:.2f} %" for k in self.top1]
         return "\n".join(lines)
 

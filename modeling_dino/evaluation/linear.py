@@ -39,6 +39,7 @@ from .evaluation_data import (
     labelled_pair,
     number_labels,
     remarks_on,
+    unknown_classes,
 )
 from .knn import TOP, knn_accuracy
 from .options import FeatureOptions, LinearOptions
@@ -96,11 +97,14 @@ def feature_choices(kind: str, last_blocks: int, width: int) -> Choices:
         width: number of columns.
 
     Raises:
-        ValueError: if the features are of another kind.
+        ValueError: if the features are of another kind, or cannot be so wide.
     """
     if kind not in ("cls", "cls_patch_mean"):
         raise ValueError(f"{kind} features are not what linear classifies: extract cls or cls_patch_mean features")
-    width //= last_blocks + (kind == "cls_patch_mean")  # of one token
+    tokens = last_blocks + (kind == "cls_patch_mean")
+    if width % tokens:
+        raise ValueError(f"{kind} features of {last_blocks} blocks cannot be {width} wide: they are {tokens} tokens")
+    width //= tokens  # of one token
     end = last_blocks * width
     choices = {}
     for blocks in sorted({1, last_blocks}):
@@ -118,7 +122,8 @@ def features_to_classify(source: str, model: str, options: FeatureOptions) -> Fe
     config = load_config(model)
     if not backbone_class(config).has_cls_token:
         return replace(options, features="cls")
-    return replace(options, features="cls_patch_mean", last_blocks=min(LAST_BLOCKS, config.num_hidden_layers))
+    last_blocks = options.last_blocks or min(LAST_BLOCKS, config.num_hidden_layers)
+    return replace(options, features="cls_patch_mean", last_blocks=last_blocks)
 
 
 def train_heads(
@@ -247,6 +252,8 @@ class LinearAccuracy:
         top1, top5: its accuracies on the test images.
         num_heads: number of heads that it was chosen from.
         epochs, batch_size: how it was trained.
+        num_tested: number of test images.
+        unknown: number of test images whose class no training image has; they count as wrong.
     """
 
     head: LinearHead
@@ -257,6 +264,8 @@ class LinearAccuracy:
     num_heads: int
     epochs: int
     batch_size: int
+    num_tested: int
+    unknown: int
 
     def results(self, dataset: str) -> list[dict]:
         """Returns the accuracies on the test images, as [`record_evaluation_results`] takes them."""
@@ -268,11 +277,12 @@ class LinearAccuracy:
 
     def __str__(self) -> str:
         head = self.head
-        return (
+        unknown = [f"{self.num_tested} images classified", *unknown_classes(self.unknown)] if self.unknown else []
+        best = (
             f"best of {self.num_heads} on held-out training images ({self.held_out:.2f} %): {head.features} of the "
-            f"last {head.last_blocks} blocks, learning rate {head.learning_rate:g}\n"
-            f"linear: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"
+            f"last {head.last_blocks} blocks, learning rate {head.learning_rate:g}"
         )
+        return "\n".join([*unknown, best, f"linear: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"])
 
 
 def linear(options: LinearOptions) -> EvaluationSummary | None:
@@ -320,7 +330,7 @@ def evaluate_linear(
 
     Raises:
         ValueError: if the two cannot be compared, have no labels, or have features that cannot be classified.
-        FloatingPointError: if no head has a finite loss.
+        FloatingPointError: if no head has a finite loss, or the classifier's weights are not finite.
     """
     train, test = labelled_pair(train, test)
     choices = feature_choices(train.kind, train.last_blocks, train.features.shape[1])
@@ -340,12 +350,15 @@ def evaluate_linear(
     chosen = {(best.features, best.last_blocks): columns}
     (head,) = train_heads(features, labels, len(classes), chosen, [best.learning_rate], **settings)
 
+    if not (head.weight.isfinite().all() and head.bias.isfinite().all()):
+        raise FloatingPointError("the classifier's weights are not finite: are the features as they should be?")
     numbers = {label: number for number, label in enumerate(classes)}
     truth = torch.tensor([numbers.get(label, -1) for label in test.labels])  # -1: a class that was not learned
     head = head.unstandardized(mean[columns], std[columns])
     predicted = head(test.features[:, columns].to(device)).topk(min(TOP, len(classes)), dim=1).indices.cpu()
     top1, top5 = knn_accuracy(predicted, truth, TOP)
-    return LinearAccuracy(head, classes, max(accuracies), top1, top5, len(heads), epochs, batch_size)
+    counts = len(heads), epochs, batch_size, len(truth), int((truth < 0).sum())
+    return LinearAccuracy(head, classes, max(accuracies), top1, top5, *counts)
 
 
 def classifier_of(
@@ -365,6 +378,7 @@ def classifier_of(
     config.classifier_features, config.classifier_last_blocks = features, last_blocks
     classifier = DinoForImageClassification(config)
     classifier.backbone.load_state_dict(model.backbone.state_dict())
+    classifier.image_transform = model.image_transform
     return classifier.eval()
 
 

@@ -85,6 +85,13 @@ class LinearOptions(ClassificationOptions):
     epochs: int = option("Number of times that each training image is seen.", 100)
     classifier_batch_size: int = option("Images in one step of the classifiers' training.", 256)
     seed: int = option("Seed of the order of the images, and of the choice of those that are held out.", 0)
+    features: str | None = option(
+        "Kind of features, cls or cls_patch_mean; by default the better one, or the only kind in a folder.", None
+    )
+    last_blocks: int | None = option(
+        "Number of last blocks whose features are put side by side; by default 4, and the last alone is tried, too.",
+        None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,8 @@ def search_index(
         raise ValueError(f"unknown search {search!r}: allowed are {', '.join(SEARCH)}")
     has_own = own is not None and bool((own >= 0).any())
     num_images = len(index) - has_own
+    if not num_images:
+        raise ValueError("there is nothing to find: the only image of the index is the query itself; add others to it")
     if not 1 <= top <= num_images:
         raise ValueError(f"top={top} must be between 1 and the {num_images} images there are to find")
     queries, index = F.normalize(queries.float()), F.normalize(index.float())

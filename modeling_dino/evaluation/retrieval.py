@@ -22,7 +22,7 @@ from ..runtime.extras import require
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_file
 from .contact_sheet import RIGHT, UNKNOWN, WRONG, Tile, draw_contact_sheet
-from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, remarks_on
+from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, no_labels, one_class, remarks_on
 from .ground_truth import GroundTruth, read_ground_truth
 from .options import RetrieveOptions
 from .ranking import UNLABELLED, NothingToEvaluate, evaluate_ground_truth, evaluate_labels, search_index
@@ -180,10 +180,10 @@ def evaluate(
         return evaluate_ground_truth(*features, by_place, own if asked is found else None)
     for part in (asked, found):
         if part.labels is None:
-            raise NothingToEvaluate(f"the images of {part.source} have no labels, and there is no --ground-truth")
+            raise NothingToEvaluate(f"{no_labels(part.source)}, or name a --ground-truth")
     classes = {label for label in found.labels if label is not None}
     if len(classes) == 1:
-        raise NothingToEvaluate(f"all images of {found.source} have the label {classes.pop()!r}")
+        raise NothingToEvaluate(one_class(found.source, classes.pop()))
     numbers: dict[Label | None, int] = {None: UNLABELLED}
     labels = [
         torch.tensor([numbers.setdefault(label, len(numbers)) for label in part.labels]) for part in (asked, found)

@@ -21,6 +21,7 @@ from ..modeling_dino import DinoModel
 from ..pictures.patch_images import PatchTransform
 from ..pictures.picture_files import open_drawing
 from ..runtime.extras import PilImage, require
+from ..runtime.finite import check_finite
 from ..runtime.whole_files import whole_file
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
@@ -112,8 +113,7 @@ class VideoSegmentation:
         if (height, width) != size:
             raise ValueError(f"{frame.source} has {width} x {height} pixels, the mask {size[1]} x {size[0]}")
         features = self._features(frame.image)
-        if not features.isfinite().all():
-            raise ValueError(f"the features of {frame.source} are not finite: are the model's weights?")
+        check_finite(features[None], "what the model sees of", [frame.source])
         if self._propagation is not None:
             labels = self._propagation(features)
             objects = pixel_objects(labels, self.mask.numbers, self.transform.patch_size, size)
@@ -144,7 +144,7 @@ class MaskScorer:
         numbers: of the objects that are scored.
 
     Raises:
-        ValueError: if there are no masks, or not one for each frame.
+        ValueError: if there are no masks, or not one for each frame, or an object is not in the first of them.
     """
 
     def __init__(self, folder: str, frames: Frames, numbers: list[int]):
@@ -153,12 +153,22 @@ class MaskScorer:
         if not self._files:
             raise ValueError(f"there are no masks (*.png) in {folder}")
         self._check_number(frames.num_frames)
+        self._check_objects(numbers)
         self._num_scored = 0
         self._scores = VideoScores({number: [] for number in numbers}, {number: [] for number in numbers})
 
     def _check_number(self, num_frames: int | None):
         if num_frames not in (None, len(self._files)):
             raise ValueError(f"{self.folder} has {len(self._files)} masks, but there are {num_frames} frames")
+
+    def _check_objects(self, numbers: list[int]):
+        """Raises ValueError if an object that is followed is none of those in the first mask."""
+        known = read_mask(self._files[0]).numbers
+        if unknown := sorted(set(numbers) - set(known)):
+            raise ValueError(
+                f"the mask has object {unknown[0]}, {self._files[0]} has {', '.join(map(str, known)) or 'none'}: give "
+                "each object the same number in both"
+            )
 
     def add(self, frame: Frame, mask: Mask):
         """

@@ -15,6 +15,7 @@ from ..configuration_dino import DinoConfig
 from ..data.reader import Images
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from ..runtime.finite import check_finite
 from .features import check_features, image_features
 from .options import ExtractionSettings
 
@@ -48,14 +49,18 @@ class FeatureComputer:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> dict[str, torch.Tensor]:
-        """Computes the features of a batch; raises ValueError if memory does not suffice for a single image."""
+        """
+        Computes the features of a batch; raises ValueError if memory does not suffice for a single image, or a feature
+        is not finite.
+        """
         if images.pixels is None:
             return {column: torch.empty(0, *shape) for column, shape in self.shapes.items()}
         size = self.max_batch_size
         while True:
             try:
                 parts = [self._compute(part) for part in images.pixels.split(size)]
-                return {column: torch.cat([part[column] for part in parts]) for column in self.shapes}
+                features = {column: torch.cat([part[column] for part in parts]) for column in self.shapes}
+                break
             except RuntimeError as error:
                 memory = require("accelerate.utils.memory")
                 if not memory.should_reduce_batch_size(error):
@@ -64,6 +69,10 @@ class FeatureComputer:
                     raise ValueError(f"one image is too large for the memory of {self.model.device}") from error
             memory.clear_device_cache(garbage_collection=True)
             size = self.max_batch_size = max(1, min(size, len(images.pixels)) // 2)
+        names = [row.get("path", row.get("index")) for row in images.rows]
+        for values in features.values():
+            check_finite(values, "the feature of", names, self.settings.dtype)
+        return features
 
     def _compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         pixel_values = self.normalize(pixels.to(self.model.device, non_blocking=True))

@@ -8,6 +8,7 @@ neither on which shards were there before, nor on how many processes and threads
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
-from ..data.image_source import ImageSource, remarks_on_images
+from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
@@ -65,24 +66,48 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     require("pyarrow")
-    from ..data.evaluation_transform import ImageTransform
-
     started, state = time.perf_counter(), processes()
     source = options.open_source()
+    if source.num_images == 0:
+        raise ValueError(why_no_images(options.images, source.notes))
     model = load_model(options.model, DTYPES[options.dtype])
     processor = load_image_processor(options.model, model.config, options.resize, options.image_size)
     shapes = feature_shapes(model.config, processor, options)
     settings = describe(options, source, model, processor, state.device)
     folder = FeatureFolder(options.output, settings, source.columns, shapes)
-    if state.is_main_process:
-        folder.check(options.overwrite)
-        folder.open(options.overwrite)
-    state.wait_for_everyone()
-    folder.find_shards()
-    rows_before = folder.num_rows
-    state.wait_for_everyone()  # before the first shard is written
+    with folder.opened(options.overwrite) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        folder.find_shards()
+        rows_before = folder.num_rows
+        state.wait_for_everyone()  # before the first shard is written
+        num_parts = compute_shards(options, source, model, processor, folder)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        folder.find_all(num_parts)
+        skipped, notes = folder.remarks["skipped"], {**source.notes, **folder.remarks["notes"]}
+        if not folder.num_rows:
+            folder.clear()
+            folder.discard()
+            raise ValueError(why_no_images(options.images, source.notes, skipped))
+        folder.complete()
+    rows, seconds = folder.num_rows, time.perf_counter() - started
+    return ExtractionSummary(folder.path, rows, rows - rows_before, seconds, skipped, notes)
 
+
+def compute_shards(
+    options: ExtractOptions,
+    source: ImageSource,
+    model: DinoModel,
+    processor: ImageProcessingMixin,
+    folder: FeatureFolder,
+) -> int:
+    """Computes the shards that are left to this process; returns the number of parts of the source."""
+    from ..data.evaluation_transform import ImageTransform
+
+    state = processes()
     plan = Plan(source, folder, options.batch_size_on(state.device), state.process_index, state.num_processes)
+    folder.check_parts(len(plan.parts))
     min_side = math.ceil(model.backbone.min_image_size / min(options.scales))
     transform = ImageTransform(processor, model.config.num_channels, min_side)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
@@ -90,19 +115,10 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     batches = read_batches(reader, plan, num_workers, pin_memory=torch.cuda.is_available())
     if options.on_error == "fail":
         batches = refuse_unreadable(batches)
-    compute = FeatureComputer(model.to(state.device), options, transform.normalize, shapes, options.compile)
+    compute = FeatureComputer(model.to(state.device), options, transform.normalize, folder.shapes, options.compile)
     with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, bar)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return None
-    manifest = folder.complete(len(plan.parts))
-    if manifest["skipped"] and not manifest["rows"]:
-        name, reason = next(iter(manifest["skipped"].items()))
-        raise ValueError(f"none of the {len(manifest['skipped'])} images can be read; the first: {name}: {reason}")
-    rows, seconds = manifest["rows"], time.perf_counter() - started
-    notes = {**source.notes, **manifest["notes"]}
-    return ExtractionSummary(folder.path, rows, rows - rows_before, seconds, manifest["skipped"], notes)
+    return len(plan.parts)
 
 
 def describe(

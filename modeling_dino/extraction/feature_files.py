@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes and loads a folder of features: Parquet shards in the order of the images, and a manifest.
 
-    manifest.json                     what the features depend on; whether all are there; which images were skipped
+    manifest.json                     what the features depend on; whether all are there; which images were skipped;
+                                      which shards there are, and the rows and the fingerprint of each
     features-000000-000000.parquet    rows: path or index, [label,] feature (fixed-size list of float32)
 
 The images come in parts, and a part in chunks of so many rows: a shard is one chunk. Its metadata says which images it
 skipped, and whether it is the last of its part, so that the shards that are there tell which are missing. Every file
-appears whole, by a rename.
+appears whole, by a rename. Whoever reads a folder does it by [`open_features`], which checks manifest and shards
+against each other.
 """
 
 import itertools
-import json
 import math
 import os
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runtime.extras import require
+from ..runtime.json_files import check_types
 from ..runtime.run_folder import RunFolder
-from ..runtime.whole_files import whole_file
+from .manifest import CompleteManifest, Manifest, check_listed, check_settings
+from .shards import SHARD_NAME, Shard, damaged, load_shard, read_shard, shard_place, write_shard
 
 
 MANIFEST = "manifest.json"
 FORMAT = "modeling-dino features 2"
-SHARD_NAME = re.compile(r"features-(\d{6,})-(\d{6,})\.parquet")
 SHARD_BYTES = 64 * 2**20
 MIN_SHARD_ROWS, MAX_SHARD_ROWS = 256, 16384
 UNCOUNTED_SHARD_ROWS = 2048  # where the number of images is not known
@@ -51,15 +52,26 @@ class FeatureFolder(RunFolder):
     """
 
     file_name, format, contents, command = MANIFEST, FORMAT, "features", "dino extract"
+    schema = Manifest
 
     def __init__(self, path: str | os.PathLike, settings: dict, columns: dict[str, str], shapes: dict[str, tuple]):
         super().__init__(path, settings)
         self.columns, self.shapes = columns, shapes
-        self.shards: dict[tuple[int, int], dict] = {}  # (part, chunk) -> rows and remarks of those that were found
+        self.shards: dict[tuple[int, int], Shard] = {}  # by part and chunk: those that were found
 
     def has_results(self) -> bool:
-        """Returns True: even a folder without shards has the settings that the next run must have."""
-        return True
+        """Returns whether there is a shard."""
+        return bool(shard_files(self.path))
+
+    def check(self, overwrite: bool):
+        """
+        Checks what is in the folder as [`RunFolder`] does, and where the run would go on also the shards that are
+        there. Raises ValueError if one is damaged, or not as the manifest says.
+        """
+        super().check(overwrite)
+        if self.facts and not overwrite and self.facts["settings"] == self.settings:
+            self.find_shards()
+            check_listed(self.facts, self.shards.values(), self.path / MANIFEST)
 
     def clear(self):
         """Removes the shards of another run."""
@@ -71,23 +83,27 @@ class FeatureFolder(RunFolder):
         super().write(features=self.shapes, **facts)
 
     def find_shards(self):
-        """Reads which shards are there, and their metadata."""
-        pq = require("pyarrow.parquet")
-        self.shards = {}
-        for file in shard_files(self.path):
-            metadata = pq.read_metadata(file)
-            part, chunk = map(int, SHARD_NAME.fullmatch(file.name).groups())
-            self.shards[part, chunk] = {"rows": metadata.num_rows, **json.loads(metadata.metadata[b"dino"])}
+        """Reads which shards are there; raises ValueError if one is damaged."""
+        shards = [read_shard(file, self.shapes) for file in shard_files(self.path)]
+        self.shards = {shard.place: shard for shard in shards}
 
     @property
     def num_rows(self) -> int:
         """The number of rows in the shards that were found."""
-        return sum(shard["rows"] for shard in self.shards.values())
+        return sum(shard.rows for shard in self.shards.values())
+
+    @property
+    def remarks(self) -> dict[str, dict[str, str]]:
+        """What the shards that were found say of images: `skipped` and `notes`, each name -> text."""
+        return {
+            kind: {name: text for shard in self.shards.values() for name, text in shard.remarks[kind].items()}
+            for kind in ("skipped", "notes")
+        }
 
     def is_whole(self, part: int) -> bool:
         """Returns whether all shards of a part were found."""
         found = (self.shards.get((part, chunk)) for chunk in itertools.count())
-        return next(shard is not None for shard in found if shard is None or shard["ends_part"])
+        return next(shard is not None for shard in found if shard is None or shard.remarks["ends_part"])
 
     def write_shard(self, part: int, chunk: int, rows: list[dict], features: dict[str, np.ndarray], remarks: dict):
         """
@@ -98,33 +114,111 @@ class FeatureFolder(RunFolder):
             features: (rows, *shape) for each of `shapes`, float32.
             remarks: `skipped` and `notes`, each name of an image -> text, and `ends_part`.
         """
-        pa, pq = require("pyarrow"), require("pyarrow.parquet")
-        columns = {
-            name: pa.array([row.get(name) for row in rows], pa.type_for_alias(kind))
-            for name, kind in self.columns.items()
-        }
-        for name, shape in self.shapes.items():
-            values = pa.array(features[name].reshape(-1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(values, math.prod(shape))
-        table = pa.table(columns).replace_schema_metadata({"dino": json.dumps(remarks)})
-        with whole_file(self.path / f"features-{part:06d}-{chunk:06d}.parquet") as partial:
-            pq.write_table(table, partial, compression="none", use_dictionary=["label"])
+        file = self.path / f"features-{part:06d}-{chunk:06d}.parquet"
+        write_shard(file, rows, self.columns, {name: features[name] for name in self.shapes}, remarks)
 
-    def complete(self, num_parts: int) -> dict:
-        """Completes the manifest from the shards, and returns it; raises OSError if a shard is missing."""
+    def check_parts(self, num_parts: int):
+        """Raises ValueError if a shard that was found is in none of so many parts, or behind the last of its part."""
+        ends = {part: chunk for (part, chunk), shard in sorted(self.shards.items()) if shard.remarks["ends_part"]}
+        for (part, chunk), shard in self.shards.items():
+            if part >= num_parts or chunk > ends.get(part, chunk):
+                raise damaged(shard.file, "it is none of this run")
+
+    def find_all(self, num_parts: int):
+        """Reads all shards of a run; raises OSError if one is missing."""
         self.find_shards()
         if not all(map(self.is_whole, range(num_parts))):
             raise OSError(f"{self.path} lacks shards that were written: run it again, and it goes on")
-        remarks = {kind: {} for kind in ("skipped", "notes")}
-        for kind, shard in itertools.product(remarks, self.shards.values()):
-            remarks[kind].update(shard[kind])
-        self.close(rows=self.num_rows, **remarks)
-        return self.facts
+
+    def complete(self):
+        """Completes the manifest from the shards that were found."""
+        shards = {
+            shard.file.name: {"rows": shard.rows, "fingerprint": shard.fingerprint} for shard in self.shards.values()
+        }
+        self.close(rows=self.num_rows, shards=shards, **self.remarks)
 
 
 def shard_files(folder: str | os.PathLike) -> list[Path]:
     """Lists the shards of a folder, in order."""
-    return sorted(file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name))
+    return sorted((file for file in Path(folder).iterdir() if SHARD_NAME.fullmatch(file.name)), key=shard_place)
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """
+    A folder of features that are all there, whose manifest and shards have been checked against each other.
+
+    Args:
+        settings: see [`ManifestSettings`].
+        shapes: columns of features, and the shape of an image's.
+        skipped: images that could not be read, with the reasons.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    shapes: dict[str, list[int]]
+    rows: int
+    skipped: dict[str, str]
+    shards: list[Shard]
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Loads what [`load_features`] returns; raises ValueError if a shard is damaged."""
+        parts: dict[str, list] = {}
+        arrays: dict[str, np.ndarray] = {}
+        start = 0
+        for shard in self.shards:
+            for name, values in load_shard(shard, self.shapes).items():
+                if name not in self.shapes:
+                    parts.setdefault(name, []).append(values)
+                elif shard.rows == self.rows:
+                    arrays[name] = values
+                elif shard.rows:
+                    arrays.setdefault(name, np.empty((self.rows, *values.shape[1:]), np.float32))
+                    arrays[name][start : start + shard.rows] = values
+            start += shard.rows
+        return {**{name: np.concatenate(columns) for name, columns in parts.items()}, **arrays}
+
+
+def open_features(folder: str | os.PathLike) -> StoredFeatures:
+    """
+    Opens a folder of features, and checks that all are there, as they were written.
+
+    Raises:
+        ValueError: if it is not a folder of features, a run has not finished, or manifest or shards are damaged.
+        OSError: if a file may not be read.
+    """
+    folder = Path(folder)
+    manifest, name = FeatureFolder.read(folder), folder / MANIFEST
+    if not manifest["complete"]:
+        raise ValueError(f"{folder} is not complete: run the same `dino extract` again, and it goes on")
+    check_types(manifest, CompleteManifest, name)
+    check_settings(manifest["settings"], manifest["features"], name)
+    shards = [read_shard(file, manifest["features"]) for file in shard_files(folder)]
+    check_listed(manifest, shards, name)
+    for shard in shards:
+        if shard.columns != shards[0].columns:
+            raise damaged(shard.file, f"it has other columns than {shards[0].file.name}")
+    if lost := find_lost(shards, manifest):
+        raise ValueError(f"{folder} lacks features ({lost}): run the same `dino extract` again, and it goes on")
+    settings, shapes = manifest["settings"], manifest["features"]
+    return StoredFeatures(folder, settings, shapes, manifest["rows"], manifest["skipped"], shards)
+
+
+def find_lost(shards: list[Shard], manifest: dict[str, Any]) -> str | None:
+    """Returns what shows that shards are missing, if anything."""
+    missing = manifest.get("shards", {}).keys() - {shard.file.name for shard in shards}
+    if missing:
+        return f"{min(missing)} is missing"
+    wanted = (0, 0)
+    for shard in shards:
+        if shard.place != wanted:
+            return f"before {shard.file.name} a shard is missing"
+        part, chunk = wanted
+        wanted = (part + 1, 0) if shard.remarks["ends_part"] else (part, chunk + 1)
+    rows = sum(shard.rows for shard in shards)
+    if not shards or wanted[1] or rows != manifest["rows"]:
+        return f"there are {rows} rows of {manifest['rows']}"
+    return None
 
 
 def load_features(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -137,36 +231,6 @@ def load_features(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         be written to; those of several are copied once.
 
     Raises:
-        ValueError: if it is not a folder of features, or a run has not finished.
+        ValueError, OSError: see [`open_features`].
     """
-    pq = require("pyarrow.parquet")
-    manifest = FeatureFolder.read(folder)
-    if not manifest["complete"]:
-        raise ValueError(f"{folder} is not complete: run the same `dino extract` again, and it goes on")
-    parts: dict[str, list] = {}
-    arrays: dict[str, Any] = {}
-    start = 0
-    for file in shard_files(folder):
-        table = pq.read_table(file)
-        for name in table.column_names:
-            if name not in manifest["features"]:
-                parts.setdefault(name, []).append(table[name].to_numpy())
-                continue
-            values = _values(table[name], manifest["features"][name])
-            if len(values) == manifest["rows"]:
-                arrays[name] = values
-            elif len(values):
-                arrays.setdefault(name, np.empty((manifest["rows"], *values.shape[1:]), np.float32))
-                arrays[name][start : start + len(values)] = values
-        start += len(table)
-    return {**{name: np.concatenate(columns) for name, columns in parts.items()}, **arrays}
-
-
-def _values(column: Any, shape: list[int]) -> np.ndarray:
-    """Returns a column of lists as (rows, *shape), without a copy."""
-    pa = require("pyarrow")
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    values = (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)) if chunks else None
-    if values is None:
-        return np.empty((0, *shape), "float32")
-    return values.flatten().to_numpy().reshape(len(values), *shape)
+    return open_features(folder).load()

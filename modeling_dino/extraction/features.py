@@ -22,6 +22,12 @@ FEATURE_KINDS = ("cls", "patch_mean", "cls_patch_mean", "gem", "cls_gem", "patch
 GEM_P, GEM_MIN = 4.0, 1e-6  # https://github.com/facebookresearch/dino/blob/7c446df/eval_copy_detection.py
 
 
+def feature_columns(kinds: str) -> dict[str, str]:
+    """Returns the columns of features in a table, and the kind in each, of kinds with commas between them."""
+    names = [kind.strip() for kind in kinds.split(",")]
+    return {"feature": names[0]} if len(names) == 1 else {f"feature_{name}": name for name in names}
+
+
 def check_features(
     config: DinoConfig, kind: str, last_blocks: int = 1, gem_p: float = GEM_P, scales: Sequence[float] = (1.0,)
 ):

@@ -11,7 +11,7 @@ from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptio
 from ..data.sources import open_source
 from ..hub.loading import DTYPES, MODEL_HELP
 from ..runtime.options import option
-from .features import GEM_P
+from .features import GEM_P, feature_columns
 
 
 CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
@@ -55,8 +55,7 @@ class ExtractionSettings(TableOptions):
     @property
     def columns(self) -> dict[str, str]:
         """The columns of features, and the kind in each."""
-        kinds = [kind.strip() for kind in self.features.split(",")]
-        return {"feature": kinds[0]} if len(kinds) == 1 else {f"feature_{kind}": kind for kind in kinds}
+        return feature_columns(self.features)
 
     @property
     def pooling(self) -> tuple[int, float, tuple[float, ...]]:

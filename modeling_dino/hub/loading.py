@@ -2,16 +2,14 @@
 """Loads the configuration, model and image processor of a preset, a folder or a hub id, for the commands."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor, ImageProcessingMixin
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
-from ..checkpoint_files import is_foreign
+from ..checkpoint_files import check_finite, is_foreign, refuse_weights_file
 from ..configuration_dino import DinoConfig
-from ..image_processing_dino import image_processor_config
+from ..image_processing_dino import image_processor_config, read_image_transform
 from ..modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoPreTrainedModel
 from ..runtime.extras import require
 
@@ -41,7 +39,7 @@ def load_model(
         model_class: None for the class that `config.json` names, or `DinoModel` if it names none.
 
     Raises:
-        ValueError: if it is the name of a preset, which has no weights, or weights are missing.
+        ValueError: if it is the name of a preset, which has no weights, or weights are missing or not finite.
         OSError: if there is no such model.
     """
     if not _is_saved_model(name):
@@ -53,6 +51,7 @@ def load_model(
     model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
+    check_finite(model.state_dict(), name)
     return model.eval()
 
 
@@ -60,26 +59,21 @@ def load_image_processor(
     name: str, config: DinoConfig, resize: str = "crop", image_size: int | None = None
 ) -> ImageProcessingMixin:
     """
-    Loads the transform that was saved with the model, with Pillow; without one it is the evaluation transform of the
-    original, and also for models of timm and transformers, whose own crop less, or squash the aspect ratio.
+    Loads the transform that lies beside the weights, with Pillow: ours, or that of transformers or timm. Without one
+    it is the evaluation transform of the original.
 
     Args:
         resize, image_size: see [`resized_to`].
 
     Raises:
-        ValueError: if the images cannot be resized so.
+        ValueError: if a value of the transform cannot work, or the images cannot be resized so.
     """
     require("PIL")
     from ..data.evaluation_transform import DinoImageProcessor, resized_to
 
-    ours = image_processor_config(config)
-    file = cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
-    if file is None or is_foreign(DinoConfig.get_config_dict(name)[0]):
-        processor = DinoImageProcessor(**ours)
-    elif (
-        json.loads(Path(file).read_text(encoding="utf-8")).get("image_processor_type") == ours["image_processor_type"]
-    ):
-        processor = DinoImageProcessor.from_pretrained(name)
+    transform = read_image_transform(name, config.num_channels) or image_processor_config(config)
+    if transform.get("image_processor_type") == "BitImageProcessor":
+        processor = DinoImageProcessor(**transform)
     else:
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     return resized_to(processor, resize, image_size)
@@ -101,6 +95,7 @@ def _is_saved_model(name: str) -> bool:
     """
     if Path(name).is_dir():
         return True
+    refuse_weights_file(name)
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise OSError(f"{name} is not a folder with a saved model")
     return "/" in name

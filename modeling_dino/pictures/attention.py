@@ -13,6 +13,7 @@ import torch
 
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
+from ..runtime.finite import check_finite
 from .attention_pictures import attention_pictures
 from .options import AttentionOptions
 from .picture_files import PictureSummary, new_file, open_drawing, picture_files, save_tensors
@@ -51,6 +52,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         for frame in drawing.iterate():
             image = drawing.transform.crop(frame.image)
             attention = cls_attention(model, drawing.transform.pixel_values(image), options.layer)
+            check_finite(attention[None], "the attention to", [frame.source])
             if options.save_arrays:
                 file = drawing.folder / f"{frame.name}-attention.{options.save_arrays}"
                 save_attention(attention, file)
@@ -65,10 +67,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
 @torch.inference_mode()
 def cls_attention(model: DinoModel, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
     """Computes what the CLS token of one image, (1, C, H, W), attends to: (heads, h, w) in float32."""
-    attention = model.get_cls_attention(pixel_values.to(model.device), layer)[0].float().cpu()
-    if not attention.isfinite().all():
-        raise ValueError("the attention is not finite: are the model's weights?")
-    return attention
+    return model.get_cls_attention(pixel_values.to(model.device), layer)[0].float().cpu()
 
 
 def save_attention(attention: torch.Tensor, file: Path):

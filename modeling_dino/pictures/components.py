@@ -19,6 +19,7 @@ from ..data.frames import Frame
 from ..extraction.principal_components import Moments, PrincipalComponents
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
+from ..runtime.finite import check_finite
 from .options import PcaOptions
 from .patch_images import mosaic, paint_patches
 from .picture_files import Drawing, PictureSummary, open_drawing, picture_files, save_picture, save_tensors
@@ -99,8 +100,6 @@ def patch_tokens(model: DinoModel, pixel_values: torch.Tensor) -> tuple[torch.Te
     """
     pixel_values = model.check_pixel_values(pixel_values.to(model.device))
     (tokens,), (attention,) = model.backbone.patch_tokens_and_attention(pixel_values)
-    if not tokens.isfinite().all():
-        raise ValueError("the patch tokens are not finite: are the model's weights?")
     attention = attention.mean(0)
     return tokens.unflatten(0, attention.shape).float().cpu(), attention.float().cpu()
 
@@ -114,12 +113,17 @@ class TokensOfFrames:
         self._free_bytes = TOKENS_IN_MEMORY
 
     def iterate(self, description: str) -> Iterator[tuple[Frame, torch.Tensor, torch.Tensor]]:
-        """Yields each frame, its patch tokens and its CLS token's attention; see [`patch_tokens`]."""
+        """
+        Yields each frame, its patch tokens and its CLS token's attention; see [`patch_tokens`]. Raises ValueError if
+        they are not finite.
+        """
         transform = self._drawing.transform
         for frame in self._drawing.iterate(description):
             found = self._kept.get(frame.name)
             if found is None:
                 found = patch_tokens(self._drawing.model, transform.pixel_values(transform.crop(frame.image)))
+                for values in found:
+                    check_finite(values[None], "what the model sees of", [frame.source])
                 if found[0].nbytes <= self._free_bytes:
                     self._free_bytes -= found[0].nbytes
                     self._kept[frame.name] = found

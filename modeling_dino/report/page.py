@@ -26,7 +26,7 @@ from ..data.decoding import as_text
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from ..evaluation.options import FeatureOptions
-from ..extraction.feature_files import FeatureFolder
+from ..extraction.feature_files import open_features
 from ..runtime.whole_files import whole_file
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
 from .neighbourhoods import cluster_images, leave_one_out, near_duplicates, nearest_others, neighbour_distances
@@ -79,7 +79,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
         OSError: if the page cannot be written; the file that was there before is kept.
     """
     started = time.perf_counter()
-    FeatureFolder.read(options.folder)  # raises ValueError for a folder of images
+    open_features(options.folder)  # raises ValueError for a folder of images
     output = Path(options.folder, DEFAULT_OUTPUT) if options.output is None else Path(options.output)
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file to write")

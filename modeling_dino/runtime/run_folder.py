@@ -3,18 +3,39 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from .whole_files import is_partial, whole_file
+from .json_files import check_types, read_json
+from .whole_files import LOCK, is_partial, one_writer, whole_file
+
+
+class Format(TypedDict):
+    """The mark of a JSON file of this package, which other programs' files of that name lack."""
+
+    format: NotRequired[Any]
+
+
+class RunFacts(TypedDict):
+    """What the JSON file of every run has."""
+
+    format: str
+    settings: dict[str, Any]
+    complete: bool
 
 
 class RunFolder:
     """
     A folder that one run writes to, and that the same run opens again after it was stopped.
 
-    Subclasses name the JSON file (`file_name`), its `format`, what a run leaves (`contents`) and the command that
-    writes it (`command`); `has_results` and `clear` say what there is to lose.
+        with folder.opened(overwrite):  # in one process of the run; no other run can write to the folder meanwhile
+            ...
+            folder.close(results=results)
+
+    Subclasses name the JSON file (`file_name`), its `format`, the types of its values (`schema`), what a run leaves
+    (`contents`) and the command that writes it (`command`); `has_results` and `clear` say what there is to lose.
 
     Args:
         path: the folder, which need not exist yet.
@@ -23,6 +44,7 @@ class RunFolder:
 
     file_name: str
     format: str
+    schema: type = RunFacts
     contents: str
     command: str
 
@@ -46,7 +68,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose another output folder")
-        if not self.path.is_dir() or all(map(is_partial, self.path.iterdir())):
+        if not self.path.is_dir() or all(file.name == LOCK or is_partial(file) for file in self.path.iterdir()):
             return
         self.facts = self.read(self.path)
         is_other = self.facts["settings"] != self.settings
@@ -61,6 +83,42 @@ class RunFolder:
     def is_complete(self) -> bool:
         """Whether the run that `check` found is complete."""
         return self.facts.get("complete", False)
+
+    @contextmanager
+    def opened(self, overwrite: bool) -> Iterator[None]:
+        """
+        Checks and opens the folder, and holds it until the run ends, in one of the processes of the run.
+
+        What fails or is interrupted before there are results leaves no folder behind that was not there before; but
+        where several processes write to it, it stays, since the others may still write.
+
+        Raises:
+            ValueError: if another run writes to the folder, or it holds something else, as by `check`.
+            OSError: if it cannot be written.
+        """
+        self.check(overwrite)  # before the lock is written into what may be somebody else's folder
+        is_new = not self.path.exists()
+        with one_writer(self.path):
+            try:
+                self.check(overwrite)
+                self.open(overwrite)
+                yield
+            except BaseException:
+                if os.environ.get("WORLD_SIZE", "1") == "1":
+                    self.discard(is_new)
+                raise
+
+    def discard(self, is_new: bool = False):
+        """Removes the JSON file if the run has left nothing else, and then the folder, too, if it is new."""
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            files = list(self.path.iterdir())
+            if not all(file.name in (self.file_name, LOCK) or is_partial(file) for file in files):
+                return
+            for file in files:
+                if is_new or file.name != LOCK:
+                    file.unlink(missing_ok=True)
+            if is_new:
+                self.path.rmdir()
 
     def open(self, overwrite: bool):
         """Makes the folder, or opens it to go on; removes what another run left, as `check` allowed."""
@@ -84,17 +142,22 @@ class RunFolder:
             partial.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: str | os.PathLike) -> dict:
-        """Reads the JSON file of a folder; raises ValueError if there is none of this format."""
-        try:
-            facts = json.loads((Path(folder) / cls.file_name).read_text(encoding="utf-8"))
-            if facts["format"] == cls.format:
-                return facts
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise ValueError(
-            f"{folder} holds something other than {cls.contents} of `{cls.command}`: choose another folder"
-        )
+    def read(cls, folder: str | os.PathLike) -> dict[str, Any]:
+        """
+        Reads the JSON file of a folder.
+
+        Raises:
+            ValueError: if there is none of this format, or it is damaged.
+            OSError: if it may not be read.
+        """
+        path = Path(folder) / cls.file_name
+        facts = read_json(path, Format) if path.is_file() else {}
+        if facts.get("format") != cls.format:
+            raise ValueError(
+                f"{folder} holds something other than {cls.contents} of `{cls.command}`: choose another folder"
+            )
+        check_types(facts, cls.schema, path)
+        return facts
 
 
 def first_difference(old: dict, new: dict) -> str:

@@ -8,7 +8,6 @@ https://github.com/facebookresearch/mae/blob/efb2a80/util/lr_decay.py.
 Where we deviate: crops and flips are all there is of augmentation. The original does not say how it fine-tuned.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -30,7 +29,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
-from ..runtime.processes import reading_processes
+from ..runtime.processes import check_joined, reading_processes, started_processes
 from .optimization import parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
 from .training_data import SourceImages
@@ -214,7 +213,7 @@ def make_trainer(model: DinoForImageClassification, images: LabelledImages, opti
     Returns the Trainer of transformers, with an optimizer of [`decayed_groups`]. Raises ValueError if processes cannot
     share a batch.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size = started_processes()
     batch_size = min(options.batch_size, len(images))
     if batch_size % world_size:
         raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")

@@ -13,6 +13,7 @@ from ..evaluation.knn import knn_accuracy, knn_predict
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from ..runtime.processes import processes
 
 
 K = 20  # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
@@ -63,7 +64,7 @@ def labelled_features(
 
     Under several processes each computes some of the batches; all get the same.
     """
-    state = require("accelerate").PartialState()
+    state = processes()
     from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
 
     num_channels = model.config.num_channels

@@ -2,7 +2,6 @@
 """`dino pretrain`: pretraining by a recipe, on the images of a source, into a [`TrainingFolder`]."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..data.image_values import size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..runtime.extras import require
-from ..runtime.processes import cores_of_process, reading_processes
+from ..runtime.processes import cores_of_process, reading_processes, started_processes
 from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
@@ -86,7 +85,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         logger.warning(f"{folder.path} is complete: nothing is left to do")
         return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
 
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size = started_processes()
     num_workers = reading_processes(options.num_workers, source.num_images, world_size)
     args = recipe.training_arguments(
         str(options.output),

@@ -106,6 +106,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
                 f"the model's weights do not fit {overrides}: {str(error).splitlines()[1].strip()}"
             ) from None
         network._start_teacher()
+        network.image_transform = model.image_transform
         return network
 
     @classmethod

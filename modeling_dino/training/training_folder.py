@@ -8,22 +8,18 @@ curves.png            what was logged, of pretraining
 """
 
 import errno
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoint_files import read_tensors
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFolder
+from .checkpoints import SET_ASIDE, last_whole_checkpoint
 
 
 CURVES = "curves.png"
@@ -43,8 +39,9 @@ class TrainingFolder(RunFolder):
 
     def clear(self):
         """Removes the checkpoints, the model and the results of another run."""
-        for checkpoint in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            shutil.rmtree(checkpoint)
+        for prefix in ("", SET_ASIDE):
+            for checkpoint in self.path.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*"):
+                shutil.rmtree(checkpoint)
         for name in (CURVES, "model.safetensors", "config.json", "training_args.bin", EVALUATION_RESULTS_NAME):
             (self.path / name).unlink(missing_ok=True)
 
@@ -67,36 +64,3 @@ class TrainingFolder(RunFolder):
             raise OSError(
                 f"cannot write to {self.path}: {reason}; make room and run it again: it goes on from {kept}"
             ) from error
-
-
-def whole_checkpoints(run: str | os.PathLike) -> list[str]:
-    """Returns the checkpoints of a run that were saved to their end, the last one first."""
-    folders = [folder for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(folder)]
-    return [str(path) for path in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)]
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Returns whether a checkpoint has the file that is written last, which a killed process does not write."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return checkpoint.name.rpartition("-")[2].isdigit()
-
-
-def last_whole_checkpoint(run: str | os.PathLike) -> str | None:
-    """Returns the last checkpoint of a run that was saved to its end, if any."""
-    return next(iter(whole_checkpoints(run)), None)
-
-
-def last_good_checkpoint(run: str | os.PathLike) -> str | None:
-    """Returns the last checkpoint of a run whose weights are all finite, if any."""
-    return next(filter(is_finite, whole_checkpoints(run)), None)
-
-
-def is_finite(checkpoint: str) -> bool:
-    """Returns whether all weights are finite numbers."""
-    try:
-        return all(bool(torch.isfinite(tensor).all()) for tensor in read_tensors(checkpoint, "").values())
-    except OSError:
-        return False

@@ -586,7 +586,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, to):
 
     for name in ("conversion_scripts.checkpoint.torch.save", "conversion_scripts.checkpoint.save_file"):
         monkeypatch.setattr(name, disk_full)
-    monkeypatch.setattr("modeling_dino.modeling_dino.save_image_processor", disk_full)
+    monkeypatch.setattr("modeling_dino.modeling_dino.save_image_transform", disk_full)
     with pytest.raises(OSError, match="No space left"):
         convert(str(tmp_path / "dino"), str(tmp_path / "out"), to=to)
     assert [path.name for path in tmp_path.iterdir()] == ["dino"]

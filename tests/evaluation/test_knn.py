@@ -99,6 +99,7 @@ def test_one_class_and_half_precision():
         ({"test_features": torch.zeros(3, 5)}, "of the same width"),
         ({"train_labels": torch.zeros(9, dtype=torch.long)}, "labels for 10 training images"),
         ({"test_features": torch.tensor([[0.0] * 4, [0, math.nan, 0, 0]])}, "test image 1 is not finite"),
+        ({"temperature": 1e-300}, "temperature=1e-300 must be greater than 0"),
     ],
 )
 def test_what_cannot_work_is_refused(change, says):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -163,20 +164,51 @@ def test_features_that_were_extracted_before(tmp_path, folder, dino):
     assert json.loads((tmp_path / "found.json").read_text())[0]["metric_name"] == "linear top-1"
 
 
+def test_of_features_of_several_kinds_one_is_named(tmp_path, folder, dino):
+    """As `knn` has it; and a class that was not learned counts as wrong, and is told in the same words."""
+    for part in ("train", "test"):
+        arguments = ("--model", folder / "model", "--images", folder / part, "--output", tmp_path / part)
+        assert dino("extract", *arguments, "--features", "cls,patch_mean")[0] == 0
+    (tmp_path / "classes" / "red").mkdir(parents=True)
+    for label in ("red", "green"):
+        shutil.copytree(folder / "train" / label, tmp_path / "classes" / label, dirs_exist_ok=True)
+    model, test = ("--model", folder / "model"), ("--test", tmp_path / "test")
+    for command in ("knn", "linear"):
+        code, _, err = dino(command, *model, "--train", tmp_path / "train", *test)
+        assert code == 2
+        assert "several kinds of features, cls, patch_mean: name one with --features" in err
+        code, out, err = dino(command, *model, "--train", tmp_path / "train", *test, "--features", "cls")
+        assert code == 0, err
+        more = ("--features", "cls", "--last-blocks", 1)
+        code, out, err = dino(command, *model, "--train", tmp_path / "classes", "--test", folder / "test", *more)
+        assert code == 0, err
+        assert "4 of them have a class that no training image has, and count as wrong" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--epochs", "0"], "epochs=0 and batch_size=256 must be at least 1"),
         (["--train", "plain"], "plain have no labels"),
         (["--test", "plain"], "plain have no labels"),
+        (["--train", "train/red"], "have no labels"),
+        (["--train", "two-classes", "--test", "lonely"], "no label of"),
+        (["--train", "lonely"], "lonely have the label 'blue': two classes are needed"),
+        (["--features", "patch_mean"], "patch_mean features are not what linear classifies"),
         (["--output", "model"], "model is not an empty folder"),
         (["--model", "vit_tiny"], "a configuration without weights"),
     ],
 )
-def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
+def test_what_a_user_can_do_wrong_is_one_line(tmp_path, folder, dino, arguments, says):
     named = {"--train": "train", "--test": "test", "--model": "model", **dict(zip(arguments[::2], arguments[1::2]))}
+    for name, classes in (("lonely", ["blue"]), ("two-classes", ["red", "green"])):
+        for label in classes:
+            shutil.copytree(folder / "train" / label, tmp_path / name / label)
     places = ("--train", "--test", "--model", "--output")
-    named = {k: folder / v if k in places and v != "vit_tiny" else v for k, v in named.items()}
+    made = ("lonely", "two-classes")
+    named = {
+        k: (tmp_path if v in made else folder) / v if k in places and v != "vit_tiny" else v for k, v in named.items()
+    }
     code, _, err = dino("linear", *(x for pair in named.items() for x in pair))
     assert code == 2
     assert says in err.splitlines()[-1]

@@ -222,6 +222,11 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
     [
         ("--index index", "index has images, not features of `dino extract`: name a model with --model"),
         ("--index nothing --model model", "nothing is neither a folder, nor an image"),
+        (
+            "--index plain/green.png --model model --top 1",
+            "the only image of the index is the query itself; add others",
+        ),
+        ("--index plain/green.png --model model", "the only image of the index is the query itself; add others"),
         ("--index index --model model --top 12", "top=12 must be between 1 and the 11 images"),
         ("--index index --model model --queries plain --top 0", "top=0 must be between 1 and the 12 images"),
         ("--index index --model model --features patches", "index has patches features, several vectors an image"),
@@ -235,9 +240,12 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --model model --whiten plain", "whitening to 32 dimensions: 3 images"),
         ("--index index --model model --output n.txt", "output n.txt must end with .csv or .parquet"),
         ("--index index --model model --sheet s.jpg", "sheet s.jpg must end with .png"),
-        ("--index plain --model model --json r.json", "the images of plain have no labels, and there is no --ground"),
+        (
+            "--index plain --model model --json r.json",
+            "plain have no labels: put those of each class into a folder of its own, or name a --ground-truth",
+        ),
         ("--index index/red --model model --json r.json", "have no labels"),
-        ("--index one --model model --json r.json", "all images of one have the label 'red'"),
+        ("--index one --model model --json r.json", "all images of one have the label 'red': two classes are needed"),
         ("--index queries --model model --json r.json", "no query has an image to find"),
         ("--index index --model model --ground-truth missing.json", "missing.json"),
         ("--index index --queries plain --model model --ground-truth a.json", "has no query plain/blue.png"),
@@ -245,7 +253,7 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
         ("--index index --queries plain --model model --ground-truth b.json", "index is called 'red-9'"),
         ("--index features --queries other", "other has patch_mean features, not cls"),
         ("--index features --queries wide", "has features of last_blocks=2, not of last_blocks=1"),
-        ("--index damaged", "is not finite"),
+        ("--index damaged", "is damaged (could not verify page integrity"),
     ],
 )
 def test_a_users_mistake_is_one_line(dino, folder, tmp_path, monkeypatch, arguments, message):
@@ -273,5 +281,5 @@ def test_a_users_mistake_is_one_line(dino, folder, tmp_path, monkeypatch, argume
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip() and "images/s" not in line]
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]
     assert len(lines) == 1

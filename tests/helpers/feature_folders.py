@@ -15,12 +15,19 @@ def records_of(source_name: str | Path) -> list[ImageRecord]:
     return list(all_records(open_source(str(source_name))))
 
 
-def write_features(folder: Path, source_name: str | Path, features: np.ndarray, rows: list[dict] | None = None):
+def write_features(
+    folder: Path,
+    source_name: str | Path,
+    features: np.ndarray,
+    rows: list[dict] | None = None,
+    shard_rows: int | None = None,
+):
     """
     Args:
         source_name: of the images.
         features: (N, ...), one for each image.
         rows: of the images, if other than the source gives them.
+        shard_rows: in one shard; all by default.
     """
     source = open_source(str(source_name))
     rows = rows or [record.columns for record in records_of(source_name)]
@@ -30,6 +37,10 @@ def write_features(folder: Path, source_name: str | Path, features: np.ndarray, 
     settings |= {"transform": {}, "device": "cpu", "versions": {"torch": "2"}}
     output = FeatureFolder(folder, settings, source.columns, {"feature": features.shape[1:]})
     output.open(overwrite=False)
-    remarks = {"skipped": {}, "notes": {}, "ends_part": True}
-    output.write_shard(0, 0, rows, {"feature": features.astype("float32")}, remarks)
-    output.complete(1)
+    shard_rows = shard_rows or max(1, len(rows))
+    for chunk, start in enumerate(range(0, max(1, len(rows)), shard_rows)):
+        end = start + shard_rows
+        remarks = {"skipped": {}, "notes": {}, "ends_part": end >= len(rows)}
+        output.write_shard(0, chunk, rows[start:end], {"feature": features[start:end].astype("float32")}, remarks)
+    output.find_all(1)
+    output.complete()

@@ -383,7 +383,7 @@ def test_features_that_cannot_be_shown_are_refused(tmp_path):
     write_features(tmp_path / "none", tmp_path / "empty", np.empty((0, 8)))
     write_features(tmp_path / "patches", tmp_path / "images", np.ones((3, 4, 8)))
     for name, says in (
-        ("nan", r"the feature of .*0001.png in .* is not finite"),
+        ("nan", r"in .* the feature of .*0001.png is not finite"),
         ("none", "there are no images in"),
         ("patches", "has cls features, several vectors an image"),
         ("images", "holds something other than features"),

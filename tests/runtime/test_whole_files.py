@@ -47,7 +47,7 @@ def test_of_two_writers_of_one_output_one_is_told(tmp_path, monkeypatch, make, l
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links here")))
     output = tmp_path / "output"
-    with pytest.raises(ValueError, match="exists already"), whole_output(output) as late:
+    with pytest.raises(ValueError, match="exists already"), whole_output(output) as late:  # noqa: PT012
         make(late)
         with whole_output(output) as early:
             make(early)

@@ -1,0 +1,135 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from modeling_dino.runtime.printing import printable
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def failing(dino, monkeypatch):
+    """Runs `dino info`, which does what a function does; returns what the command line does of it."""
+
+    def run(function, *arguments):
+        monkeypatch.setattr("modeling_dino.hub.info.show_sizes", lambda options: function())
+        return dino(*arguments, "info")
+
+    return run
+
+
+def throw(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        TypeError("no\nsuch"),
+        AttributeError("y"),
+        RuntimeError(""),
+        RecursionError(),
+        OverflowError("int"),
+    ],
+)
+def test_what_is_unforeseen_is_one_line_that_names_the_traceback(failing, error):
+    code, _, err = failing(lambda: throw(error))
+    assert code == 1
+    assert err.count("\n") == 1
+    assert err.startswith(f"dino: unforeseen {type(error).__name__}: ")
+    assert "`dino --traceback info`" in err
+    with pytest.raises(type(error)):
+        failing(lambda: throw(error), "--traceback")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a\nb"), FileNotFoundError(2, "no", "x"), MemoryError(), torch.OutOfMemoryError("x")]
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(failing, error):
+    code, _, err = failing(lambda: throw(error))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("dino: ")
+
+
+def test_a_cpu_without_enough_memory_is_said(failing):
+    code, _, err = failing(lambda: torch.empty(2**60))
+    assert code == 2
+    assert err.startswith("dino: memory does not suffice, take smaller batches or images: ")
+
+
+def test_messages_stand_on_lines_of_their_own(failing):
+    """Whatever progress bar is shown, and left open by an error."""
+
+    def work():
+        bar = tqdm(total=3, file=sys.stderr, mininterval=0)
+        bar.update()
+        logging.getLogger("modeling_dino.data").warning("a \x1b[31mwarning")
+        bar.update()
+        raise ValueError("an error")
+
+    _, _, err = failing(work)
+    lines = [line.rpartition("\r")[2] for line in err.split("\n")]
+    assert "a \\x1b[31mwarning" in lines
+    assert "dino: an error" in lines
+    assert "\x1b[31m" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("café, 猫\n\t", "café, 猫\n\t"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("a\u202egnp.exe", "a\\u202egnp.exe"),
+        ("a\u2028b\x85", "a\\u2028b\\x85"),
+        ("\ud800", "\\ud800"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+    ],
+)
+def test_what_a_terminal_obeys_is_escaped(failing, text, shown):
+    assert printable(text) == shown
+    assert failing(lambda: text)[1] == shown + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 0.5, 1, 2])
+def test_ctrl_c_is_quiet_from_the_start(tmp_path, seconds):
+    code = "from dino_command import main; print('started', flush=True); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "demo", "--output", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):
+    from modeling_dino.runtime.whole_files import whole_file
+
+    def work():
+        with whole_file(tmp_path / "file") as partial:
+            partial.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    code, _, _ = failing(work)
+    assert code == 143
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+"""Hostile and faulty input, made by code: every command ends right, or with one line that says what is wrong.
+
+Each module `cases_….py` beside this one has `cases(healthy)`, which yields [`Case`]s on copies of the healthy folder:
+
+vit/, resnet/           tiny models
+images/{a,b}/*.png      three images in each of two classes
+features/               features of these images, of vit
+"""
+
+import importlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from faulty_input import Case
+from forked_commands import ForkedCommands, Outcome
+from PIL import Image
+from tiny_models import tiny_config
+
+from modeling_dino import DinoModel
+
+
+pytestmark = pytest.mark.slow
+MODULES = sorted(file.stem for file in Path(__file__).parent.glob("cases_*.py"))
+LEAST = 600  # cases in all
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> Iterator[ForkedCommands]:
+    forked = ForkedCommands(tmp_path_factory.mktemp("logs"))
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory, commands) -> Path:
+    """The folder that is copied for each case."""
+    folder = tmp_path_factory.mktemp("healthy")
+    torch.manual_seed(0)
+    for family in ("vit", "resnet"):
+        DinoModel(tiny_config(family)).save_pretrained(folder / family)
+    for label in ("a", "b"):
+        (folder / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.effect_noise((40, 36), 90).convert("RGB").save(folder / "images" / label / f"{i}.png")
+    done = commands("extract", "--model", "vit", "--images", "images", "--output", "features", folder=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+def run(case: Case, healthy: Path, place: Path, commands: ForkedCommands) -> Outcome:
+    """Runs a case in a copy of the healthy folder, whose files are shared until they are replaced."""
+    shutil.copytree(healthy, place, symlinks=True, copy_function=lambda old, new: Path(new).hardlink_to(old))
+    for name, content in case.files.items():
+        file = place / name
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
+    outcome = commands(*case.arguments, folder=place, seconds=10)
+    shutil.rmtree(place)
+    return outcome
+
+
+def is_right(case: Case, outcome: Outcome) -> bool:
+    """Returns whether a command succeeded, or said what is wrong in one line, as the case wants it."""
+    messages = [line for line in outcome.err.splitlines() if line.startswith(("dino: ", "Error: "))]
+    is_clean = "Traceback" not in outcome.err and "\x1b" not in outcome.err + outcome.out
+    is_said = outcome.code != 2 or len(messages) == 1
+    is_code = outcome.code in ((0, 2) if case.code is None else (case.code,))
+    return is_code and is_said and is_clean and case.says in outcome.err + outcome.out
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_ends_with_a_traceback(module, healthy, commands, tmp_path, capsys):
+    counts, wrong = Counter(), []
+    for case in importlib.import_module(module).cases(healthy):
+        outcome = run(case, healthy, tmp_path / "case", commands)
+        counts["tried"] += 1
+        if is_right(case, outcome):
+            counts["refused" if outcome.code else "succeeded"] += 1
+        else:
+            wrong.append(f"{case.name}: {case.arguments} -> {outcome.code}, {outcome.err[-400:]!r}")
+    with capsys.disabled():
+        print(f"\n{module}: {dict(counts)}, {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_enough_cases(healthy):
+    assert sum(1 for module in MODULES for _ in importlib.import_module(module).cases(healthy)) >= LEAST
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "err", "right"),
+    [
+        (Case("refused", []), 2, "dino: no\n", True),
+        (Case("two lines", []), 2, "dino: no\ndino: no\n", False),
+        (Case("silent", []), 2, "", False),
+        (Case("unforeseen", []), 1, "dino: unforeseen\n", False),
+        (Case("traceback", []), 2, "Traceback\ndino: no\n", False),
+        (Case("escape", []), 0, "\x1b[31m", False),
+        (Case("should be refused", [], code=2), 0, "", False),
+        (Case("says too little", [], says="image"), 2, "dino: no\n", False),
+        (Case("too long", []), -14, "", False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_is_wrong_is_seen(case, code, err, right):
+    assert is_right(case, Outcome(code, "", err)) == right
