@@ -10,6 +10,7 @@ Where we deviate: crops and flips are all there is of augmentation. The original
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import ImageProcessingMixin, Trainer, TrainingArguments, set_s
 
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource
+from ..data.image_values import EIGHT_BITS, rescaled
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import Label, accuracy_result
 from ..evaluation.knn import TOP, knn_accuracy
@@ -71,7 +73,14 @@ class LabelledImages(Dataset):
         ValueError: if the images have no labels.
     """
 
-    def __init__(self, name: str, num_channels: int, transform: Any, classes: Sequence[Label] | None = None):
+    def __init__(
+        self,
+        name: str,
+        num_channels: int,
+        transform: Any,
+        classes: Sequence[Label] | None = None,
+        rescale_factor: float = EIGHT_BITS,
+    ):
         source: IndexedSource = open_source(name).indexed()
         labels = [source.record(i).columns.get("label") for i in range(source.num_images)]
         self.indices = [i for i, label in enumerate(labels) if label is not None]
@@ -80,7 +89,11 @@ class LabelledImages(Dataset):
         self.classes = sorted({labels[i] for i in self.indices}) if classes is None else list(classes)
         numbers = {label: number for number, label in enumerate(self.classes)}
         self.labels = [numbers.get(labels[i], -1) for i in self.indices]
-        self.source, self.images, self.transform = source, SourceImages(source, num_channels), transform
+        self.source, self.images, self.transform = (
+            source,
+            SourceImages(source, num_channels, rescale_factor),
+            transform,
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -139,14 +152,20 @@ def labelled_images(
     Returns the images to train on and those to test on. Raises ValueError if they have no labels, only one, or none in
     common.
     """
-    train = LabelledImages(options.train, num_channels, random_crop(processor, options))
+    from ..data.evaluation_transform import ImageTransform
+
+    transform = ImageTransform(processor, num_channels)
+    train = LabelledImages(
+        options.train, num_channels, random_crop(processor, options), rescale_factor=transform.rescale_factor
+    )
     if len(train.classes) == 1:
         raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
     test = LabelledImages(
         options.test,
         num_channels,
-        lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        transform.pixel_values,
         train.classes,
+        transform.rescale_factor,
     )
     if max(test.labels) < 0:
         raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
@@ -154,11 +173,12 @@ def labelled_images(
 
 
 def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> Any:
-    """Returns the transform of a training image: Pillow image -> (C, H, W)."""
+    """Returns the transform of a training image, by Pillow or an array (H, W, C), to (C, H, W)."""
     v2 = require("torchvision.transforms.v2", "train")
     size = processor.crop_size
     return v2.Compose(
         [
+            partial(rescaled, rescale_factor=processor.rescale_factor),
             v2.RandomResizedCrop((size["height"], size["width"]), (settings.crop_scale, 1.0), interpolation=BICUBIC),
             v2.RandomHorizontalFlip(settings.flip_probability),
             v2.ToImage(),

@@ -75,7 +75,7 @@ def labelled_features(
         if number % state.num_processes == state.process_index
     )
     found = []
-    for images in read_batches(ImageReader(transform, num_channels), batches, num_workers):
+    for images in read_batches(ImageReader(transform, num_channels, transform.rescale_factor), batches, num_workers):
         if images.pixels is not None:
             with torch.inference_mode():
                 pixel_values = transform.normalize(images.pixels.to(model.device))

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..checkpoint_files import check_finite
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
+from ..data.image_values import size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
@@ -258,7 +259,7 @@ def warn_of_small_images(images: SourceImages, recipe: Recipe):
     sizes = []
     for index in islice(range(len(images)), IMAGES_MEASURED):
         try:
-            sizes.append(images[index].size)
+            sizes.append(size_of(images[index]))
         except UnreadableImage:
             continue
     if sizes and min(map(min, sizes)) < recipe.crops.global_crop_size:
