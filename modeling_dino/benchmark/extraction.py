@@ -98,7 +98,7 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
     plan = Plan(source, nothing, settings.batch_size_on(state.device), rank=0, num_processes=1)
     transform = ImageTransform(processor, model.config.num_channels)
-    reader = ImageReader(transform, model.config.num_channels)
+    reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
     compute = FeatureComputer(model, settings, transform.normalize, shapes)
 
     def read() -> list:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes image files, and raises ValueError for those that are not whole.
+"""Decodes image files, by Pillow where it reads all of them, and raises ValueError for those that are not whole.
 
 Pillow refuses files that end too soon. But where zeros stand in the place of the rest, as after a download that was
 broken off, libjpeg fills what is missing with grey, and Pillow drops its warning; and Pillow does not compare the
@@ -19,20 +19,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from ..runtime.extras import PilImage, require
+from .array_files import NPY_SIGNATURE, TIFF_SIGNATURES, read_npy, read_tiff
+from .image_values import EIGHT_BITS, Decoded, as_model_takes, as_picture, is_8_bit, is_wide, size_of
 
 
 _SUFFIXES = ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+ARRAY_SUFFIX = ".npy"
 # The formats of these suffixes. Pillow knows others, some of which it hands to other programs, as EPS to Ghostscript.
 # TGA has no signature, and is tried last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 MAX_FILE_BYTES = 2**30  # 6 a pixel of the largest image that Pillow reads
-MODES = {1: "L", 3: "RGB"}  # channels -> mode
-MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "F")
+SAMPLES_PER_PIXEL, BITS_PER_SAMPLE = 277, 258  # tags of a TIFF
 # JPEG markers: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 MAX_SCANS = 100  # encoders make about 10; each is a pass over the whole image, however few bytes it takes
+MORE_FRAMES = "the first of several frames or pages"
 ON_ERROR = ("skip", "fail")
 _PILLOW, _SILENCE = threading.Lock(), logging.NullHandler()
 
@@ -60,26 +65,85 @@ def check_on_error(on_error: str):
         raise ValueError(f"unknown on_error {on_error!r}: allowed are {', '.join(ON_ERROR)}")
 
 
-def read_image(source: str | bytes, num_channels: int = 3) -> tuple[PilImage, str | None]:
+def read_image(
+    source: str | bytes, num_channels: int | None = 3, rescale_factor: float = EIGHT_BITS
+) -> tuple[Decoded, str | None]:
     """
-    Reads an image file in RGB, or in grey for a model of one channel, as the original's loader does.
+    Reads an image file as a model takes it: by default in RGB of 8 bits, as the original's loader does.
 
-    Rotations noted in EXIF are not applied. Of several frames or pages the first is read.
+    Rotations noted in EXIF are not applied. Of several frames or pages the first is read. The last axis of an array in
+    a `.npy` file has the channels.
 
     Args:
         source: path or content of the file.
+        num_channels: channels of the model; None for a picture to look at, in RGB, of any image.
+        rescale_factor: states the range of the values; see [`as_model_takes`].
 
     Returns:
-        the image, and a note on what was lost in reading it, if anything.
+        the image, by Pillow in 8 bits or an array (H, W, C) of float32; and a note on what was lost in reading it, if
+        anything.
 
     Raises:
-        ValueError: if the image cannot be read whole, or has more pixels than Pillow allows (twice
-            `Image.MAX_IMAGE_PIXELS`); the message gives the reason, without the path.
+        ValueError: if the image cannot be read whole, has more pixels than Pillow allows (twice
+            `Image.MAX_IMAGE_PIXELS`), or other channels or values than the model takes; the message gives the reason,
+            without the path.
     """
-    if num_channels not in MODES:
-        raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}: pass it tensors")
-    with opened_image(source) as image:
-        return image.convert(MODES[num_channels]), _note(image)
+    content = source if isinstance(source, bytes) else _read_file(source)
+    with one_line_reasons(), _decoded(content, num_channels, rescale_factor) as (image, note):
+        if num_channels is None:
+            return _shown(image), None
+        image, clipped = as_model_takes(image, num_channels, rescale_factor)
+        return image, clipped or note
+
+
+@contextmanager
+def _decoded(content: bytes, num_channels: int | None, rescale_factor: float) -> Iterator[tuple[Decoded, str | None]]:
+    """Gives an image with all that its file has of what the model takes, and a note on what else is in the file."""
+    if content.startswith(NPY_SIGNATURE):
+        yield read_npy(content), None
+    elif content.startswith(TIFF_SIGNATURES) and not _pillow_reads_tiff(content, num_channels, rescale_factor):
+        image, has_more = read_tiff(content, num_channels)
+        yield image, MORE_FRAMES if has_more else None
+    else:
+        with opened_image(content) as image:
+            yield image, _note(image)
+
+
+def _shown(image: Decoded) -> PilImage:
+    """Returns a picture in RGB to look at; of 8 bits it is what a model of three channels gets."""
+    if not is_wide(image) and (not isinstance(image, np.ndarray) or image.ndim == 2 or image.shape[2] <= 4):
+        return as_model_takes(image)[0]
+    return as_picture(as_model_takes(image, None, None)[0]).convert("RGB")
+
+
+def _pillow_reads_tiff(content: bytes, num_channels: int | None, rescale_factor: float) -> bool:
+    """
+    Returns whether Pillow reads a TIFF as the model takes it, or refuses it for good.
+
+    It does not read many bands, drops a fourth that is not transparency, gives colours of 16 bits in 8, whole numbers
+    of 32 bits as signed ones, and channels that lie in pages as frames.
+    """
+    Image = require("PIL.Image")
+    try:
+        with strict_pillow(), Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
+            samples, bits = image.tag_v2.get(SAMPLES_PER_PIXEL, 1), max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+            if samples > 4 or is_8_bit(num_channels, rescale_factor):
+                return samples <= 4
+            is_whole = bits <= 8 or image.mode.startswith(("I;16", "F"))
+            return is_whole and samples == len(image.getbands()) and (num_channels == 1 or image.n_frames == 1)
+    except Image.UnidentifiedImageError:
+        return False
+    except Exception:  # which Pillow raises again when it reads the pixels
+        return True
+
+
+@contextmanager
+def one_line_reasons() -> Iterator[None]:
+    """Turns whatever a decoder raises, which is nearly anything on damaged files, into a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(one_line(error)) from error
 
 
 @contextmanager
@@ -93,22 +157,23 @@ def opened_image(source: str | bytes) -> Iterator[PilImage]:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with strict_pillow(), Image.open(io.BytesIO(content), formats=formats) as image:
+        with one_line_reasons(), strict_pillow(), Image.open(io.BytesIO(content), formats=formats) as image:
             _load(image, content)
             yield image
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ValueError(one_line(error)) from error
+    except ValueError as error:
+        if isinstance(error.__cause__, Image.UnidentifiedImageError):
+            raise ValueError(f"no image in a known format ({', '.join(formats)}), or damaged") from error
+        raise
 
 
-def check_resized(image: PilImage, shorter_side: int):
+def check_resized(image: Decoded, shorter_side: int):
     """Raises ValueError if an image is so thin that resizing its shorter side to this would take gigabytes."""
     limit = require("PIL.Image").MAX_IMAGE_PIXELS
-    longer_side = shorter_side * max(image.size) // min(image.size)
+    width, height = size_of(image)
+    longer_side = shorter_side * max(width, height) // min(width, height)
     if limit is not None and shorter_side * longer_side > limit:
         raise ValueError(
-            f"{image.width} x {image.height} pixels are too thin: with a shorter side of {shorter_side}, the longer "
+            f"{width} x {height} pixels are too thin: with a shorter side of {shorter_side}, the longer "
             f"one has {longer_side}"
         )
 
@@ -203,11 +268,9 @@ def _quiet_stderr() -> Iterator[None]:
 
 def _note(image: PilImage) -> str | None:
     """Returns a note on what is lost of an image, if anything."""
-    if image.mode in MODES_OF_16_BITS:
-        return f"mode {image.mode}: values above 255 are clipped, as in the original; convert it to 8 bits"
     try:
         has_more_frames = getattr(image, "is_animated", False)
     except Exception:  # there are more, but damaged
         has_more_frames = True
     # nearly every camera's MPO has a preview behind its photograph
-    return "the first of several frames or pages" if has_more_frames and image.format != "MPO" else None
+    return MORE_FRAMES if has_more_frames and image.format != "MPO" else None

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resizes, crops and normalises images exactly as the evaluation of the original does, whatever their size and mode.
 
+Images that are not of 8 bits, or have other channels, go the same way in floating point: see `image_values.py`.
+
 transformers' own processors read the same `preprocessor_config.json`, but differ from torchvision, and so from the
 original, in two things. They round the offset of the centre crop down instead of half to even: where the resized image
 is larger than the crop by 3, 7, 11, … pixels they are one pixel off. And they lay transparent images over white, where
@@ -11,15 +13,22 @@ The original's retrieval and copy detection do not crop: the first makes the lon
 (its eval_copy_detection.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BitImageProcessorPil, ImageProcessingMixin
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import ChannelDimension, ImageInput, SizeDict
+from transformers import BatchFeature, BitImageProcessorPil, ImageProcessingMixin
+from transformers.image_transforms import get_resize_output_image_size, to_pil_image
+from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, infer_channel_dimension_format
+from transformers.utils import logging
 
 from ..image_processing_dino import check_image_transform
 from .decoding import check_resized
+from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, range_of, resized
+
+
+logger = logging.get_logger(__name__)
 
 
 RESIZE = ("crop", "square", "whole")
@@ -36,20 +45,86 @@ class DinoImageProcessor(BitImageProcessorPil):
         super().__init__(**kwargs)
         check_image_transform(self.to_dict(), source=type(self).__name__)
 
-    def convert_to_rgb(self, image: ImageInput, *args, **kwargs) -> ImageInput:
-        """Converts an image to RGB, and drops transparency."""
-        if isinstance(image, Image.Image):
-            image = image.convert("RGB")
-            image.info.pop("transparency", None)  # a transparent colour of a palette outlives its conversion
-        return super().convert_to_rgb(image, *args, **kwargs)
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+        """Makes a list of images; transformers' own takes no arrays (H, W)."""
+        listed = list(images) if isinstance(images, (list, tuple)) else [images]
+        if any(getattr(image, "ndim", None) == 2 for image in listed):
+            return listed
+        return super()._prepare_images_structure(images, expected_ndims)
 
-    def resize(self, image: np.ndarray, size: SizeDict, *args, **kwargs) -> np.ndarray:
-        """Resizes (C, H, W) in 8 bits; a longer side that is given alone makes images smaller, but not larger."""
-        if size.shortest_edge or not size.longest_edge:
-            return super().resize(image, size, *args, **kwargs)
-        picture = to_pil_image(image, do_rescale=False, input_data_format=ChannelDimension.FIRST)
-        picture.thumbnail((size.longest_edge, size.longest_edge), Image.Resampling.LANCZOS)
-        return np.atleast_3d(picture).transpose(2, 0, 1)
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: ChannelDimension | str | None = None,
+        image_mean: Sequence[float] | float | None = None,
+        do_rescale: bool = True,
+        rescale_factor: float = EIGHT_BITS,
+        **kwargs,
+    ) -> np.ndarray:
+        """
+        Brings an image to the channels of the mean, as its file would be read: see [`as_model_takes`].
+
+        Args:
+            image: by Pillow; or an array or tensor, (H, W), (H, W, C) or (C, H, W).
+            do_rescale: whether `rescale_factor` states the range of the values; else they stay as they are.
+
+        Returns:
+            (C, H, W), in uint8 for models of 8 bits, else in float32 and not yet rescaled.
+
+        Raises:
+            ValueError: if it has other channels or values than the model takes, or it is unclear where channels are.
+        """
+        num_channels = len(image_mean) if isinstance(image_mean, (list, tuple)) else 3 if do_convert_rgb else None
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+        if isinstance(image, np.ndarray) and image.ndim == 3:
+            image = _channels_last(image, num_channels, input_data_format)
+        taken, note = as_model_takes(image, num_channels, rescale_factor if do_rescale else None)
+        if note:
+            logger.warning_once(note)
+        values = np.asarray(taken)
+        return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+
+    def _preprocess(
+        self, images: list[np.ndarray], *, size: SizeDict, resample: int, do_resize: bool, do_rescale: bool, **kwargs
+    ) -> BatchFeature:
+        white = 1 / kwargs["rescale_factor"] if do_rescale else 1.0
+        if do_resize:
+            images = [self.resize(image, size, resample, white=white) for image in images]
+        return super()._preprocess(
+            images, size=size, resample=resample, do_resize=False, do_rescale=do_rescale, **kwargs
+        )
+
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: int | None = None, white: float = 255, **kwargs
+    ) -> np.ndarray:
+        """
+        Resizes (C, H, W), in 8 bits or floating point; a longer side that is given alone makes images smaller, but not
+        larger. Floating point does not overshoot 0 and `white` by resizing.
+        """
+        fits, in_8_bits = size.longest_edge and not size.shortest_edge, image.dtype == np.uint8
+        if in_8_bits and not fits:
+            return super().resize(image, size, resample, **kwargs)
+        if fits:  # as Pillow's thumbnail does
+            thumbnail = Image.new("1", image.shape[:0:-1])
+            thumbnail.thumbnail((size.longest_edge, size.longest_edge))
+            (width, height), resample, gap = thumbnail.size, Image.Resampling.LANCZOS, 2.0
+        elif size.height and size.width:
+            height, width, gap = size.height, size.width, None
+        else:
+            height, width = get_resize_output_image_size(
+                image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+            )
+            gap = None
+        picture = (
+            to_pil_image(image, do_rescale=False, input_data_format=ChannelDimension.FIRST)
+            if in_8_bits
+            else np.moveaxis(image, 0, 2)
+        )
+        values = np.atleast_3d(resized(picture, (width, height), resample, white, gap))
+        return np.moveaxis(values, 2, 0)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """Crops (C, H, W) to (C, size.height, size.width)."""
@@ -72,6 +147,19 @@ class DinoImageProcessor(BitImageProcessorPil):
         return {**super().to_dict(), "image_processor_type": "BitImageProcessor"}
 
 
+def _channels_last(
+    image: np.ndarray, num_channels: int | None, input_data_format: ChannelDimension | str | None
+) -> np.ndarray:
+    """Returns (H, W, C) of an array; where it is not said which axis has the channels, their number says it."""
+    if input_data_format is None:
+        possible = (1, 2, 3, 4) if num_channels in (None, *MODES) else (num_channels,)
+        if not {image.shape[0], image.shape[2]} & set(possible):
+            wanted = f"takes {num_channels} channels" if num_channels else "does not say how many channels it takes"
+            raise ValueError(f"an array of shape {image.shape}, but the model {wanted}")
+        input_data_format = infer_channel_dimension_format(image, num_channels=possible)
+    return np.moveaxis(image, 0, 2) if input_data_format == ChannelDimension.FIRST else image
+
+
 class ImageTransform:
     """
     Applies an image processor to one image at a time, in two steps.
@@ -80,22 +168,35 @@ class ImageTransform:
     have to hand over; the second, `normalize`, scales and normalises batches of them.
 
     Args:
+        num_channels: channels of the model.
         min_side: of an image after the transform, in pixels, as the model needs it.
+
+    Raises:
+        ValueError: if the processor, another library's, takes only images of 8 bits.
     """
 
     def __init__(self, processor: ImageProcessingMixin, num_channels: int = 3, min_side: int = 1):
-        self.processor, self.min_side = processor, min_side
+        self.processor, self.num_channels, self.min_side = processor, num_channels, min_side
+        self.rescale_factor = range_of(processor)
         self.shorter_side = min(dict(processor.size).values())
-        has_levels = hasattr(processor, "grey_levels") and processor.do_rescale and processor.do_normalize
+        in_8_bits, is_ours = is_8_bit(num_channels, self.rescale_factor), isinstance(processor, DinoImageProcessor)
+        if not in_8_bits and not is_ours:
+            raise ValueError(
+                f"{type(processor).__name__} takes images of 8 bits and 1 or 3 channels: others need a transform of "
+                "image_processor_type BitImageProcessor"
+            )
+        has_levels = in_8_bits and is_ours and processor.do_rescale and processor.do_normalize
         self.levels = processor.grey_levels(num_channels) if has_levels else None
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Decoded) -> torch.Tensor:
         """
-        Resizes and crops an image, to (C, H, W). Raises ValueError if the image is too thin to be resized, or
-        afterwards too small for the model.
+        Resizes and crops an image, as [`read_image`] gives it, to (C, H, W). Raises ValueError if the image is too
+        thin to be resized, or afterwards too small for the model.
         """
         check_resized(image, self.shorter_side)
-        if self.levels is None:
+        if isinstance(image, np.ndarray):
+            pixels = self.processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
+        elif self.levels is None:
             pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         else:
             pixels = self.processor.crop(image)
@@ -103,6 +204,10 @@ class ImageTransform:
         if min(height, width) < self.min_side:
             raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
         return pixels
+
+    def pixel_values(self, image: Decoded) -> torch.Tensor:
+        """Returns an image as the model takes it: (C, H, W), in float32."""
+        return self.normalize(self(image)[None])[0]
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the pixel values of a batch of transformed images, (B, C, H, W), bit for bit the processor's."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ..runtime.extras import PilImage
-from .decoding import MODES, check_on_error
+from .decoding import check_on_error
 from .image_source import ImageRecord, ImageSource, why_no_images
+from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes
 from .reader import all_records, decode_record
 from .sources import open_source
 from .video import Video, is_video
@@ -26,7 +26,7 @@ class Frame:
 
     name: str
     source: str
-    image: PilImage
+    image: Decoded
 
 
 class ImageFrames:
@@ -35,7 +35,7 @@ class ImageFrames:
 
     Args:
         name: what the user has called the source.
-        num_channels: 3 for RGB, 1 for grey.
+        num_channels, rescale_factor: see [`read_image`].
         size: to which their shorter sides will be resized, in pixels.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
 
@@ -45,8 +45,17 @@ class ImageFrames:
 
     fps = None
 
-    def __init__(self, name: str, source: ImageSource, num_channels: int, size: int, on_error: str = "skip"):
+    def __init__(
+        self,
+        name: str,
+        source: ImageSource,
+        num_channels: int,
+        size: int,
+        on_error: str = "skip",
+        rescale_factor: float = EIGHT_BITS,
+    ):
         self.name, self._source, self._num_channels = name, source, num_channels
+        self._rescale_factor = rescale_factor
         self._size, self._on_error = size, on_error
         self.num_frames = source.num_images
         self.skipped: dict[str, str] = {}
@@ -56,7 +65,7 @@ class ImageFrames:
         used: set[str] = set()
         for record in all_records(self._source):
             try:
-                image, _ = decode_record(record, self._num_channels, self._size)
+                image, _ = decode_record(record, self._num_channels, self._size, self._rescale_factor)
             except ValueError as error:
                 if self._on_error == "fail":
                     raise ValueError(f"cannot read {record.name}: {error}") from error
@@ -78,17 +87,19 @@ class ImageFrames:
 
 
 class VideoFrames:
-    """Gives the frames of a video, as often as it is iterated over."""
+    """Gives the frames of a video, which are of 8 bits, as often as it is iterated over."""
 
     skipped: dict[str, str] = {}
 
-    def __init__(self, path: str, num_channels: int):
-        self.name, self._mode, self._video = path, MODES[num_channels], Video(path)
+    def __init__(self, path: str, num_channels: int, rescale_factor: float = EIGHT_BITS):
+        self.name, self._num_channels, self._rescale_factor = path, num_channels, rescale_factor
+        self._video = Video(path)
         self.num_frames, self.fps = self._video.num_frames, self._video.fps
 
     def __iter__(self) -> Iterator[Frame]:
         for i, image in enumerate(self._video):
-            yield Frame(f"{i:05}", f"frame {i} of {self.name}", image.convert(self._mode))
+            image, _ = as_model_takes(image, self._num_channels, self._rescale_factor)
+            yield Frame(f"{i:05}", f"frame {i} of {self.name}", image)
 
 
 Frames = ImageFrames | VideoFrames
@@ -99,6 +110,7 @@ def open_frames(
     num_channels: int,
     size: int,
     on_error: str = "skip",
+    rescale_factor: float = EIGHT_BITS,
     in_natural_order: bool = False,
     **of_tables: str | None,
 ) -> Frames:
@@ -106,7 +118,7 @@ def open_frames(
     Opens a video, or anything that [`open_source`] takes.
 
     Args:
-        num_channels, size, on_error: see [`ImageFrames`].
+        num_channels, size, on_error, rescale_factor: see [`ImageFrames`].
         in_natural_order: take image files in the order of the numbers in their names, as the frames of a video.
         of_tables: options of [`open_source`].
 
@@ -114,13 +126,13 @@ def open_frames(
         ValueError: if there is no such source, it has no images, or the model takes none.
     """
     check_on_error(on_error)
-    if num_channels not in MODES:
-        raise ValueError(f"image files have 1 or 3 channels, the model has {num_channels}")
     if is_video(name):
-        return VideoFrames(name, num_channels)
+        if num_channels not in MODES:
+            raise ValueError(f"videos have 3 channels, but the model takes {num_channels}")
+        return VideoFrames(name, num_channels, rescale_factor)
     source = open_source(name, **of_tables)
     if in_natural_order:
         source = source.in_natural_order()
     if source.num_images == 0:
         raise ValueError(why_no_images(name, source.notes))
-    return ImageFrames(name, source, num_channels, size, on_error)
+    return ImageFrames(name, source, num_channels, size, on_error, rescale_factor)

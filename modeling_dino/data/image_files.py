@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .decoding import IMAGE_SUFFIXES, as_text
+from .decoding import ARRAY_SUFFIX, IMAGE_SUFFIXES, as_text
 from .image_source import ImageRecord, IndexedSource, files_fingerprint, is_hidden, natural_key
 
 
@@ -46,9 +46,17 @@ class ImageFiles(IndexedSource):
 
 
 def images_of_folder(folder: str) -> ImageFiles:
-    """Searches a folder for images, to any depth, in the order of their paths."""
-    paths = (path for path in walk(folder) if Path(path).suffix.lower() in IMAGE_SUFFIXES)
-    return ImageFiles(folder, paths, root=folder)
+    """
+    Searches a folder for images, to any depth, in the order of their paths.
+
+    Arrays, `.npy`, are images only where there are no others: beside images they are features or labels, mostly.
+    """
+    by_kind: dict[bool, list[str]] = {True: [], False: []}
+    for path in walk(folder):
+        suffix = Path(path).suffix.lower()
+        if suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX:
+            by_kind[suffix == ARRAY_SUFFIX].append(path)
+    return ImageFiles(folder, by_kind[False] or by_kind[True], root=folder)
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:

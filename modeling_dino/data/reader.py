@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..runtime.extras import PilImage
 from .decoding import check_resized, one_line, read_image
 from .image_source import FileRange, ImageRecord, ImageSource, RemoteFile, Unreadable
+from .image_values import EIGHT_BITS, Decoded
 
 
 RECORDS_AT_ONCE = 1024  # in a part of a source
@@ -56,17 +56,22 @@ class ImageReader(Dataset):
     Args:
         transform: makes a tensor of an image, of the same shape for all images of a batch; raises ValueError for an
             image that the model cannot take.
-        num_channels: 3 for RGB, 1 for grey.
+        num_channels, rescale_factor: see [`read_image`].
     """
 
-    def __init__(self, transform: Callable[[PilImage], torch.Tensor], num_channels: int = 3):
-        self.transform, self.num_channels = transform, num_channels
+    def __init__(
+        self,
+        transform: Callable[[Decoded], torch.Tensor],
+        num_channels: int | None = 3,
+        rescale_factor: float = EIGHT_BITS,
+    ):
+        self.transform, self.num_channels, self.rescale_factor = transform, num_channels, rescale_factor
 
     def __getitem__(self, batch: Batch) -> Images:
         images, pixels = Images(batch.place), []
         for record in batch.records:
             try:
-                image, note = decode_record(record, self.num_channels)
+                image, note = decode_record(record, self.num_channels, rescale_factor=self.rescale_factor)
                 pixels.append(self.transform(image))
             except ValueError as error:
                 images.skipped[record.name] = str(error)
@@ -80,12 +85,16 @@ class ImageReader(Dataset):
 
 
 def decode_record(
-    record: ImageRecord, num_channels: int = 3, shorter_side: int | None = None
-) -> tuple[PilImage, str | None]:
+    record: ImageRecord,
+    num_channels: int | None = 3,
+    shorter_side: int | None = None,
+    rescale_factor: float = EIGHT_BITS,
+) -> tuple[Decoded, str | None]:
     """
     Decodes the image of a record.
 
     Args:
+        num_channels, rescale_factor: see [`read_image`].
         shorter_side: to which the image will be resized, in pixels, if that is known.
 
     Returns:
@@ -101,7 +110,7 @@ def decode_record(
     try:
         if isinstance(content, (FileRange, RemoteFile)):
             content = content.read()
-        image, note = read_image(content, num_channels)
+        image, note = read_image(content, num_channels, rescale_factor)
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(one_line(error)) from error
     if shorter_side is not None:

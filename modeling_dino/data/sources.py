@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..runtime.extras import require
-from .decoding import IMAGE_SUFFIXES
+from .decoding import ARRAY_SUFFIX, IMAGE_SUFFIXES
 from .image_files import ImageFiles, images_of_folder, walk
 from .image_lists import images_of_list
 from .image_source import ImageSource, is_hidden
@@ -107,7 +107,7 @@ def _open_files(name: str, files: list[str], columns: TableOptions) -> ImageSour
         return ImageTars(files)
     if all(file.lower().endswith(".parquet") for file in files):
         return ParquetImages(name, files, columns)
-    if all(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files):
+    if all(Path(file).suffix.lower() in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) for file in files):
         return ImageFiles(name, files)
     if len(files) == 1:
         return images_of_list(files[0], columns)

@@ -84,7 +84,7 @@ def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[N
     thumbnails = {}
     for name, record in records.items():
         try:
-            thumbnails[name], _ = decode_record(record)
+            thumbnails[name], _ = decode_record(record, num_channels=None)
         except ValueError as error:
             raise ValueError(f"cannot read {name}: {error}") from error
         thumbnails[name].thumbnail((TILE, TILE))

@@ -14,6 +14,7 @@ import torch
 
 from ..data.frames import Frame, Frames, ImageFrames
 from ..data.image_source import is_hidden, natural_key
+from ..data.image_values import Decoded, size_of
 from ..data.video import is_video, write_video
 from ..hub.evaluation_results import record_evaluation_results
 from ..hub.loading import load_model
@@ -83,7 +84,7 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
             mask = segmentation(frame)
             write_mask(mask, folder / f"{frame.name}.png")
             if append is not None:
-                append(draw_mask(frame.image, mask))
+                append(draw_mask(drawing.transform.picture(frame.image), mask))
             if scorer is not None:
                 scorer.add(frame, mask)
             num_frames += 1
@@ -112,10 +113,9 @@ class VideoSegmentation:
         frame has another size than the mask, an object is too small to be followed, or the features are not finite.
         """
         size = tuple(self.mask.objects.shape)
-        if frame.image.size[::-1] != size:
-            raise ValueError(
-                f"{frame.source} has {frame.image.width} x {frame.image.height} pixels, the mask {size[1]} x {size[0]}"
-            )
+        width, height = size_of(frame.image)
+        if (height, width) != size:
+            raise ValueError(f"{frame.source} has {width} x {height} pixels, the mask {size[1]} x {size[0]}")
         features = self._features(frame.image)
         check_finite(features[None], "what the model sees of", [frame.source])
         if self._propagation is not None:
@@ -130,10 +130,10 @@ class VideoSegmentation:
         return self.mask
 
     @torch.inference_mode()
-    def _features(self, image: PilImage) -> torch.Tensor:
+    def _features(self, image: Decoded) -> torch.Tensor:
         """Computes the features of an image's patches: (h, w, D)."""
-        sides = video_size(*image.size, self.transform.size, self.transform.patch_size)
-        resized = image.resize(sides, require("PIL.Image").Resampling.BILINEAR)
+        sides = video_size(*size_of(image), self.transform.size, self.transform.patch_size)
+        resized = self.transform.resize(image, sides, require("PIL.Image").Resampling.BILINEAR)
         pixel_values = self.transform.pixel_values(resized).to(self.model.device)
         (features,) = self.model.get_intermediate_layers(pixel_values, reshape=True)
         return features[0].permute(1, 2, 0).float()  # (1, D, h, w) -> (h, w, D)

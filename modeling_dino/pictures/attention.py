@@ -59,7 +59,8 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
                 file = drawing.folder / f"{frame.name}-attention.{options.save_arrays}"
                 save_attention(attention, file)
                 files[file] = None
-            pictures = attention_pictures(image, attention, drawing.transform.patch_size, options.mass)
+            picture = drawing.transform.picture(image)
+            pictures = attention_pictures(picture, attention, drawing.transform.patch_size, options.mass)
             files |= dict.fromkeys(save(frame.name, pictures))
             num_frames += 1
     return AttentionSummary(num_frames, drawing.frames.skipped, list(files))

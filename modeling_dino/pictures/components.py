@@ -80,7 +80,7 @@ def paint_components(options: PcaOptions) -> PaintingSummary:
             foreground += int(colors.is_foreground(tokens).sum())
             if num_frames <= NUM_SHOWN:
                 size = SHOWN_WIDTH, max(1, SHOWN_WIDTH * painted.height // painted.width)
-                shown[frame.name] = drawing.transform.crop(frame.image).convert("RGB").resize(size)
+                shown[frame.name] = drawing.shown(frame).convert("RGB").resize(size)
                 shown[f"{frame.name}, components"] = painted.resize(size)
     if drawing.fps is None:
         file = drawing.folder / "overview.png"

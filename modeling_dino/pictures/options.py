@@ -24,6 +24,11 @@ class PictureOptions:
     model: str = option(MODEL_HELP)
     output: str = option("Folder to write to; it must be new or empty.")
     size: int = option("Shorter side of the resized image in pixels.", 480)
+    bands: tuple[int, ...] | None = option(
+        "Channels to show in red, green and blue, or one in grey, counted from 1, such as 3,2,1; by default the first "
+        "three.",
+        None,
+    )
     fps: float | None = option("Make a video of the images, in their order, at so many frames a second.", None)
     overwrite: bool = option("Write into a folder that is not empty, and replace files of the same names.", False)
     progress: bool = True

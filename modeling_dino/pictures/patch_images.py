@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..data.image_values import EIGHT_BITS, Decoded, as_picture, rescaled, resized, size_of
 from ..runtime.extras import PilImage, require
 
 
@@ -20,8 +21,10 @@ class PatchTransform:
 
     Args:
         patch_size: side of the model's patches in pixels.
-        mean, std: of each channel, in [0, 1], as the model was trained.
+        mean, std: of each channel, after rescaling, as the model was trained.
         size: to which the shorter side is resized, in pixels.
+        rescale_factor: states the range of the values of images that are not of 8 bits.
+        bands: the channels that are shown; see [`as_picture`].
 
     Raises:
         ValueError: if the size is less than a patch.
@@ -31,22 +34,37 @@ class PatchTransform:
     mean: Sequence[float]
     std: Sequence[float]
     size: int
+    rescale_factor: float = EIGHT_BITS
+    bands: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.size < self.patch_size:
             raise ValueError(f"size={self.size} must be at least one patch of {self.patch_size} pixels")
 
-    def crop(self, image: PilImage) -> PilImage:
+    def crop(self, image: Decoded) -> Decoded:
         """Resizes an image by its shorter side, and crops it at the bottom and right to whole patches."""
-        scale = self.size / min(image.size)
-        width, height = (max(self.patch_size, round(side * scale)) for side in image.size)
-        resized = image.resize((width, height), require("PIL.Image").Resampling.BICUBIC)
-        return resized.crop((0, 0, width - width % self.patch_size, height - height % self.patch_size))
+        scale = self.size / min(size_of(image))
+        width, height = (max(self.patch_size, round(side * scale)) for side in size_of(image))
+        image = self.resize(image, (width, height), require("PIL.Image").Resampling.BICUBIC)
+        width, height = width - width % self.patch_size, height - height % self.patch_size
+        return image[:height, :width] if isinstance(image, np.ndarray) else image.crop((0, 0, width, height))
 
-    def pixel_values(self, image: PilImage) -> torch.Tensor:
+    def resize(self, image: Decoded, size: tuple[int, int], resample: int) -> Decoded:
+        """Resizes an image to (width, height)."""
+        return resized(image, size, resample, white=1 / self.rescale_factor)
+
+    def pixel_values(self, image: Decoded) -> torch.Tensor:
         """Returns an image as a normalised batch of one: (1, C, H, W)."""
-        pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
-        return ((pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).unsqueeze(0)
+        width, height = size_of(image)
+        if isinstance(image, np.ndarray):
+            pixels = rescaled(image, self.rescale_factor).permute(1, 2, 0)
+        else:
+            pixels = torch.from_numpy(np.array(image)).reshape(height, width, -1) / 255
+        return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).unsqueeze(0)
+
+    def picture(self, image: Decoded) -> PilImage:
+        """Returns a picture of an image to look at."""
+        return as_picture(image, self.bands)
 
 
 def paint_patches(colors: torch.Tensor, patch_size: int) -> PilImage:

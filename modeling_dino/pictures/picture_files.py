@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..data.frames import Frame, Frames, open_frames
 from ..data.image_source import remarks_on_images
+from ..data.image_values import check_bands, range_of
 from ..data.video import write_video
 from ..hub.loading import load_image_processor
 from ..modeling_dino import DinoModel
@@ -43,6 +44,10 @@ class Drawing:
     folder: Path
     progress: bool
 
+    def shown(self, frame: Frame) -> PilImage:
+        """Returns the picture of a frame to look at, cropped to whole patches."""
+        return self.transform.picture(self.transform.crop(frame.image))
+
     def iterate(self, description: str | None = None) -> Iterator[Frame]:
         """Yields the frames, with a progress bar beside a description."""
         total = self.frames.num_frames
@@ -70,9 +75,13 @@ def open_drawing(
     if not model.backbone.has_patch_tokens:
         raise ValueError(f"{model.config.backbone} has no patch tokens: use a ViT")
     processor = load_image_processor(options.model, model.config)
-    transform = PatchTransform(model.config.patch_size, processor.image_mean, processor.image_std, options.size)
+    check_bands(options.bands, model.config.num_channels)
+    factor = range_of(processor)
+    transform = PatchTransform(
+        model.config.patch_size, processor.image_mean, processor.image_std, options.size, factor, options.bands
+    )
     is_video = is_video or options.fps is not None
-    frames = open_frames(images, model.config.num_channels, options.size, on_error, is_video, **of_tables)
+    frames = open_frames(images, model.config.num_channels, options.size, on_error, factor, is_video, **of_tables)
     folder = new_folder(options.output, options.overwrite)
     model = model.to(processes().device)
     return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress)

@@ -71,7 +71,7 @@ def read_thumbnails(
     num_images = sum(map(len, places.values()))
     pictures = np.zeros((num_images, side, side, 3), np.uint8)
     missing = dict.fromkeys(range(num_images), "not among the images any more")
-    reader = ImageReader(partial(central_square, side=side))
+    reader = ImageReader(partial(central_square, side=side), num_channels=None)
     batches = map(Batch, batched(wanted_records(source, source_name, places), RECORDS_AT_ONCE))
     with tqdm(desc="thumbnails", total=num_images, disable=not progress) as bar:
         for images in read_batches(reader, batches, reading_processes(num_workers, num_images)):

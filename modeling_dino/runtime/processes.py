@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the processes that work together, and how many more there is room for."""
 
+import gc
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -18,11 +19,49 @@ FEW_IMAGES = 256  # so few are not worth starting worker processes for
 
 
 def processes() -> "PartialState":
-    """Returns the state of the processes of `accelerate launch` or torchrun."""
-    accelerate = require("accelerate")
-    # accelerate has to be told where there are only CPUs
-    on_cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return accelerate.PartialState(cpu=on_cpu, timeout=PATIENCE)
+    """
+    Returns the state of the processes of `accelerate launch` or torchrun. Raises ValueError if several were started,
+    and do not work together.
+    """
+    state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    check_joined(state.num_processes)
+    return state
+
+
+def on_cpu() -> bool:
+    """Returns whether processes work on CPUs, which accelerate has to be told: else it does not join them."""
+    return (
+        require("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
+
+
+def started_processes() -> int:
+    """Returns how many processes torchrun or `accelerate launch` says it has started; 1 without them."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if not (started.isdecimal() and int(started)):
+        raise ValueError(f"the environment variable WORLD_SIZE={started} must be a number of processes")
+    return int(started)
+
+
+def check_joined(num_processes: int):
+    """Raises ValueError if more processes were started than work together: each would do all of the work."""
+    started = started_processes()
+    if started > num_processes:
+        raise ValueError(
+            f"{started} processes were started (WORLD_SIZE={started}), but each works for itself: set "
+            "ACCELERATE_USE_CPU=true to join them on CPUs, or start one process"
+        )
+
+
+def leave_processes():
+    """
+    Ends the group of processes, after work that did not fail; the others may still wait for one that did.
+
+    Threads of the group that outlive the interpreter abort the process, since they may still hold Python's objects.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a trainer is part of a circle, and its model holds the group
+        torch.distributed.destroy_process_group()
 
 
 def cores_of_process(num_processes: int) -> int:

@@ -3,9 +3,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 
 from ..runtime.extras import require
+from ..runtime.processes import check_joined
 from .optimization import OPTIMIZERS
 
 
@@ -64,7 +66,9 @@ class DinoTrainingArguments(TrainingArguments):
         optim = self.optim
         if optim in OPTIMIZERS:
             self.optim = "adamw_torch"  # the inherited check knows its own names alone
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes on CPUs do not join
         super().__post_init__()
+        check_joined(self.world_size)
         self.optim = optim if optim in OPTIMIZERS else self.optim
         # else the order of the images would depend on PyTorch's seed when training begins, also when it is resumed
         self.data_seed = self.seed if self.data_seed is None else self.data_seed

@@ -8,9 +8,9 @@ https://github.com/facebookresearch/mae/blob/efb2a80/util/lr_decay.py.
 Where we deviate: crops and flips are all there is of augmentation. The original does not say how it fine-tuned.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers import ImageProcessingMixin, Trainer, TrainingArguments, set_s
 
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource
+from ..data.image_values import EIGHT_BITS, rescaled
 from ..data.sources import open_source
 from ..evaluation.evaluation_data import Label, accuracy_result
 from ..evaluation.knn import TOP, knn_accuracy
@@ -28,7 +29,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
-from ..runtime.processes import reading_processes
+from ..runtime.processes import check_joined, reading_processes, started_processes
 from .optimization import parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
 from .training_data import SourceImages
@@ -79,6 +80,7 @@ class LabelledImages(Dataset):
         num_channels: int,
         transform: Any,
         classes: Sequence[Label] | None = None,
+        rescale_factor: float = EIGHT_BITS,
         **of_tables: str | None,
     ):
         source: IndexedSource = open_source(name, **of_tables).indexed()
@@ -89,7 +91,11 @@ class LabelledImages(Dataset):
         self.classes = sorted({labels[i] for i in self.indices}) if classes is None else list(classes)
         numbers = {label: number for number, label in enumerate(self.classes)}
         self.labels = [numbers.get(labels[i], -1) for i in self.indices]
-        self.source, self.images, self.transform = source, SourceImages(source, num_channels), transform
+        self.source, self.images, self.transform = (
+            source,
+            SourceImages(source, num_channels, rescale_factor),
+            transform,
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -148,15 +154,21 @@ def labelled_images(
     Returns the images to train on and those to test on. Raises ValueError if they have no labels, only one, or none in
     common.
     """
-    train = LabelledImages(options.train, num_channels, random_crop(processor, options), **options.of_tables)
+    from ..data.evaluation_transform import ImageTransform
+
+    transform = ImageTransform(processor, num_channels)
+    factor, of_tables = transform.rescale_factor, options.of_tables
+    crop = random_crop(processor, options)
+    train = LabelledImages(options.train, num_channels, crop, rescale_factor=factor, **of_tables)
     if len(train.classes) == 1:
         raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
     test = LabelledImages(
         options.test,
         num_channels,
-        lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        transform.pixel_values,
         train.classes,
-        **options.of_tables,
+        factor,
+        **of_tables,
     )
     if max(test.labels) < 0:
         raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
@@ -164,11 +176,12 @@ def labelled_images(
 
 
 def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> Any:
-    """Returns the transform of a training image: Pillow image -> (C, H, W)."""
+    """Returns the transform of a training image, by Pillow or an array (H, W, C), to (C, H, W)."""
     v2 = require("torchvision.transforms.v2", "train")
     size = processor.crop_size
     return v2.Compose(
         [
+            partial(rescaled, rescale_factor=processor.rescale_factor),
             v2.RandomResizedCrop((size["height"], size["width"]), (settings.crop_scale, 1.0), interpolation=BICUBIC),
             v2.RandomHorizontalFlip(settings.flip_probability),
             v2.ToImage(),
@@ -203,7 +216,7 @@ def make_trainer(model: DinoForImageClassification, images: LabelledImages, opti
     Returns the Trainer of transformers, with an optimizer of [`decayed_groups`]. Raises ValueError if processes cannot
     share a batch.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size = started_processes()
     batch_size = min(options.batch_size, len(images))
     if batch_size % world_size:
         raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")

@@ -13,6 +13,7 @@ from ..evaluation.knn import knn_accuracy, knn_predict
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from ..runtime.processes import processes
 
 
 K = 20  # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
@@ -63,18 +64,18 @@ def labelled_features(
 
     Under several processes each computes some of the batches; all get the same.
     """
-    state = require("accelerate").PartialState()
+    state = processes()
     from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
 
     num_channels = model.config.num_channels
-    transform = ImageTransform(DinoImageProcessor(**image_processor_config(model.config)), num_channels)
+    transform = ImageTransform(DinoImageProcessor(**transform_of(model)), num_channels)
     batches = (
         Batch(records, place=number)
         for number, records in enumerate(batched(all_records(source), BATCH_SIZE))
         if number % state.num_processes == state.process_index
     )
     found = []
-    for images in read_batches(ImageReader(transform, num_channels), batches, num_workers):
+    for images in read_batches(ImageReader(transform, num_channels, transform.rescale_factor), batches, num_workers):
         if images.pixels is not None:
             with torch.inference_mode():
                 pixel_values = transform.normalize(images.pixels.to(model.device))
@@ -87,6 +88,14 @@ def labelled_features(
     labels = [label for _, _, labels in found for label in labels]
     has_label = torch.tensor([label is not None for label in labels])
     return features[has_label].to(model.device), [label for label in labels if label is not None]
+
+
+def transform_of(model: DinoModel) -> dict:
+    """Returns the image transform of a model; if it is of a kind that only transformers knows, its mean and std."""
+    own, original = model.image_transform, image_processor_config(model.config)
+    if own.get("image_processor_type") == original["image_processor_type"]:
+        return own
+    return {**original, **{name: own[name] for name in ("image_mean", "image_std") if own.get(name)}}
 
 
 Labelled = tuple[torch.Tensor, list[str | int]]

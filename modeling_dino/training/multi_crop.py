@@ -6,19 +6,21 @@ https://arxiv.org/abs/2006.07733, appendix B. Source:
 https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py#L419.
 
 Where we deviate: tensors are taken too, on any device, and cropped and distorted there, from the same draws as an
-image of Pillow's, with other rounding.
+image of Pillow's, with other rounding; so are images that are not of 8 bits, and of any number of channels.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
 
+from ..data.image_values import EIGHT_BITS, rescaled
 from ..image_processing_dino import channel_statistics
 from ..runtime.extras import PilImage, require
 
@@ -118,18 +120,33 @@ class MultiCrop:
     """
     Makes the crops of an image as a model takes them, the global ones first.
 
-    Colour operations are applied where they make sense: all of them to RGB; to grey images those that change them,
-    brightness and contrast; to images of any other number of channels the same two, each channel as a grey image, all
-    with the same factors. Cropping, flips, blur and solarisation are for all.
+    Cropping, flips and blur are for all images. Colour operations are applied where they make sense:
+
+    - to three channels, which are taken for colours, all of them; they clip values to 0 and 1, after rescaling;
+    - to grey images those that change them: brightness, contrast and solarisation; to any other number of channels the
+      same, each channel as a grey image, all with the same factors;
+    - to one channel, or more than three, whose range is not that of 8 bits: brightness and contrast alone, and nothing
+      is clipped. Measurements may leave their range, so there is nothing to solarise at.
 
     Args:
         config: the distribution.
         num_channels: of the images.
+        image_mean, image_std: of each channel, after rescaling; by default ImageNet's, or their means.
+        rescale_factor: states the range of the values: a value times it is what mean and standard deviation refer to.
     """
 
-    def __init__(self, config: MultiCropConfig, num_channels: int = 3):
-        self.config, self.num_channels = config, num_channels
-        self.mean, self.std = channel_statistics(num_channels)
+    def __init__(
+        self,
+        config: MultiCropConfig,
+        num_channels: int = 3,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        rescale_factor: float = EIGHT_BITS,
+    ):
+        self.config, self.num_channels, self.rescale_factor = config, num_channels, rescale_factor
+        mean, std = channel_statistics(num_channels)
+        self.mean, self.std = list(image_mean or mean), list(image_std or std)
+        self.are_measurements = num_channels != 3 and rescale_factor != EIGHT_BITS
         local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
         self.views = [
             self._view(
@@ -144,14 +161,16 @@ class MultiCrop:
             logger.warning(
                 f"images of {num_channels} channels: of the colour operations only brightness and contrast are "
                 f"applied{', to each channel alike' if num_channels > 1 else ''}"
+                f"{'; no solarisation' if self.are_measurements else ''}"
             )
 
-    def __call__(self, image: PilImage | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
+    def __call__(self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
         """
         Draws and normalises the crops of an image.
 
         Args:
-            image: by Pillow, in RGB or grey; or a tensor (C, H, W), uint8 or floating point from 0 to 1.
+            image: by Pillow, in RGB or grey; an array (H, W, C) that is not yet rescaled; or a tensor (C, H, W), uint8
+                or floating point after rescaling.
             seed: what is drawn depends on it alone; if None, on PyTorch's global generator of the CPU.
 
         Returns:
@@ -160,6 +179,7 @@ class MultiCrop:
         Raises:
             ValueError: if the image has other channels or another dtype.
         """
+        image = rescaled(image, self.rescale_factor)
         self._check(image)
         with seeded(seed):
             return [self._pixel_values(view(image)) for view in self.views]
@@ -175,7 +195,7 @@ class MultiCrop:
             steps.append(v2.RandomGrayscale(config.grey_probability))
         if blur:
             steps.append(v2.RandomApply([GaussianBlur(config.blur_radius)], blur))
-        if solarize:
+        if solarize and not self.are_measurements:
             steps.append(RandomSolarize(config.solarize_threshold, solarize))
         return v2.Compose(steps)
 
@@ -183,6 +203,8 @@ class MultiCrop:
         config = self.config
         if self.num_channels == 3:
             return v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
+        if self.are_measurements:
+            return MeasurementJitter(config.brightness, config.contrast)
         jitter = v2.ColorJitter(config.brightness, config.contrast)
         return jitter if self.num_channels == 1 else EachChannel(jitter)
 
@@ -211,6 +233,19 @@ class EachChannel(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.transform(image.unsqueeze(1)).squeeze(1)
+
+
+class MeasurementJitter(v2.ColorJitter):
+    """Changes brightness and contrast of each channel (C, H, W) as torchvision does, but never clips to 0 and 1."""
+
+    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
+        """Multiplies the values, and their distances to the mean of their channel, in the order that was drawn."""
+        for step in params["fn_idx"].tolist():
+            if step == 0 and params["brightness_factor"] is not None:
+                inpt = inpt * params["brightness_factor"]
+            elif step == 1 and params["contrast_factor"] is not None:
+                inpt = torch.lerp(inpt.mean((-2, -1), keepdim=True), inpt, params["contrast_factor"])
+        return inpt
 
 
 class GaussianBlur(v2.Transform):

@@ -10,11 +10,11 @@ from transformers.utils import logging
 
 from .arguments import DinoTrainingArguments
 from .collapse import CollapseWatch
+from .finite_steps import check_finite_step
 from .loss import sum_over_processes
 from .optimization import set_rates
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, DinoForPreTrainingOutput
-from .training_folder import last_good_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -77,9 +77,12 @@ class StepCallback(TrainerCallback):
         sums: of the step that is computed.
         means: to be logged.
         watch: names a collapse.
+        gradient_norm: of the step that is computed, before clipping; None if it may be infinite, as in half precision
+            with a scaler, which leaves out such steps.
     """
 
     schedules: Schedules
+    gradient_norm: float | None = None
 
     def __init__(self, args: DinoTrainingArguments, evaluate_every: int | None = None):
         self.evaluate_every = evaluate_every
@@ -111,15 +114,10 @@ class StepCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         """
         Sets the rates of the step, and drops the last layer's gradient in the first epochs. Raises FloatingPointError
-        if the loss is not finite; nothing has changed yet.
+        if the loss or the gradient is not finite; nothing has changed yet.
         """
         step, metrics = state.global_step, self.sums.mean_metrics()
-        if not math.isfinite(metrics["loss"]):
-            message = f"the loss is {metrics['loss']} at step {step}: lower learning_rate or max_grad_norm"
-            if state.is_world_process_zero:
-                checkpoint = last_good_checkpoint(args.output_dir) or "none: no step was saved"
-                message = f"{message}. The last good checkpoint is {checkpoint}"
-            raise FloatingPointError(message)
+        check_finite_step(args, state, metrics["loss"], self.gradient_norm)
         self.means.add(metrics)
         self._warn_of_collapse(args, state, model, metrics)
         rates = self.schedules.rates(step)

@@ -26,12 +26,12 @@ from transformers.utils import logging
 
 from ..modeling_dino import DinoModel
 from .arguments import DinoTrainingArguments
+from .checkpoints import CheckpointedTrainer
 from .optimization import LARS, MOMENTUM, clip_each_gradient, parameter_groups
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining
 from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
-from .training_folder import last_whole_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +50,7 @@ def collate_crops(items: list[dict]) -> dict[str, list[torch.Tensor]]:
     return {"pixel_values": [torch.stack(crops) for crops in zip(*(item["pixel_values"] for item in items))]}
 
 
-class DinoTrainer(Trainer):
+class DinoTrainer(CheckpointedTrainer):
     """
     [`~transformers.Trainer`] for [`DinoForPreTraining`].
 
@@ -66,7 +66,8 @@ class DinoTrainer(Trainer):
 
     Raises:
         ValueError: if the model or the kind of distribution cannot be trained, or there are fewer images than a batch.
-        FloatingPointError: by `train`, if the loss is not finite; names the step and the last good checkpoint.
+        FloatingPointError: by `train`, if a loss or gradient is not finite; names the step and the last good
+            checkpoint.
 
     Example:
 
@@ -143,6 +144,12 @@ class DinoTrainer(Trainer):
         self.accelerator.unscale_gradients()
         return clip_each_gradient(model.parameters(), self.args.max_grad_norm)
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        is_scaled = getattr(self.accelerator, "scaler", None) is not None
+        self.steps.gradient_norm = None if is_scaled or norm is None else float(norm)
+        return norm
+
     # one step
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
@@ -191,18 +198,14 @@ class DinoTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
-        Does what [`~transformers.Trainer.train`] does.
+        Does what [`CheckpointedTrainer.train`] does.
 
         Args:
-            resume_from_checkpoint: a checkpoint, or True for the last one in the output folder that was saved whole.
+            resume_from_checkpoint: a checkpoint, or True for the last whole one in the output folder.
 
         Raises:
             ValueError: if there is none, or it is of a run with another batch size or number of images.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"nothing to resume: there is no whole checkpoint in {self.args.output_dir}")
         if self.evaluation is not None:
             self.args.eval_on_start = not resume_from_checkpoint
         return super().train(resume_from_checkpoint, **kwargs)

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from ..data.decoding import check_on_error
 from ..data.image_source import IndexedSource
+from ..data.image_values import EIGHT_BITS, Decoded
 from ..data.reader import decode_record
-from ..runtime.extras import PilImage
 from .multi_crop import MultiCrop
 
 
@@ -42,21 +42,21 @@ class SourceImages(Sequence):
     Decodes the images of a source.
 
     Args:
-        num_channels: 3 for RGB, 1 for grey.
+        num_channels, rescale_factor: see [`read_image`].
     """
 
-    def __init__(self, source: IndexedSource, num_channels: int = 3):
-        self.source, self.num_channels = source, num_channels
+    def __init__(self, source: IndexedSource, num_channels: int = 3, rescale_factor: float = EIGHT_BITS):
+        self.source, self.num_channels, self.rescale_factor = source, num_channels, rescale_factor
         self._noted: set[str] = set()
 
     def __len__(self) -> int:
         return self.source.num_images
 
-    def __getitem__(self, index: int) -> PilImage:
+    def __getitem__(self, index: int) -> Decoded:
         """Raises UnreadableImage if it cannot be read; names it and says why."""
         record = self.source.record(index)
         try:
-            image, note = decode_record(record, self.num_channels)
+            image, note = decode_record(record, self.num_channels, rescale_factor=self.rescale_factor)
         except ValueError as error:
             raise UnreadableImage(f"{record.name}: {error}") from error
         if note and note not in self._noted:

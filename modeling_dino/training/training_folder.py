@@ -7,24 +7,24 @@ model.safetensors     the model at the end; config.json and preprocessor_config.
 curves.png            what was logged, of pretraining
 """
 
+import copy
 import errno
-import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoint_files import read_tensors
 from ..data.image_source import IMAGES_CHANGED
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFolder
+from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
 CURVES = "curves.png"
@@ -34,10 +34,47 @@ FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStr
 
 
 class TrainingFolder(RunFolder):
-    """The folder of a pretraining run, and of any other that leaves the same files."""
+    """
+    The folder of a pretraining run, and of any other that leaves the same files.
+
+    Args:
+        lengths: dotted names of the settings that say how long the run is, or follow from it. A run in which they
+            alone differ goes on from what is there.
+    """
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
     explanations = {"data.fingerprint": IMAGES_CHANGED}
+
+    def __init__(self, path: str | os.PathLike, settings: dict, lengths: Sequence[str]):
+        super().__init__(path, settings)
+        self.lengths = lengths
+
+    def goes_on_from(self, settings: dict) -> bool:
+        """Returns whether this run goes on from what a run of these settings has left."""
+        return without(settings, self.lengths) == without(self.settings, self.lengths)
+
+    def step_of_other_length(self, total_steps: int, overwrite: bool) -> int | None:
+        """
+        Returns the step from which a run goes on with another length than it had, after `check`; None if it has the
+        same length, or begins.
+
+        Raises:
+            ValueError: if it has done more steps than are asked for, or all, and has kept no checkpoint.
+        """
+        if overwrite or not self.facts or self.facts["settings"] == self.settings:
+            return None
+        checkpoint = last_whole_checkpoint(self.path)
+        elsewhere = f"choose another folder, with --from {self.path} to go on from its model"
+        if checkpoint is None and self.facts["complete"]:
+            raise ValueError(
+                f"{self.path} has a run of another length without a checkpoint to go on from: {elsewhere}"
+            )
+        if checkpoint is not None and step_of(checkpoint) > total_steps:
+            raise ValueError(
+                f"the run in {self.path} has done {step_of(checkpoint)} steps, more than the {total_steps} that are "
+                f"asked for: {elsewhere}"
+            )
+        return None if checkpoint is None else step_of(checkpoint)
 
     def has_results(self) -> bool:
         """Returns whether there is a checkpoint to go on from."""
@@ -45,9 +82,11 @@ class TrainingFolder(RunFolder):
 
     def clear(self):
         """Removes the checkpoints, the model and the results of another run."""
-        for checkpoint in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            shutil.rmtree(checkpoint)
-        for name in (CURVES, "model.safetensors", "config.json", "training_args.bin", EVALUATION_RESULTS_NAME):
+        for prefix in ("", SET_ASIDE):
+            for checkpoint in self.path.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*"):
+                shutil.rmtree(checkpoint)
+        model = (SAFE_WEIGHTS_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_ARGS_NAME)
+        for name in (*model, CURVES, EVALUATION_RESULTS_NAME):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, **facts):
@@ -71,34 +110,26 @@ class TrainingFolder(RunFolder):
             ) from error
 
 
-def whole_checkpoints(run: str | os.PathLike) -> list[str]:
-    """Returns the checkpoints of a run that were saved to their end, the last one first."""
-    folders = [folder for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(folder)]
-    return [str(path) for path in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)]
+@contextmanager
+def opened_together(folder: TrainingFolder, trainer: Trainer, overwrite: bool) -> Iterator[None]:
+    """
+    Opens the folder of a run in its main process, and lets the others wait until it is. Raises what
+    [`RunFolder.opened`] does, and OSError if something cannot be written.
+    """
+    with folder.opened(overwrite) if trainer.is_world_process_zero() else nullcontext():
+        trainer.accelerator.wait_for_everyone()
+        with folder.failed_writes_explained():
+            yield
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Returns whether a checkpoint has the file that is written last, which a killed process does not write."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return checkpoint.name.rpartition("-")[2].isdigit()
-
-
-def last_whole_checkpoint(run: str | os.PathLike) -> str | None:
-    """Returns the last checkpoint of a run that was saved to its end, if any."""
-    return next(iter(whole_checkpoints(run)), None)
-
-
-def last_good_checkpoint(run: str | os.PathLike) -> str | None:
-    """Returns the last checkpoint of a run whose weights are all finite, if any."""
-    return next(filter(is_finite, whole_checkpoints(run)), None)
-
-
-def is_finite(checkpoint: str) -> bool:
-    """Returns whether all weights are finite numbers."""
-    try:
-        return all(bool(torch.isfinite(tensor).all()) for tensor in read_tensors(checkpoint, "").values())
-    except OSError:
-        return False
+def without(settings: dict, names: Sequence[str]) -> dict:
+    """Returns settings without some, which are named by dotted keys."""
+    settings = copy.deepcopy(settings)
+    for name in names:
+        *sections, key = name.split(".")
+        part = settings
+        for section in sections:
+            part = part.get(section) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.pop(key, None)
+    return settings

@@ -60,8 +60,10 @@ def test_arguments_that_cannot_work_are_refused(tmp_path):
         open_frames(str(tmp_path / "empty"), 3, 32)
     with pytest.raises(ValueError, match="is neither a folder, nor an image"):
         open_frames(str(tmp_path / "missing.mp4"), 3, 32)
-    with pytest.raises(ValueError, match="image files have 1 or 3 channels, the model has 4"):
-        open_frames(str(tmp_path), 4, 32)
+    with write_video(tmp_path / "video.mp4", 10) as append:
+        append(Image.new("RGB", (64, 48)))
+    with pytest.raises(ValueError, match="videos have 3 channels, but the model takes 4"):
+        open_frames(str(tmp_path / "video.mp4"), 4, 32)
     with pytest.raises(ValueError, match="unknown on_error 'ask'"):
         open_frames(str(tmp_path), 3, 32, on_error="ask")
 

@@ -1,18 +1,22 @@
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
-from photographs import save_variants
+from photographs import open_photograph, save_variants
 from PIL import Image
 from processes import run_python
 from tiny_models import tiny_config
 from torchvision import transforms
+from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
 from modeling_dino import DinoImageProcessor, DinoModel
-from modeling_dino.data.evaluation_transform import ImageTransform
+from modeling_dino.data.decoding import read_image
+from modeling_dino.data.evaluation_transform import ImageTransform, resized_to
 from modeling_dino.hub.loading import load_image_processor
+from modeling_dino.image_processing_dino import image_processor_config
 
 
 TRANSPARENT = ("rgba.png", "palette-transparent.gif")
@@ -188,3 +192,123 @@ def test_a_processor_that_is_there_is_kept_if_it_fits(tmp_path):
     file.write_text("{")
     model.save_pretrained(tmp_path)
     assert json.loads(file.read_text())["crop_size"]["height"] == 32
+
+
+def forms_of(picture: Image.Image) -> dict[str, Image.Image | np.ndarray | torch.Tensor]:
+    """A picture as it comes to a processor: by Pillow, as an array (H, W, C) and as a tensor (C, H, W)."""
+    values = np.array(picture)
+    layers = values[..., None] if values.ndim == 2 else values
+    return {
+        "pillow": picture,
+        "array": values,
+        "channels first": np.moveaxis(layers, 2, 0),
+        "tensor": torch.from_numpy(np.moveaxis(layers, 2, 0).copy()),
+    }
+
+
+def colours(mode: str = "RGBA") -> Image.Image:
+    """Noise with every transparency."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 50, 4), np.uint8), "RGBA").convert(mode)
+
+
+def processor_of(num_channels: int, **values) -> DinoImageProcessor:
+    transform = image_processor_config(tiny_config(num_channels=num_channels))
+    return DinoImageProcessor(**{**transform, **values})
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "1"])
+def test_a_picture_is_the_same_however_it_comes(mode, num_channels):
+    """As its file: transparency is dropped, grey and colours become what the model takes."""
+    processor = processor_of(num_channels)
+    picture = colours(mode)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    expected = processor(read_image(file.getvalue(), num_channels)[0], return_tensors="pt")["pixel_values"]
+    assert expected.shape == (1, num_channels, 32, 32)
+    for name, form in forms_of(picture).items():
+        assert torch.equal(processor(form, return_tensors="pt")["pixel_values"], expected), name
+    for do_normalize in (True, False):
+        both = [
+            processor(form, do_normalize=do_normalize)["pixel_values"] for form in (list(forms_of(picture).values()))
+        ]
+        assert all(np.array_equal(one, both[0]) for one in both)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_palettes_and_inks_are_converted_as_in_files(num_channels):
+    processor = processor_of(num_channels)
+    palette = colours("RGB").quantize(64)
+    palette.info["transparency"] = 3
+    for picture in (palette, colours("RGB").convert("CMYK"), colours("RGB").convert("YCbCr")):
+        expected = processor(picture.convert("RGB" if num_channels == 3 else "L"))["pixel_values"]
+        assert np.array_equal(processor(picture)["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_values_of_more_bits_are_the_same_however_they_come(dtype, mode, num_channels):
+    values = np.random.default_rng(0).integers(0, 60000, (41, 50)).astype(dtype)
+    picture = Image.fromarray(values)
+    assert picture.mode == mode
+    eight = processor_of(num_channels)(values.clip(0, 255).astype(np.uint8))["pixel_values"]
+    wide = processor_of(num_channels, rescale_factor=1 / 65535)
+    expected = wide(picture)["pixel_values"]
+    for form in forms_of(picture).values():
+        assert np.array_equal(processor_of(num_channels)(form)["pixel_values"], eight)  # clipped, as the original does
+        assert np.array_equal(wide(form)["pixel_values"], expected)
+    mean = np.mean(expected) * 0.2257 + 0.449
+    assert abs(mean - values.mean() / 65535) < 0.02
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_eight_bits_sixteen_bits_and_floating_point_of_one_picture_agree(num_channels):
+    """Each by the range that is stated for it, within a grey level: only 8 bits are rounded in between."""
+    picture = np.array(open_photograph("coffee.png").resize((81, 60)))
+    level = 1 / 255 / min(STD)
+    eight = processor_of(num_channels)(picture)["pixel_values"][0]
+    sixteen = processor_of(num_channels, rescale_factor=1 / 65535)(picture.astype(np.uint16) * 257)["pixel_values"][0]
+    assert np.abs(eight - sixteen).max() < 1.5 * level
+    for form in (picture / 255, (picture / 255).astype(np.float32), torch.from_numpy(picture / 255).permute(2, 0, 1)):
+        floats = processor_of(num_channels, rescale_factor=1)(form)["pixel_values"][0]
+        np.testing.assert_allclose(floats, sixteen, atol=1e-4)
+        unscaled = processor_of(num_channels)(form, do_rescale=False)["pixel_values"][0]
+        np.testing.assert_allclose(unscaled, sixteen, atol=1e-4)
+        with pytest.raises(ValueError, match=r"floating point from 0 to 1, but rescale_factor=0.00392157"):
+            processor_of(num_channels)(form)
+
+
+def test_channels_that_do_not_fit_are_refused_with_both_numbers():
+    five = np.zeros((41, 50, 5), np.uint8)
+    with pytest.raises(ValueError, match="5 channels, but the model takes 3"):
+        processor_of(3)(five, input_data_format="channels_last")
+    with pytest.raises(ValueError, match=r"an array of shape \(41, 50, 5\), but the model takes 3 channels"):
+        processor_of(3)(five)
+    with pytest.raises(ValueError, match="3 channels, but the model takes 5"):
+        processor_of(5)(colours("RGB"))
+    assert processor_of(5)(five)["pixel_values"][0].shape == (5, 32, 32)
+    assert processor_of(4)(colours())["pixel_values"][0].shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize("resize", ["crop", "square", "whole"])
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_floating_point_is_resized_as_eight_bits_within_a_grey_level(resize, image_size):
+    eight = resized_to(processor_of(3), resize, image_size)
+    wide = resized_to(processor_of(3, rescale_factor=1 / 65535), resize, image_size)
+    pictures = [open_photograph(name).resize((133, 101)) for name in ("coffee.png", "astronaut.png", "rocket.jpg")]
+    for picture in [*pictures, colours("RGB"), colours("RGB").point(lambda value: 255 * (value > 127))]:
+        expected = eight.crop(picture).float()
+        values = np.array(picture).astype(np.uint16) * 257
+        floats = torch.tensor(wide(values, do_normalize=False)["pixel_values"][0]) * 255
+        assert (floats.round() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("sides", [(41, 77), (60, 33), (90, 120)])
+def test_floating_point_is_resized_as_by_torchvision(sides):
+    """Of values that no filter clips."""
+    values = np.random.default_rng(0).normal(0.5, 0.05, (*sides, 7)).astype(np.float32)
+    processor = processor_of(7, rescale_factor=1, do_center_crop=False)
+    found = torch.tensor(processor(values, do_normalize=False)["pixel_values"][0])
+    tensor = torch.from_numpy(values).permute(2, 0, 1)
+    expected = v2.functional.resize(tensor, [36], v2.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)

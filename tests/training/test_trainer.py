@@ -357,7 +357,7 @@ def test_a_collapse_is_named_within_a_hundred_steps(tmp_path, caplog, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "names"), [(1.0, "collapsed|explodes"), (30.0, "is nan at step")])
+@pytest.mark.parametrize(("rate", "names"), [(1.0, "collapsed|explodes"), (30.0, "is (nan|inf) at step")])
 def test_a_run_that_explodes_is_named_or_stopped(tmp_path, caplog, rate, names):
     model = tiny_model(norm_last_layer=False)
     options = {"learning_rate": rate, "final_learning_rate": rate, "max_grad_norm": 0, "warmup_epochs": 0}
@@ -410,6 +410,67 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     trainer.model.student.head.last_layer.weight_v.data[0, 0] = math.inf
     with pytest.raises(FloatingPointError, match="no step was saved"):
         trainer.train()
+
+
+def poison_gradient(network, *_):
+    network.student.head.last_layer.weight_v.grad.view(-1)[0] = math.nan
+
+
+def poison_weights(network, *_):
+    """As a far too long update does: weights that are finite, and too great to compute a loss with."""
+    with torch.no_grad():
+        network.student.head.mlp[0].weight.fill_(1e38)
+
+
+@pytest.mark.parametrize(
+    ("event", "poison", "names", "good", "aside"),
+    [
+        ("on_step_end", poison_weights, "the loss is (nan|inf) at step 4", 3, [4]),
+        ("backward", poison_gradient, "the norm of the gradient is nan at step 4", 4, []),
+    ],
+)
+def test_a_broken_update_is_not_in_the_checkpoint_that_is_named(tmp_path, event, poison, names, good, aside):
+    """Nor is it applied, where it can be told before; what has it is set aside, and not gone on from."""
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if (event, state.global_step) == ("on_step_end", 4):
+                poison(model)
+
+    class Poisoned(DinoTrainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            if (event, self.state.global_step) == ("backward", 4):
+                poison(self.model)
+            return loss
+
+    options = {"save_strategy": "steps", "save_steps": 1, "max_grad_norm": 0}
+    trainer = Poisoned(tiny_model(), arguments(tmp_path, **options), train_dataset=RandomCrops(), callbacks=[Poison()])
+    with pytest.raises(FloatingPointError, match=rf"{names}: .*last good checkpoint is .*checkpoint-{good}$"):
+        trainer.train()
+    assert sorted(tmp_path.glob("set-aside-*")) == [tmp_path / f"set-aside-checkpoint-{step}" for step in aside]
+    if event == "backward":
+        assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    resumed, whole = trainer_of(tmp_path, **options), trainer_of(tmp_path / "whole", **options)
+    resumed.train(resume_from_checkpoint=True)
+    whole.train()
+    assert_same_weights(resumed.model, whole.model)
+
+
+def test_a_bad_batch_ends_the_run_before_its_update(tmp_path):
+    class BadBatch(RandomCrops):
+        def __getitem__(self, index: int) -> dict:
+            item = super().__getitem__(index)
+            if self.epoch == 1 and index == 7:
+                item["pixel_values"][0][0, 0, 0] = math.nan
+            return item
+
+    trainer = trainer_of(tmp_path, data=BadBatch(), save_strategy="steps", save_steps=1)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step [4-7]: ") as raised:
+        trainer.train()
+    step = int(re.search(r"at step (\d)", str(raised.value))[1])
+    assert str(raised.value).endswith(f"checkpoint-{step - 1}")
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
 
 
 @pytest.mark.parametrize(
