@@ -18,11 +18,11 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from modeling_dino.checkpoint_files import (
     follow_umask,
     open_safetensors,
-    printable,
     read_mapping,
     weight_map_of_index,
 )
 from modeling_dino.image_processing_dino import save_image_transform
+from modeling_dino.runtime.printing import printable
 from modeling_dino.runtime.whole_files import whole_output
 
 
@@ -168,8 +168,6 @@ def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = Fal
 
 
 def first_names(names: Iterable[str], number: int = 3) -> str:
-    """Lists the first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(map(printable, names[:number])) + (
-        f" and {len(names) - number} more" if len(names) > number else ""
-    )
+    """Lists the first few names, and how many more there are, in one line that a terminal shows as it is."""
+    names = [printable(str(name).replace("\n", "\\n")) for name in names]
+    return ", ".join(names[:number]) + (f" and {len(names) - number} more" if len(names) > number else "")

@@ -26,12 +26,17 @@ class CheckpointFormat:
     not_dinos: tuple[str, ...] = ()  # beginnings of the names of tensors that a DINO does not have
     carried: tuple[str, ...] = ()  # what a file has beside its networks that a conversion makes use of
     head_types: tuple[str, ...] = ()  # the projection heads that it can hold
+    classifiers: dict[bool, str] = {}  # beginning of a classifier's names, by whether the backbone has patch tokens
     has_patch_tokens: bool | None = None  # whether its backbones have patch tokens; None: some have, some have not
     fixed: dict = {}  # options of `DinoConfig` that the library's code fixes, and no file tells
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Returns whether a checkpoint is of this format."""
         raise NotImplementedError
+
+    def ambiguities(self, checkpoint: Checkpoint, config: DinoConfig) -> list[str]:
+        """Returns a line if a checkpoint may be of another format, whose library computes otherwise."""
+        return []
 
     def network_of(self, checkpoint: Checkpoint, which: str) -> StateDict:
         """Returns the tensors of teacher or student, where a checkpoint has both; else those of its only network."""
@@ -86,8 +91,10 @@ class CheckpointFormat:
 
         Raises ValueError if it is not a whole DINO, or if the number of its attention heads cannot be told.
         """
-        theirs = self.tensors_of(checkpoint, which)
         network = self.network_of(checkpoint, which)
+        if not is_state_dict(network):
+            raise ValueError(f"{checkpoint.source} is not of the format of {self.library}: it is no state dict")
+        theirs = self.tensors_of(checkpoint, which)
         left_out = [name for name in network if name.removeprefix(self.prefix) not in theirs]
         if not is_state_dict(checkpoint.contents):
             left_out += [name for name in checkpoint.contents if name not in (which, *self.carried)]
@@ -99,12 +106,27 @@ class CheckpointFormat:
         check_state_dict(config, state_dict)
         return config, state_dict
 
-    def from_dino(self, config: DinoConfig, state_dict: StateDict, image_transform: dict | None = None) -> Checkpoint:
+    def add_classifier(self, packed: Checkpoint, config: DinoConfig):
+        """Says in a packed checkpoint which classes the classifier among its tensors has."""
+
+    def holds_classifier(self, config: DinoConfig) -> bool:
+        """Returns whether the library's models classify by the feature that a classifier of ours does."""
+        is_plain = (config.classifier_features, config.classifier_last_blocks) == ("cls", 1)
+        return is_plain and backbone_class(config).has_patch_tokens in self.classifiers
+
+    def from_dino(
+        self,
+        config: DinoConfig,
+        state_dict: StateDict,
+        image_transform: dict | None = None,
+        classifier: StateDict | None = None,
+    ) -> Checkpoint:
         """
         Converts a DINO into a checkpoint of this format, with notes on what the format cannot hold.
 
         Args:
             image_transform: what images went through, as in `preprocessor_config.json`; by default the original's.
+            classifier: `classifier.weight` and `classifier.bias`, if there is one.
 
         Raises:
             ValueError: if the format cannot hold the backbone.
@@ -121,7 +143,15 @@ class CheckpointFormat:
                 notes.append(f"{option} is {ours!r}, but {self.library} computes with {value!r}")
                 if option == "position_interpolation":
                     notes[-1] += f": features of images that are not {config.image_size} px differ a little"
-        packed = self.pack(config, self.to_their_names(state_dict))
+        tensors = self.to_their_names(state_dict)
+        if classifier and self.holds_classifier(config):
+            beginning = self.classifiers[has_patch_tokens]
+            tensors |= {name.replace("classifier.", beginning): tensor for name, tensor in classifier.items()}
+        elif classifier:
+            notes.append(f"left out: the classifier of {config.num_labels} classes, which {self.library} cannot hold")
+        packed = self.pack(config, tensors)
+        if classifier and self.holds_classifier(config):
+            self.add_classifier(packed, config)
         notes += self.add_image_transform(packed, image_transform or image_processor_config(config), config)
         return replace(packed, notes=notes)
 

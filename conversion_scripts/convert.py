@@ -36,20 +36,21 @@ def convert(options: ConvertOptions) -> ConversionSummary:
     """
     output, num_heads = Path(options.output), options.num_heads
     check_is_free(output)
-    conversion = to_dino(options.source, "teacher" if options.which == "both" else options.which, num_heads)
+    which = "teacher" if options.which == "both" else options.which
+    conversion = to_dino(options.source, which, num_heads, options.from_format)
     if options.which == "both":
         notes = write_both_networks(conversion, output, num_heads)
     elif options.to == "dino":
         notes = write_dino(conversion, output)
     else:
         checkpoint = FORMATS[options.to].from_dino(
-            conversion.config, conversion.state_dict, conversion.image_transform
+            conversion.config, conversion.state_dict, conversion.image_transform, conversion.classifier
         )
         write_checkpoint(checkpoint, output)
         notes = checkpoint.notes
     lines = [str(conversion), *conversion.checkpoint.notes, *notes, f"wrote {options.output}"]
     if options.verify:
-        lines.append(verify(conversion, output, num_heads))
+        lines.append(verify(conversion, output, options.to, num_heads))
     return ConversionSummary(tuple(lines))
 
 
@@ -59,7 +60,8 @@ def write_dino(conversion: Conversion, output: Path) -> list[str]:
     center = state.pop("center", None)
     carried = [CENTER_NAME] * (center is not None) + ["training.json"] * bool(state)
     with whole_output(output) as partial:
-        conversion.build_model().save_pretrained(partial)
+        model = conversion.build_classifier() if conversion.classifier else conversion.build_model()
+        model.save_pretrained(partial)
         if center is not None:
             save_tensors({"center": center}, partial / CENTER_NAME)
         if state:
@@ -90,7 +92,7 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
 
 
 @torch.no_grad()
-def verify(conversion: Conversion, output: Path, num_heads: int | None) -> str:
+def verify(conversion: Conversion, output: Path, to: str, num_heads: int | None) -> str:
     """
     Compares the features of the source, by its own library, with those of what was written. Raises ValueError if they
     are not finite.
@@ -103,7 +105,8 @@ def verify(conversion: Conversion, output: Path, num_heads: int | None) -> str:
         return f"not verified: {error}"
     by = f"by {conversion.format}" if reference else "as converted, since its format has no library"
     reference = reference or conversion.build_model()
-    result = to_dino(str(output), num_heads=num_heads or config.num_attention_heads).build_model()
+    written = {"num_heads": num_heads or config.num_attention_heads, "from_format": None if to == "dino" else to}
+    result = to_dino(str(output), **written).build_model()
     images = torch.randn(2, config.num_channels, config.image_size, config.image_size, dtype=conversion.dtype)
     expected = reference(images)
     expected = (expected if isinstance(expected, torch.Tensor) else expected.pooler_output).float()

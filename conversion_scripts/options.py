@@ -22,6 +22,7 @@ class ConvertOptions:
     source: str = option("File, folder or hub id of any DINO; its format is recognised.", argument=True)
     output: str = option("Folder, or file for original, lesson and torchvision; must not exist.", argument=True)
     to: str = option("dino, original, timm, transformers, torchvision or lesson (a course's own small DINO).", "dino")
+    from_format: str | None = option("Format of the source, where several have the same names.", None, flag="--from")
     which: str = option("Network of a full checkpoint: teacher, student, or both for pretraining to go on.", "teacher")
     num_heads: int | None = option("Attention heads, if not width / 64.", None)
     verify: bool = option("Compare outputs with the source's library.", False)
@@ -29,6 +30,8 @@ class ConvertOptions:
     def __post_init__(self):
         if self.to not in TARGETS:
             raise ValueError(f"unknown format {self.to!r}: allowed are {', '.join(TARGETS)}")
+        if self.from_format is not None and self.from_format not in FORMATS:
+            raise ValueError(f"unknown format {self.from_format!r}: allowed are {', '.join(sorted(FORMATS))}")
         if self.which == "both" and self.to != "dino":
             raise ValueError(f"only the format dino holds student and teacher: choose one of them for {self.to}")
         if self.num_heads is not None and self.num_heads < 1:

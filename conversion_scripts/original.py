@@ -46,6 +46,15 @@ class Original(CheckpointFormat):
             name.endswith(("patch_embed.proj.weight", "backbone.conv1.weight")) for name in checkpoint.contents
         )
 
+    def ambiguities(self, checkpoint: Checkpoint, config: DinoConfig) -> list[str]:
+        """timm's ViTs without a classifier have the names of the original's bare backbones."""
+        if "patch_embed.proj.weight" not in checkpoint.contents:
+            return []
+        return [
+            "taken for the original's, but timm's models without a classifier have the same names: pass --from timm if"
+            f" it is one of them, which differ a little on images that are not {config.image_size} px"
+        ]
+
     def network_of(self, checkpoint: Checkpoint, which: str) -> StateDict:
         networks = networks_of_run(checkpoint)
         if networks and which not in networks:

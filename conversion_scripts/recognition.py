@@ -2,7 +2,7 @@
 """Recognises the format of a checkpoint, and reads it as a model of ours."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,7 +17,7 @@ from conversion_scripts.transformers_vit import TransformersViT
 from modeling_dino.checkpoint_files import NETWORKS, check_finite, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.image_processing_dino import read_image_transform
-from modeling_dino.modeling_dino import DinoModel, backbone_class
+from modeling_dino.modeling_dino import DinoForImageClassification, DinoModel, backbone_class, without_head
 
 
 # in the order in which they are tried: those known by a folder's configuration or by names of their own come first
@@ -38,6 +38,7 @@ class Conversion:
     format: str
     config: DinoConfig
     state_dict: StateDict
+    classifier: StateDict = field(default_factory=dict)  # of a `DinoForImageClassification`: `classifier.weight`, …
     image_transform: dict | None = None  # as in `preprocessor_config.json`; None if the source has none
 
     @property
@@ -51,12 +52,22 @@ class Conversion:
         model.image_transform = self.image_transform
         return model.eval()
 
+    def build_classifier(self) -> DinoForImageClassification:
+        """Builds the model with its classifier."""
+        state_dict = {**self.state_dict, **self.classifier}
+        model = DinoForImageClassification.from_pretrained(
+            None, config=self.config, state_dict=state_dict, dtype=self.dtype
+        )
+        model.image_transform = self.image_transform
+        return model.eval()
+
     def __str__(self) -> str:
         size = f"{self.config.backbone}, {self.config.hidden_size} wide"
         has_patches = backbone_class(self.config).has_patch_tokens
         patch = f", patch {self.config.patch_size}" if has_patches else ""
         head = "no head" if self.config.head_type is None else f"{self.config.head_type} head"
-        return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}"
+        classifier = f", classifier of {self.config.num_labels} classes" if self.classifier else ""
+        return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}{classifier}"
 
 
 def recognise(checkpoint: Checkpoint) -> str:
@@ -73,7 +84,9 @@ def recognise(checkpoint: Checkpoint) -> str:
     raise ValueError(f"{checkpoint.source} is not a DINO of any known format; its first keys are {names}")
 
 
-def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, **location) -> Conversion:
+def to_dino(
+    source: str, which: str = "teacher", num_heads: int | None = None, from_format: str | None = None, **location
+) -> Conversion:
     """
     Reads a checkpoint of any format.
 
@@ -81,6 +94,7 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
         source: file, folder, or id on the hub.
         which: `"teacher"` or `"student"` of a full checkpoint.
         num_heads: attention heads, where neither the width (64 a head) nor a configuration tells.
+        from_format: a name in `FORMATS`; by default the format is recognised.
         location: `revision`, `token`, `cache_dir`, … for the hub.
 
     Raises:
@@ -90,25 +104,40 @@ def to_dino(source: str, which: str = "teacher", num_heads: int | None = None, *
     if which not in NETWORKS:
         raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
     checkpoint = read_checkpoint(source, **location)
-    name = recognise(checkpoint)
+    name = from_format or recognise(checkpoint)
+    classifier: StateDict = {}
     if name == "dino":
-        config, state_dict = own_network(checkpoint, which)
+        config, state_dict, classifier = own_network(checkpoint, which)
     else:
         config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
         config.weights_source = weights_source(checkpoint, name, which)
-    check_finite(state_dict, source)
+        if from_format is None:
+            checkpoint.notes += FORMATS[name].ambiguities(checkpoint, config)
+    check_finite({**state_dict, **classifier}, source)
     has_place = checkpoint.config is not None  # for an image transform; a file has none
     transform = read_image_transform(source, config.num_channels, **location) if has_place else None
-    return Conversion(checkpoint, name, config, state_dict, transform)
+    return Conversion(checkpoint, name, config, state_dict, classifier, transform)
 
 
-def own_network(checkpoint: Checkpoint, which: str) -> tuple[DinoConfig, StateDict]:
-    """Returns configuration and tensors of a folder of ours; raises ValueError if they do not belong together."""
+def own_network(checkpoint: Checkpoint, which: str) -> tuple[DinoConfig, StateDict, StateDict]:
+    """
+    Returns configuration, tensors, and those of a classifier, of a folder of ours. Raises ValueError if they do not
+    belong together.
+    """
     config, contents = DinoConfig.from_dict(checkpoint.config), checkpoint.contents
     prefix = network_prefix(list(contents), None) and f"{which}."  # there are two networks after pretraining
-    state_dict = {name.removeprefix(prefix): tensor for name, tensor in contents.items() if name.startswith(prefix)}
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in contents.items() if name.startswith(prefix)}
+    is_backbone = not any(name.startswith("head.") for name in tensors)
+    config = without_head(config) if is_backbone else config
+    classifier = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+    state_dict = {name: tensor for name, tensor in tensors.items() if name not in classifier}
     check_state_dict(config, state_dict)
-    return config, state_dict
+    if classifier:
+        expected = {"classifier.weight": (config.num_labels, config.classifier_width)}
+        expected["classifier.bias"] = expected["classifier.weight"][:1]
+        if {name: tuple(tensor.shape) for name, tensor in classifier.items()} != expected:
+            raise ValueError(f"the classifier is not that of {config.num_labels} classes, as the configuration says")
+    return config, state_dict, classifier
 
 
 def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:

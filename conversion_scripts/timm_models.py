@@ -37,12 +37,13 @@ class TimmModels(CheckpointFormat):
     origin = "timm's"
     keys = KEYS
     not_dinos = ("head.weight", "head.bias", "fc.weight", "fc.bias")
+    classifiers = {True: "head.", False: "fc."}
     fixed = {"position_interpolation": "antialias", "layer_norm_eps": 1e-6}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Goes by a folder's configuration, or a ViT's classifier, which bare state dicts of the original lack."""
         if checkpoint.config is not None:
-            return "architecture" in checkpoint.config
+            return not {"architecture", "pretrained_cfg"}.isdisjoint(checkpoint.config)
         contents = checkpoint.contents
         return is_state_dict(contents) and {"patch_embed.proj.weight", "head.weight"} <= set(contents)
 
@@ -69,6 +70,13 @@ class TimmModels(CheckpointFormat):
         pretrained_cfg |= to_timm(image_processor_config(config), config.num_channels)
         settings = {"architecture": architecture, "num_classes": 0, "num_features": config.hidden_size}
         return Checkpoint(tensors, {**settings, "model_args": model_args, "pretrained_cfg": pretrained_cfg})
+
+    def add_classifier(self, packed: Checkpoint, config: DinoConfig):
+        for place in (packed.config, packed.config["model_args"], packed.config["pretrained_cfg"]):
+            place["num_classes"] = config.num_labels
+        packed.config["label_names"] = [config.id2label[i] for i in sorted(config.id2label)]
+        is_vit = backbone_class(config).has_patch_tokens
+        packed.config["pretrained_cfg"]["classifier"] = self.classifiers[is_vit].removesuffix(".")
 
     def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State dicts of torchvision's ResNets, with or without `fc`; the published DINO ResNet-50 backbone is one.
 
-torchvision's models take what is written once their `fc` is an `Identity`.
+torchvision's models take what is written, without a classifier once their `fc` is an `Identity`.
 """
 
 import torch
@@ -19,6 +19,7 @@ class TorchvisionResNets(CheckpointFormat):
     origin = "torchvision's ResNet"
     keys = KEYS
     not_dinos = ("fc.weight", "fc.bias")
+    classifiers = {False: "fc."}
     has_patch_tokens = False
 
     def matches(self, checkpoint: Checkpoint) -> bool:

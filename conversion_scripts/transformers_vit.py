@@ -49,15 +49,20 @@ class TransformersViT(CheckpointFormat):
     keys = KEYS
     prefix = "vit."
     not_dinos = ("pooler.", "classifier.")
+    classifiers = {True: "classifier."}
     has_patch_tokens = True
     fixed = {"position_interpolation": "size"}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        return checkpoint.config is not None and checkpoint.config.get("model_type") == "vit"
+        """Goes by a folder's configuration, unless the tensors are timm's."""
+        is_vit = checkpoint.config is not None and checkpoint.config.get("model_type") == "vit"
+        return is_vit and "patch_embed.proj.weight" not in checkpoint.contents
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         from transformers import ViTConfig
 
+        if checkpoint.config is None:
+            raise ValueError(f"{checkpoint.source} is not of the format of {self.library}: it is no folder")
         theirs = ViTConfig.from_dict(checkpoint.config)
         if theirs.hidden_act != "gelu":
             raise ValueError(f"hidden_act is {theirs.hidden_act!r}, but DINO's ViTs have 'gelu'")
@@ -88,6 +93,13 @@ class TransformersViT(CheckpointFormat):
             **{name: getattr(config, name) for name in (*SIZES, *SETTINGS)},
         )
         return Checkpoint(tensors, theirs.to_diff_dict())
+
+    def add_classifier(self, packed: Checkpoint, config: DinoConfig):
+        """Names the class, whose backbone is called `vit`, and the labels."""
+        packed.config["architectures"] = ["ViTForImageClassification"]
+        packed.config |= {"id2label": config.id2label, "label2id": config.label2id}
+        tensors = packed.contents
+        packed.contents = {n if n.startswith("classifier.") else f"vit.{n}": tensor for n, tensor in tensors.items()}
 
     def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
         packed.image_transform = transform

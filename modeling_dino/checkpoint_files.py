@@ -42,11 +42,6 @@ SIZED_BY = (
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def printable(text: object) -> str:
-    """Returns a text of unknown origin in one line that says what it is: without escapes and marks of direction."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
-
-
 def is_foreign(config_dict: dict) -> bool:
     """Returns whether a `config.json` belongs to a model of another library that we convert: transformers' ViT, or
     timm's."""
@@ -98,7 +93,7 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
         other = ours.keys() ^ theirs.keys()
         if ours and theirs and other and value not in allowed:
             part = min(other)
-            have = f"lack {ours[part]}" if part in ours else f"have {theirs[part]}"
+            have = f"lack {ours[part]}" if part in ours else f"have {theirs[part]!r}"
             raise DisagreementError(
                 f"the configuration has {value}={getattr(config, value)!r}, but the weights {have}: one of the two is "
                 "another model's"
@@ -110,7 +105,7 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
         pairs = zip(shapes[name], must_be, values_of.get(name, ()))
         values = [value for found, size, value in pairs if found != size and value]
         by = f", since the configuration has {values[0]}={getattr(config, values[0])!r}" if values else ""
-        raise DisagreementError(f"{printable(name)} is {shapes[name]}, but must be {must_be}{by}")
+        raise DisagreementError(f"{name} is {shapes[name]}, but must be {must_be}{by}")
 
 
 def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike):
@@ -119,7 +114,7 @@ def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike):
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             low, high = torch.aminmax(tensor)  # NaN if any number is
             if not (low > -float("inf") and high < float("inf")):
-                raise ValueError(f"{source}: {printable(name)} has weights that are infinite or not numbers")
+                raise ValueError(f"{source}: {name} has weights that are infinite or not numbers")
 
 
 def network_prefix(keys: list[str], which: str | None) -> str:

@@ -9,6 +9,7 @@ The name of the backbone fixes its sizes; each of them can be overridden.
 import difflib
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -41,6 +42,28 @@ POSITION_INTERPOLATIONS = ("dino", "size", "antialias")
 RESNET_STEMS = ("auto", "imagenet", "cifar")
 CIFAR_STEM_MAX_IMAGE_SIZE = 64
 CLASSIFIER_FEATURES = ("cls", "cls_patch_mean")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# the largest values that are not a slip, or meant to take all memory: far above those of any published model
+LARGEST = {
+    "image_size": 2**14,
+    "num_channels": 2**12,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 256,
+    "mlp_ratio": 64,
+    "layer_norm_eps": 1,
+    "projection_dim": 2**24,
+    "head_hidden_dim": 2**17,
+    "head_bottleneck_dim": 2**17,
+    "head_num_layers": 64,
+}
+MAX_LABELS = 10**6
+MAX_NESTING = 20  # of lists and mappings in a file
+# what a file may set beside fields and attributes of its own; others are methods and settings of classes
+SETTABLE = ("model_type", "num_labels", "name_or_path", "output_attentions", "out_features", "out_indices")
+# what a file does not choose: the code that computes, which may come from the hub
+NOT_FROM_FILES = ("attn_implementation", "experts_implementation")
+QUANTIZERS = ("bitsandbytes", "torchao", "quanto")  # they compute with what is installed
 
 
 def canonical_backbone(name: str) -> str:
@@ -157,6 +180,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, depths=None, out_features=None, out_indices=None, **kwargs):
         self._refuse_misspelt(kwargs)
+        if kwargs.get("num_labels") is None:
+            kwargs.pop("num_labels", None)
+        self._validate_labels(kwargs.get("num_labels"))
+        self._validate_dtype(kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
         self.backbone = canonical_backbone(self.backbone)
         if self.backbone in VIT_SIZES:
             if depths is not None:
@@ -164,7 +191,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             self._default_to(VIT_SIZES[self.backbone])
         else:
             # An attribute of ResNets alone, so not a field: transformers takes its presence for a staged backbone.
-            self.depths = list(RESNET_DEPTHS[self.backbone] if depths is None else depths)
+            self.depths = self._checked_depths(RESNET_DEPTHS[self.backbone] if depths is None else depths)
             self._default_to((512 * self.resnet_expansion, len(self.depths), None))
         self.validate_values()  # before the inherited checks, which would fail less clearly
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
@@ -219,6 +246,32 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         else:
             self._validate_resnet()
 
+    def _validate_labels(self, num_labels: object):
+        """Raises ValueError for labels that are too many, or none; transformers would list their names first."""
+        is_number = isinstance(num_labels, int) and not isinstance(num_labels, bool)
+        if num_labels is not None and not (is_number and 1 <= num_labels <= MAX_LABELS):
+            raise ValueError(f"num_labels={num_labels!r} must be a whole number from 1 to {MAX_LABELS}")
+        for name, kind in (("id2label", "numbers to names"), ("label2id", "names to numbers")):
+            labels = getattr(self, name)
+            if labels is not None and not isinstance(labels, dict):
+                raise ValueError(f"{name} is a {type(labels).__name__}, but must be a mapping of {kind}")
+        for number, label in (self.id2label or {}).items():
+            if not str(number).isdecimal() or not isinstance(label, str):
+                raise ValueError(f"id2label has {number!r}: {label!r}, but must be a mapping of numbers to names")
+
+    def _validate_dtype(self, dtype: object):
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+
+    def _checked_depths(self, depths: object) -> list[int]:
+        is_list = isinstance(depths, (list, tuple)) and 1 <= len(depths) <= 8
+        if not is_list or any(
+            type(depth) is not int or not 1 <= depth <= LARGEST["num_hidden_layers"] for depth in depths
+        ):
+            raise ValueError(f"depths={depths!r} must be positive integers, one for each of at most 8 stages")
+        return list(depths)
+
     def _validate_choices(self):
         for name, allowed in (
             ("backbone", BACKBONES),
@@ -231,11 +284,14 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
 
     def _validate_ranges(self):
-        positive = ["image_size", "num_channels", "hidden_size", "num_hidden_layers", "projection_dim"]
-        positive += ["head_hidden_dim", "head_bottleneck_dim", "head_num_layers", "mlp_ratio", "layer_norm_eps"]
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name}={value} must be greater than 0")
+            if not value <= largest:  # NaN is not
+                raise ValueError(f"{name}={value} must be at most {largest}")
+        if self.hidden_size * self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} must be at least 1 / {self.hidden_size}, the hidden_size")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
@@ -257,8 +313,6 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"classifier_features={self.classifier_features!r} and classifier_last_blocks="
                 f"{self.classifier_last_blocks} must be 'cls' and 1 for {self.backbone}: its feature is its pool"
             )
-        if not self.depths or any(not isinstance(depth, int) or depth < 1 for depth in self.depths):
-            raise ValueError(f"depths={self.depths} must be positive integers, one a stage")
         if self.num_hidden_layers != len(self.depths):
             raise ValueError(
                 f"num_hidden_layers={self.num_hidden_layers} must be {len(self.depths)}, the stages in depths"
@@ -274,18 +328,48 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         ValueError if it is damaged, or the name is that of a file of weights.
         """
         refuse_weights_file(pretrained_model_name_or_path)
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        name = pretrained_model_name_or_path
+        try:
+            config_dict, kwargs = super().get_config_dict(name, **kwargs)
+        except (RecursionError, TypeError, AttributeError) as error:  # transformers expects a mapping
+            raise ValueError(f"the config.json in {str(name)!r} is damaged ({error})") from error
         if not config_dict:
-            raise OSError(f"no config.json in {str(pretrained_model_name_or_path)!r}: is a saved model there?")
+            raise OSError(f"no config.json in {str(name)!r}: is a saved model there?")
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"the config.json in {str(name)!r} is damaged: it is not a mapping")
         return config_dict, kwargs
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        [`~transformers.PreTrainedConfig.from_pretrained`]. Raises OSError if there is no configuration, and ValueError
+        if it is damaged, or that of another kind of model.
+        """
+        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls.from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Raises ValueError for the configuration of another kind of model."""
+        """
+        Makes a configuration of what a file holds, which chooses no code that computes: see `NOT_FROM_FILES`.
+
+        Raises ValueError for the configuration of another kind of model, and for what cannot be one.
+        """
+        for key, value in config_dict.items():
+            if nesting(value) > MAX_NESTING:
+                raise ValueError(f"config.json is damaged: {key!r} holds lists or mappings in too many others")
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"config.json is of a model of type {model_type!r}, not {cls.model_type!r}")
-        return super().from_dict(config_dict, **kwargs)
+        own = {key: value for key, value in config_dict.items() if key not in NOT_FROM_FILES and key[:1] != "_"}
+        allowed = {field.name for field in fields(cls)} | set(SETTABLE)
+        if wrong := [key for key in own if hasattr(cls, key) and key not in allowed]:
+            raise ValueError(f"config.json is damaged: {wrong[0]!r} is not a value that a configuration can have")
+        quantization = config_dict.get("quantization_config")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method is not None and method not in QUANTIZERS:
+            raise ValueError(f"weights quantized by {method!r} are not supported: only by {', '.join(QUANTIZERS)}")
+        return super().from_dict(own, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "DinoConfig":
@@ -318,6 +402,16 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         if name not in cls.presets():
             raise ValueError(f"unknown preset {name!r}: {_known_names(name, cls.presets())}")
         return json.loads((configuration_folder() / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def nesting(value: object) -> int:
+    """Returns how many lists and mappings lie in each other, at most one more than `MAX_NESTING`."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_NESTING:
+        level = [x for x in level if isinstance(x, (list, dict))]
+        depth += bool(level)
+        level = [part for x in level for part in (x.values() if isinstance(x, dict) else x)]
+    return depth
 
 
 def configuration_folder() -> Path:

@@ -1,12 +1,14 @@
 import inspect
 import json
+import math
 import re
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from tiny_models import tiny_config
 from transformers import AutoConfig
 
-from modeling_dino import DinoConfig
+from modeling_dino import DinoConfig, DinoModel
 
 
 @pytest.mark.parametrize("name", ["vit_small", "ViT-Small", "deit_small", "DeiT-small", "VIT_SMALL"])
@@ -160,3 +162,76 @@ def test_transformers_own_tests_find_the_year():
     """Without this line `test_can_init_all_missing_weights` of the common tests is skipped in silence."""
     with open(inspect.getfile(DinoConfig), encoding="utf-8") as file:
         assert int(re.search(r"^# Copyright (\d{4})", file.read(), re.MULTILINE)[1]) >= 2023
+
+
+# Configurations from outside
+
+
+DEEP = json.loads("[" * 300 + "]" * 300)
+
+
+def loaded(folder, **values) -> DinoConfig:
+    """A configuration that was saved, and then changed by somebody."""
+    tiny_config().save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return DinoConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers=100000 must be at most 256"),
+        ({"num_labels": 10**12}, "num_labels=1000000000000 must be a whole number from 1 to 1000000"),
+        ({"hidden_size": 2**40}, "hidden_size=1099511627776 must be at most 65536"),
+        ({"projection_dim": 10**12}, "projection_dim=1000000000000 must be at most"),
+        ({"head_num_layers": 10**6}, "head_num_layers=1000000 must be at most 64"),
+        ({"image_size": 10**12}, "image_size=1000000000000 must be at most 16384"),
+        ({"mlp_ratio": 1e300}, "mlp_ratio=1e\\+300 must be at most 64"),
+        ({"mlp_ratio": 1e-9}, "mlp_ratio=1e-09 must be at least 1 / 32"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio=nan must be at most"),
+        ({"backbone": "resnet18", "depths": [10**9] * 4}, "depths=.* must be positive integers"),
+        ({"backbone": "resnet18", "depths": [1] * 50}, "at most 8 stages"),
+        ({"backbone": "resnet18", "depths": 3}, "depths=3 must be positive integers"),
+        ({"dtype": "float33"}, "dtype='float33' is not one of float16, bfloat16, float32, float64"),
+        ({"dtype": "fields"}, "dtype='fields' is not one of"),
+        ({"dtype": "int8"}, "dtype='int8' is not one of"),
+        ({"torch_dtype": ["float32"]}, "dtype"),
+        ({"id2label": ["a", "b"]}, "id2label is a list, but must be a mapping of numbers to names"),
+        ({"id2label": {"a": "b"}}, "id2label has 'a': 'b'"),
+        ({"id2label": {"0": None}}, "id2label has '0': None"),
+        ({"label2id": "ab"}, "label2id is a str"),
+        ({"stage_names": ["stem"]}, "'stage_names' is not a value that a configuration can have"),
+        ({"to_dict": 1}, "'to_dict' is not a value"),
+        (
+            {"weights_source": DEEP},
+            "'weights_source' holds lists or mappings in too many",
+        ),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "weights quantized by 'mxfp4' are not supported"),
+        ({"quantization_config": "x"}, "weights quantized by 'x' are not supported"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_file_that_cannot_be_one(tmp_path, values, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message) as caught:
+        loaded(tmp_path, **values)
+    assert "\n" not in str(caught.value.__cause__ or caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "3", '"text"', "[1]", "[" * 100_000, '{"a":' * 5_000, "{", "", "\xff"], ids=repr
+)
+def test_a_file_that_is_damaged(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises((ValueError, OSError), match=r"config.json|config file") as caught:
+        DinoConfig.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_a_file_does_not_choose_the_kernel(tmp_path, key):
+    DinoModel(tiny_config()).save_pretrained(tmp_path)
+    loaded(tmp_path, **{key: "kernels-community/flash-attn"})
+    assert DinoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+    eager = DinoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
