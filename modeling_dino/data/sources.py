@@ -103,12 +103,16 @@ def _splits_of_folder(folder: str) -> dict[str, list[str]]:
 
 def _open_files(name: str, files: list[str], columns: TableOptions) -> ImageSource:
     """Opens files; raises ValueError if they are of several kinds."""
+    if all(Path(file).suffix.lower() in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) for file in files):
+        return ImageFiles(name, files)
+    for file in files:
+        is_other = os.path.exists(file) and not os.path.isfile(file)  # a pipe, say, which would be waited for
+        if is_other and (len(files) == 1 or not os.path.isdir(file)):
+            raise ValueError(f"{file} is no file of images, nor a list of them")
     if all(file.lower().endswith(TAR_SUFFIXES) for file in files):
         return ImageTars(files)
     if all(file.lower().endswith(".parquet") for file in files):
         return ParquetImages(name, files, columns)
-    if all(Path(file).suffix.lower() in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) for file in files):
-        return ImageFiles(name, files)
     if len(files) == 1:
         return images_of_list(files[0], columns)
     raise ValueError(f"{name} stands for files of several kinds, such as {files[0]} and {files[-1]}: name one kind")

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..runtime.extras import PilImage, require
 from ..runtime.marked_files import MARK, marked_file
+from .decoding import one_line
 
 
 logger = logging.get_logger(__name__)
@@ -60,14 +61,15 @@ class Video:
         """Opens the first stream of pictures."""
         av = require("av", "video")
         try:
-            with av.open(self.path) as container:
+            with av.open(os.path.abspath(self.path)) as container:  # a name alone may look like a URL to FFmpeg
                 if not container.streams.video:
-                    raise ValueError(f"cannot read {self.path}: there is no video in it")
+                    raise ValueError("there is no video in it")
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 yield stream
-        except av.FFmpegError as error:
-            raise ValueError(f"cannot read {self.path}: {error.strerror}") from error
+        except Exception as error:  # PyAV raises many kinds on damaged files
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise ValueError(f"cannot read {self.path}: {reason}") from error
 
 
 def is_video(path: str | os.PathLike) -> bool:

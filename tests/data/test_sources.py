@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import datasets
@@ -389,3 +390,10 @@ def test_what_a_data_set_of_the_hub_may_name(tmp_path, monkeypatch):
         f"{streamed}::http://localhost",
     ):
         assert isinstance(paths.content(path), Unreadable), path
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet", "a.csv", "a.txt", "a.mp4", "a"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=r"is no file of images, nor a list of them|is neither"):
+        open_source(str(tmp_path / name))

@@ -1,3 +1,4 @@
+import random
 import re
 import sys
 from fractions import Fraction
@@ -133,3 +134,42 @@ def test_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"av is not installed: run `pip install 'modeling-dino\[video\]'`"):
         Video("video.mp4")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("codec"), OverflowError("too large"), NotImplementedError(), MemoryError()]
+)
+def test_whatever_a_decoder_raises_names_the_video(tmp_path, error, monkeypatch):
+    with write_video(tmp_path / "a.mp4", 10) as append:
+        append(Image.new("RGB", (32, 32)))
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("av.open", fail)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.mp4: \w+"):
+        Video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["http:a.mp4", "concat:a.mp4", "file,,a.mp4"])
+def test_a_name_that_looks_like_a_url(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with write_video(tmp_path / name, 10) as append:
+        append(Image.new("RGB", (32, 32)))
+    assert len(list(Video(name))) == 1
+
+
+def test_damaged_videos_give_frames_or_a_reason(tmp_path):
+    with write_video(tmp_path / "whole.mp4", 10) as append:
+        for i in range(4):
+            append(Image.effect_noise((32, 32), 40 + 20 * i))
+    content, draw = (tmp_path / "whole.mp4").read_bytes(), random.Random(0)
+    for at in [draw.randrange(len(content)) for _ in range(60)]:
+        for damaged in (content[:at], content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]):
+            (tmp_path / "a.mp4").write_bytes(damaged)
+            try:
+                frames = list(Video(tmp_path / "a.mp4"))
+                assert frames
+            except ValueError as error:
+                assert "a.mp4" in str(error)
+                assert "\n" not in str(error)
