@@ -25,7 +25,9 @@ class PictureOptions:
     output: str = option("Folder to write to; it must be new or empty.")
     size: int = option("Shorter side of the resized image in pixels.", 480)
     fps: float | None = option("Make a video of the images, in their order, at so many frames a second.", None)
-    overwrite: bool = option("Write into a folder that is not empty, and replace files of the same names.", False)
+    overwrite: bool = option(
+        "Write into a folder that is not empty, and replace its own files of the same names.", False
+    )
     progress: bool = True
 
     def __post_init__(self):
