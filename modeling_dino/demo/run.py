@@ -75,6 +75,11 @@ class DemoFolder(RunFolder):
     def clear(self):
         """Keeps everything, which each step replaces if it may."""
 
+    def open(self, overwrite: bool):
+        """Makes the folder; one that is a demo's stays as it is."""
+        if not self.facts:
+            super().open(overwrite)
+
 
 def run_demo(options: DemoOptions) -> DemoSummary:
     """

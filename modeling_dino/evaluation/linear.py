@@ -25,10 +25,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..hub.evaluation_results import add_evaluation_results, check_results_file, record_evaluation_results
+from ..hub.evaluation_results import (
+    EVALUATION_RESULTS_NAME,
+    check_results_file,
+    record_evaluation_results,
+    write_evaluation_results,
+)
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
 from ..runtime.processes import processes
+from ..runtime.whole_files import whole_output
 from .evaluation_data import (
     EvaluationFeatures,
     EvaluationSummary,
@@ -384,10 +390,14 @@ def classifier_of(
 
 
 def save_classifier(accuracy: LinearAccuracy, model: str, output: str | os.PathLike, results: Sequence[dict]):
-    """Saves a model with the classifier of its features, its transform, and its results."""
+    """
+    Saves a model with the classifier of its features, its transform, and its results, all at once. Raises ValueError
+    if the output is taken.
+    """
     head, dino = accuracy.head, load_model(model)
     classifier = classifier_of(dino, accuracy.classes, head.features, head.last_blocks)
     classifier.classifier.load_state_dict({"weight": head.weight, "bias": head.bias})
-    classifier.save_pretrained(output)
-    load_image_processor(model, dino.config).save_pretrained(output)
-    add_evaluation_results(output, results)
+    with whole_output(Path(output)) as partial:
+        classifier.save_pretrained(partial)
+        load_image_processor(model, dino.config).save_pretrained(partial)
+        write_evaluation_results(partial / EVALUATION_RESULTS_NAME, results)

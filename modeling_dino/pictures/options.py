@@ -30,7 +30,9 @@ class PictureOptions:
         None,
     )
     fps: float | None = option("Make a video of the images, in their order, at so many frames a second.", None)
-    overwrite: bool = option("Write into a folder that is not empty, and replace files of the same names.", False)
+    overwrite: bool = option(
+        "Write into a folder that is not empty, and replace its own files of the same names.", False
+    )
     progress: bool = True
 
     def __post_init__(self):
