@@ -29,7 +29,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
-from ..runtime.processes import check_joined, reading_processes, started_processes
+from ..runtime.processes import reading_processes, started_processes
 from .optimization import parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
 from .training_data import SourceImages
