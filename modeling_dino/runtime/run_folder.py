@@ -71,18 +71,22 @@ class RunFolder:
         if not self.path.is_dir() or all(file.name == LOCK or is_partial(file) for file in self.path.iterdir()):
             return
         self.facts = self.read(self.path)
-        is_other = self.facts["settings"] != self.settings
-        if is_other and not overwrite and (self.is_complete or self.has_results()):
+        is_other = not self.goes_on_from(self.facts["settings"])
+        if is_other and not overwrite and (self.facts["complete"] or self.has_results()):
             difference = first_difference(self.facts["settings"], self.settings)
             raise ValueError(
                 f"{self.path} has {self.contents} of other settings, {difference}: choose another folder, or pass "
                 "--overwrite"
             )
 
+    def goes_on_from(self, settings: dict) -> bool:
+        """Returns whether this run goes on from what a run of these settings has left."""
+        return settings == self.settings
+
     @property
     def is_complete(self) -> bool:
-        """Whether the run that `check` found is complete."""
-        return self.facts.get("complete", False)
+        """Whether the run that `check` found is complete, and of the same settings."""
+        return self.facts.get("complete", False) and self.facts["settings"] == self.settings
 
     @contextmanager
     def opened(self, overwrite: bool) -> Iterator[None]:
@@ -123,7 +127,7 @@ class RunFolder:
     def open(self, overwrite: bool):
         """Makes the folder, or opens it to go on; removes what another run left, as `check` allowed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.facts and (overwrite or self.facts["settings"] != self.settings):
+        if self.facts and (overwrite or not self.goes_on_from(self.facts["settings"])):
             self.write(complete=False, settings={})  # of no run, until all that it left is gone
             self.clear()
         for file in self.path.iterdir():

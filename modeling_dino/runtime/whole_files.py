@@ -103,9 +103,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"another process writes to {folder}: wait until it ends, or choose another folder"
-        ) from None
+        raise ValueError(f"another process writes to {folder}: wait until it ends, or choose another folder") from None
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..checkpoint_files import read_tensors
+from ..checkpoint_files import check_finite, read_tensors
 from ..runtime.extras import require
 from ..runtime.json_files import read_json
 from ..runtime.whole_files import is_partial, whole_file
@@ -55,7 +55,7 @@ class WeightIndex(TypedDict):
 
 
 class CheckpointedTrainer(Trainer):
-    """[`~transformers.Trainer`] whose checkpoints are known to be whole, and which goes on from the last one that is."""
+    """[`~transformers.Trainer`] that knows which of its checkpoints are whole, and goes on from the last of these."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -79,6 +79,18 @@ class CheckpointedTrainer(Trainer):
         """Returns what [`checkpoint_to_resume`] finds in the output folder, the same in all processes."""
         found = [checkpoint_to_resume(self.args.output_dir) if self.is_world_process_zero() else None]
         return require("accelerate.utils").broadcast_object_list(found)[0]
+
+    def save_finite_model(self):
+        """Saves the model at the end of a run; raises FloatingPointError if the last update has broken it."""
+        try:
+            check_finite(self.model.state_dict(), "the end of the training")
+        except ValueError as error:
+            raise FloatingPointError(f"{error}: lower learning_rate") from None
+        self.save_model(self.args.output_dir)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # else the last checkpoint is that of the last step
+            super()._run_epoch(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
@@ -220,7 +232,7 @@ def set_aside(checkpoint: Path) -> Path:
 def is_finite(checkpoint: Path) -> bool:
     """Returns whether all weights are finite numbers."""
     try:
-        tensors = read_tensors(checkpoint, "").values()
-    except OSError:
+        check_finite(read_tensors(checkpoint, ""), checkpoint)
+    except (OSError, ValueError):
         return False
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+    return True

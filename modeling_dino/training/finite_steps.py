@@ -3,7 +3,6 @@
 
 import math
 
-from torch import nn
 from transformers import TrainerState, TrainingArguments
 
 from .checkpoints import checkpoints, last_good_checkpoint, set_aside, step_of
@@ -36,10 +35,3 @@ def check_finite_step(args: TrainingArguments, state: TrainerState, loss: float,
         good = last_good_checkpoint(args.output_dir, step + has_finite_loss) or "none: no step was saved"
         message = f"{message}{aside}. The last good checkpoint is {good}"
     raise FloatingPointError(message)
-
-
-def check_finite_weights(model: nn.Module, name: str):
-    """Raises FloatingPointError, with the first tensor that is not finite, if a model's weights are not."""
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise FloatingPointError(f"{name}: {key} has values that are not finite")

@@ -2,6 +2,7 @@
 """`dino pretrain`: pretraining by a recipe, on the images of a source, into a [`TrainingFolder`]."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,22 +14,25 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
+from ..checkpoint_files import check_finite
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
-from ..data.image_values import size_of
+from ..data.image_values import EIGHT_BITS, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
-from ..runtime.extras import require
-from ..runtime.processes import cores_of_process, reading_processes, started_processes
+from ..image_processing_dino import image_processor_config
+from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
+from .arguments import DinoTrainingArguments
 from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
 from .options import PretrainOptions
 from .recipes import Recipe, load_recipe
+from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer
-from .training_data import MultiCropDataset, SourceImages, UnreadableImage
-from .training_folder import CURVES, TrainingFolder, last_whole_checkpoint
+from .training_data import MultiCropDataset, SourceImages, UnreadableImage, gather_unreadable
+from .training_folder import CURVES, TrainingFolder, opened_together
 
 
 logger = logging.get_logger(__name__)
@@ -74,14 +78,17 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         FloatingPointError: if the loss is not finite.
     """
     source = open_source(options.data, image_column=options.image_column).indexed()
-    recipe = resolve_recipe(options, source)
+    given = load_recipe(options.recipe, options.overrides)
+    recipe = resolve_recipe(given, options, source)
     labelled = open_labelled(options.eval_knn or ())
-    set_seed(recipe.training.get("seed", 42))
+    set_seed(recipe.training.get("seed", DinoTrainingArguments.seed))
     model = make_model(recipe, options.from_model)
     check_crop_sizes(recipe, model)
-    folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model))
+    folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model), lengths_of(given))
     folder.check(options.overwrite)
     if folder.is_complete and not options.overwrite:
+        if not processes().is_main_process:
+            return None
         logger.warning(f"{folder.path} is complete: nothing is left to do")
         return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
 
@@ -95,9 +102,13 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         **({} if options.progress else {"disable_tqdm": True}),
         **without_half_precision(recipe),
     )
+    if args.process_index == 0:
+        say_what_another_length_means(folder, args, source.num_images, options.overwrite)
     channels = model.config.num_channels
-    images = SourceImages(source, channels)
-    dataset = MultiCropDataset(images, MultiCrop(recipe.crops, channels), args.seed, options.on_error)
+    rescale_factor = rescale_factor_of(model.image_transform)
+    images = SourceImages(source, channels, rescale_factor)
+    multi_crop = MultiCrop(recipe.crops, channels, *mean_and_std(model), rescale_factor)
+    dataset = MultiCropDataset(images, multi_crop, args.seed, options.on_error)
     trainer = DinoTrainer(
         model,
         args,
@@ -105,11 +116,9 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         evaluation=KnnEvaluation(labelled, num_workers) if labelled else None,
         evaluate_every=options.eval_every or max(1, round(args.num_train_epochs / EVALUATIONS)),
     )
-    if trainer.is_world_process_zero():
-        warn_of_small_images(images, recipe)
-        folder.open(options.overwrite)
-    trainer.accelerator.wait_for_everyone()
-    with folder.failed_writes_explained(), cores_left_to_workers(num_workers, world_size):
+    with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
+        if trainer.is_world_process_zero():
+            warn_of_small_images(images, recipe)
         results = train(trainer, folder.path)
         unreadable = gather_unreadable(dataset)
         if not trainer.is_world_process_zero():
@@ -119,12 +128,11 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
 
-def resolve_recipe(options: PretrainOptions, source: IndexedSource) -> Recipe:
+def resolve_recipe(recipe: Recipe, options: PretrainOptions, source: IndexedSource) -> Recipe:
     """
     Returns the recipe for these images, without `auto`. Raises ValueError if there are no images, or fewer than a
     batch.
     """
-    recipe = load_recipe(options.recipe, options.overrides)
     if not source.num_images:
         notes = (f"{name}: {note}" for name, note in source.notes.items())
         raise ValueError(next(notes, f"{options.data} has no images"))
@@ -150,16 +158,55 @@ def settings_of_run(
     return {"recipe": recipe.to_dict(), "data": data, "from": start}
 
 
+def lengths_of(given: Recipe) -> list[str]:
+    """Returns the settings of a run that say how long it is, or may follow from that, of a recipe with `auto`."""
+    derived = [key for key, value in given.flat().items() if value == "auto"]
+    return [f"recipe.{key}" for key in ("training.num_train_epochs", "training.max_steps", *derived)]
+
+
+def say_what_another_length_means(folder: TrainingFolder, args: DinoTrainingArguments, num_images: int, anew: bool):
+    """
+    Warns of what it does to the schedules if a run goes on with another length than it had. Raises ValueError if it
+    cannot.
+    """
+    steps_per_epoch = num_images // args.total_batch_size
+    total_steps = count_steps(args.max_steps, args.num_train_epochs, steps_per_epoch)
+    step = folder.step_of_other_length(total_steps, anew)
+    if step is None:
+        return
+    before = folder.facts["settings"]["recipe"]["training"]
+    epochs = before.get("num_train_epochs", DinoTrainingArguments.num_train_epochs)
+    total_before = count_steps(before.get("max_steps", -1), epochs, steps_per_epoch)
+    old, new = (Schedules(args, steps_per_epoch, total).rates(step) for total in (total_before, total_steps))
+    changes = [f"{name} {old[name]:.3g} -> {new[name]:.3g}" for name in old if old[name] != new[name]]
+    logger.warning(
+        f"the run in {folder.path} goes on from step {step}, to {total_steps} steps instead of {total_before}; from "
+        f"there on its schedules are those of {total_steps} steps: {', '.join(changes) or 'nothing changes'}"
+    )
+
+
+def count_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
+    """Returns the number of steps of a run, as the Trainer counts them."""
+    return max_steps if max_steps > 0 else math.ceil(epochs * steps_per_epoch)
+
+
 def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
     """
-    Returns student and teacher, new or from a model; a head that the model lacks is the recipe's.
+    Returns student and teacher, new or from a model, with the image transform that they go with: the model's, with
+    what the recipe sets of it. A head that the model lacks is the recipe's.
 
     Raises:
-        ValueError: if recipe and model disagree.
+        ValueError: if recipe and model disagree, or the model has weights that are not finite.
         OSError: if there is no such model, or it is damaged.
     """
-    if from_model is None:
-        return DinoForPreTraining(recipe.config())
+    model = DinoForPreTraining(recipe.config()) if from_model is None else start_from(recipe, from_model)
+    if recipe.image_transform:
+        model.image_transform = {**model.image_transform, **recipe.image_transform}
+    return model
+
+
+def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
+    """Returns student and teacher that start from a model; raises what [`make_model`] does."""
     config = config_of(from_model)
     wanted = recipe.config()
     changed = {name: value for name, value in recipe.model.items() if name in REGULARIZATION}
@@ -178,7 +225,25 @@ def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
             f"the recipe and {theirs} in the model; to go by the model, add "
             f"{' '.join(f'model.{name}={json.dumps(value)}' for name, value in other.items())}"
         )
-    return DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **changed)
+    model = DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **changed)
+    check_finite(model.state_dict(), from_model)
+    return model
+
+
+def rescale_factor_of(transform: dict[str, Any]) -> float:
+    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
+    factor = transform.get("rescale_factor") if transform.get("do_rescale", True) else None
+    return EIGHT_BITS if factor is None else factor
+
+
+def mean_and_std(model: DinoForPreTraining) -> tuple[list[float], list[float]]:
+    """Returns mean and standard deviation of each channel, by which the model's images are normalised."""
+    transform = model.image_transform
+    if not transform.get("do_normalize", True):
+        return [0.0] * model.config.num_channels, [1.0] * model.config.num_channels
+    defaults = image_processor_config(model.config)
+    values = (transform.get(name) or defaults[name] for name in ("image_mean", "image_std"))
+    return tuple([v] * model.config.num_channels if isinstance(v, (int, float)) else list(v) for v in values)
 
 
 def config_of(from_model: str) -> DinoConfig:
@@ -234,17 +299,14 @@ def cores_left_to_workers(num_workers: int, world_size: int) -> Iterator[None]:
 
 
 def train(trainer: DinoTrainer, folder: Path) -> dict[str, Any]:
-    """Trains from the last checkpoint, if there is one, to the end; returns the results that were logged last."""
-    trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
-    trainer.save_model(str(folder))
+    """
+    Trains from the last whole checkpoint, if there is one, to the end; returns the results that were logged last.
+    Raises FloatingPointError if a loss, a gradient or the weights at the end are not finite.
+    """
+    trained = trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
+    trainer.save_finite_model()
     last: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     wanted = ("loss", "teacher_entropy", "kl_divergence", "center_norm", "knn_top1", "knn_top5")
     for entry in trainer.state.log_history:
         last |= {name: entry[name] for name in wanted if name in entry}
     return {**last, "seconds_since_resumed": trained.metrics["train_runtime"]}
-
-
-def gather_unreadable(dataset: MultiCropDataset) -> dict[str, str]:
-    """Returns the images that some process could not read, and why."""
-    found = require("accelerate.utils").gather_object([dataset.unreadable()])
-    return {name: reason for part in found for name, reason in part.items()}

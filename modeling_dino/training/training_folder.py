@@ -7,18 +7,23 @@ model.safetensors     the model at the end; config.json and preprocessor_config.
 curves.png            what was logged, of pretraining
 """
 
+import copy
 import errno
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 
 from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFolder
-from .checkpoints import SET_ASIDE, last_whole_checkpoint
+from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
 CURVES = "curves.png"
@@ -28,9 +33,44 @@ FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStr
 
 
 class TrainingFolder(RunFolder):
-    """The folder of a pretraining run, and of any other that leaves the same files."""
+    """
+    The folder of a pretraining run, and of any other that leaves the same files.
+
+    Args:
+        lengths: dotted names of the settings that say how long the run is, or follow from it. A run in which they
+            alone differ goes on from what is there.
+    """
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
+
+    def __init__(self, path: str | os.PathLike, settings: dict, lengths: Sequence[str]):
+        super().__init__(path, settings)
+        self.lengths = lengths
+
+    def goes_on_from(self, settings: dict) -> bool:
+        """Returns whether this run goes on from what a run of these settings has left."""
+        return without(settings, self.lengths) == without(self.settings, self.lengths)
+
+    def step_of_other_length(self, total_steps: int, overwrite: bool) -> int | None:
+        """
+        Returns the step from which a run goes on with another length than it had, after `check`; None if it has the
+        same length, or begins.
+
+        Raises:
+            ValueError: if it has done more steps than are asked for, or all, and has kept no checkpoint.
+        """
+        if overwrite or not self.facts or self.facts["settings"] == self.settings:
+            return None
+        checkpoint = last_whole_checkpoint(self.path)
+        elsewhere = f"choose another folder, with --from {self.path} to go on from its model"
+        if checkpoint is None and self.facts["complete"]:
+            raise ValueError(f"{self.path} has a run of another length, and no checkpoint to go on from: {elsewhere}")
+        if checkpoint is not None and step_of(checkpoint) > total_steps:
+            raise ValueError(
+                f"the run in {self.path} has done {step_of(checkpoint)} steps, more than the {total_steps} that are "
+                f"asked for: {elsewhere}"
+            )
+        return None if checkpoint is None else step_of(checkpoint)
 
     def has_results(self) -> bool:
         """Returns whether there is a checkpoint to go on from."""
@@ -41,7 +81,8 @@ class TrainingFolder(RunFolder):
         for prefix in ("", SET_ASIDE):
             for checkpoint in self.path.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(checkpoint)
-        for name in (CURVES, "model.safetensors", "config.json", "training_args.bin", EVALUATION_RESULTS_NAME):
+        model = (SAFE_WEIGHTS_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_ARGS_NAME)
+        for name in (*model, CURVES, EVALUATION_RESULTS_NAME):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, **facts):
@@ -63,3 +104,28 @@ class TrainingFolder(RunFolder):
             raise OSError(
                 f"cannot write to {self.path}: {reason}; make room and run it again: it goes on from {kept}"
             ) from error
+
+
+@contextmanager
+def opened_together(folder: TrainingFolder, trainer: Trainer, overwrite: bool) -> Iterator[None]:
+    """
+    Opens the folder of a run in its main process, and lets the others wait until it is. Raises what
+    [`RunFolder.opened`] does, and OSError if something cannot be written.
+    """
+    with folder.opened(overwrite) if trainer.is_world_process_zero() else nullcontext():
+        trainer.accelerator.wait_for_everyone()
+        with folder.failed_writes_explained():
+            yield
+
+
+def without(settings: dict, names: Sequence[str]) -> dict:
+    """Returns settings without some, which are named by dotted keys."""
+    settings = copy.deepcopy(settings)
+    for name in names:
+        *sections, key = name.split(".")
+        part = settings
+        for section in sections:
+            part = part.get(section) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.pop(key, None)
+    return settings

@@ -82,7 +82,7 @@ def test_what_the_environment_says_must_be_a_number(monkeypatch, started):
 def test_processes_that_do_not_work_together_are_refused(tmp_path, monkeypatch):
     """As where the Trainer uses a GPU for each process, and there is none."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes were started .* each works for itself: set ACCELERATE_USE_CPU"):
+    with pytest.raises(ValueError, match=r"2 processes were started .* each works for itself: set ACCELERATE_USE_CPU"):
         check_joined(1)
     check_joined(2)
     monkeypatch.setattr(DinoTrainingArguments, "world_size", 1)
