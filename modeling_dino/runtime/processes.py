@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 PATIENCE = timedelta(days=30)  # for which a process that is done waits for the others
+MAX_READING = 256  # processes that read images, each of which imports PyTorch
 FEW_IMAGES = 256  # so few are not worth starting worker processes for
 
 
@@ -71,8 +72,13 @@ def cores_of_process(num_processes: int) -> int:
 
 
 def reading_processes(wanted: int | None, num_images: int | None, num_processes: int = 1) -> int:
-    """Returns how many processes read images: if None are asked for, none for few images, else one a spare core."""
+    """
+    Returns how many processes read images: if None are asked for, none for few images, else one a spare core. Raises
+    ValueError if more are asked for than a machine can start.
+    """
     if wanted is not None:
+        if not 0 <= wanted <= MAX_READING:
+            raise ValueError(f"num_workers={wanted} must be between 0 and {MAX_READING}")
         return wanted
     few = num_images is not None and num_images <= FEW_IMAGES
     return 0 if few else max(1, cores_of_process(num_processes) - 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..runtime.extras import require
 from ..runtime.processes import check_joined
@@ -89,5 +90,15 @@ class DinoTrainingArguments(TrainingArguments):
         for name in ("warmup_epochs", "freeze_last_layer_epochs", "teacher_temperature_warmup_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} must be greater than 0")
+        self._validate_report_to()
         if self.dataloader_persistent_workers:
             raise ValueError("dataloader_persistent_workers=True would repeat the crops of the first epoch")
+
+    def _validate_report_to(self):
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(f"report_to={name} must be none, all, or of {', '.join(INTEGRATION_TO_CALLBACK)}")
+            if name != "flyte" and name not in get_available_reporting_integrations():  # which it never lists
+                raise ValueError(f"report_to={name}: {name} is not installed: install it, or set report_to=none")

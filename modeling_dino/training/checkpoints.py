@@ -88,6 +88,10 @@ class CheckpointedTrainer(Trainer):
             raise FloatingPointError(f"{error}: lower learning_rate") from None
         self.save_model(self.args.output_dir)
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # else the last checkpoint is that of the last step
+            super()._run_epoch(*args, **kwargs)
+
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # older checkpoints are removed when the files of all processes are there

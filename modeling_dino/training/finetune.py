@@ -8,7 +8,6 @@ https://github.com/facebookresearch/mae/blob/efb2a80/util/lr_decay.py.
 Where we deviate: crops and flips are all there is of augmentation. The original does not say how it fine-tuned.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -16,25 +15,30 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import ImageProcessingMixin, Trainer, TrainingArguments, set_seed
+from transformers import ImageProcessingMixin, TrainingArguments, set_seed
+from transformers.utils import logging
 
 from ..configuration_dino import DinoConfig
-from ..data.image_source import IndexedSource
+from ..data.image_source import IndexedSource, remarks_on_images
 from ..data.image_values import EIGHT_BITS, rescaled
 from ..data.sources import open_source
-from ..evaluation.evaluation_data import Label, accuracy_result
+from ..evaluation.evaluation_data import accuracy_result, check_labels, no_labels, number_labels, unknown_classes
 from ..evaluation.knn import TOP, knn_accuracy
 from ..evaluation.linear import classifier_of
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
-from ..runtime.processes import check_joined, reading_processes, started_processes
+from ..runtime.processes import check_joined, on_cpu, reading_processes, started_processes
+from .checkpoints import CheckpointedTrainer
+from .finite_steps import check_finite_step
 from .optimization import parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
-from .training_data import SourceImages
-from .training_folder import TrainingFolder, last_whole_checkpoint
+from .training_data import ReplacingDataset, SourceImages, UnreadableImage, gather_unreadable
+from .training_folder import TrainingFolder, opened_together
 
+
+logger = logging.get_logger(__name__)
 
 BETAS = (0.9, 0.999)
 RECORDED = ("epochs", "batch_size", "learning_rate", "layer_decay")  # with the results
@@ -49,25 +53,42 @@ class FinetuneFolder(TrainingFolder):
 
 @dataclass(frozen=True)
 class FinetuningSummary:
-    """Accuracies of a fine-tuned model on the test images in percent, and where it is."""
+    """
+    Accuracies of a fine-tuned model on the test images in percent, and where it is.
+
+    Args:
+        tested: images that could be read.
+        unknown: of them, those of a class that no training image has.
+        unreadable: images to train or test on that could not be read, and why.
+    """
 
     output: str
     top1: float
     top5: float
     seconds: float
+    tested: int
+    unknown: int
+    unreadable: dict[str, str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The images that could not be read."""
+        return remarks_on_images(self.unreadable)
 
     def __str__(self) -> str:
-        return f"fine-tuned: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %, {self.seconds:.0f} s -> {self.output}"
+        unknown = [f"{self.tested} images classified", *unknown_classes(self.unknown)] if self.unknown else []
+        found = f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %, {self.seconds:.0f} s -> {self.output}"
+        return "\n".join([*unknown, f"fine-tuned: {found}"])
 
 
-class LabelledImages(Dataset):
+class LabelledImages(ReplacingDataset):
     """
-    Gives the labelled images of a source as the Trainer takes them.
+    Gives the labelled images of a source as the Trainer takes them. The next image stands in the place of one that
+    cannot be read, which is warned of.
 
     Args:
         transform: of a decoded image to (C, H, W).
-        classes: names of the classes; a label that is not among them has number -1. By default
-            those of the images.
+        rescale_factor: see [`SourceImages`].
         of_tables: options of [`open_source`].
 
     Raises:
@@ -79,7 +100,6 @@ class LabelledImages(Dataset):
         name: str,
         num_channels: int,
         transform: Any,
-        classes: Sequence[Label] | None = None,
         rescale_factor: float = EIGHT_BITS,
         **of_tables: str | None,
     ):
@@ -87,22 +107,76 @@ class LabelledImages(Dataset):
         labels = [source.record(i).columns.get("label") for i in range(source.num_images)]
         self.indices = [i for i, label in enumerate(labels) if label is not None]
         if not self.indices:
-            raise ValueError(f"the images of {name} have no labels: {source.how_to_label}")
-        self.classes = sorted({labels[i] for i in self.indices}) if classes is None else list(classes)
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        self.labels = [numbers.get(labels[i], -1) for i in self.indices]
-        self.source, self.images, self.transform = (
-            source,
-            SourceImages(source, num_channels, rescale_factor),
-            transform,
-        )
+            raise ValueError(no_labels(name, source.how_to_label))
+        super().__init__(len(self.indices))
+        self.name, self.source, self.transform = name, source, transform
+        self.labels = [labels[i] for i in self.indices]
+        self.classes, (self.numbers,) = number_labels(self.labels)
+        self.images = SourceImages(source, num_channels, rescale_factor)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.images[self.indices[index]]
-        return {"pixel_values": self.transform(image), "labels": self.labels[index]}
+        """Raises UnreadableImage if no image can be read."""
+        for place in [*range(index, len(self)), *range(index)]:
+            pixels = self.try_to_read(place)
+            if not isinstance(pixels, UnreadableImage):
+                return {"pixel_values": pixels, "labels": int(self.numbers[place])}
+        raise UnreadableImage(f"none of the images of {self.name} can be read")
+
+    def read(self, index: int) -> torch.Tensor:
+        """Reads and transforms an image."""
+        place = self.indices[index]
+        image = self.images[place]
+        try:
+            return self.transform(image)
+        except ValueError as error:  # the image cannot be resized
+            raise UnreadableImage(f"{self.source.record(place).name}: {error}") from error
+
+    def is_readable(self) -> torch.Tensor:
+        """Returns which images could be read, (N,), when all processes have read their share."""
+        unreadable = require("accelerate.utils").gather_object(self._is_unreadable.nonzero().flatten().tolist())
+        is_readable = torch.ones(len(self), dtype=torch.bool)
+        is_readable[unreadable] = False
+        return is_readable
+
+
+class TestImages(Dataset):
+    """The same images without labels, of which some may be none of the classifier's."""
+
+    def __init__(self, images: LabelledImages):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.images[index]["pixel_values"]}
+
+
+class FinetuneTrainer(CheckpointedTrainer):
+    """[`CheckpointedTrainer`] that ends at the first loss or gradient that is not finite."""
+
+    loss_of_step: torch.Tensor | float = 0.0
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Does what the Trainer does, and keeps the loss of the step, of one batch."""
+        self.loss_of_step = super().training_step(*args, **kwargs)
+        return self.loss_of_step
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss = self.accelerator.gather(self.loss_of_step.reshape(1)).mean()
+        check_finite_step(self.args, self.state, float(loss), float(norm))
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # whose learning rates are those of a run of another length, perhaps
+            schedule = self.lr_scheduler
+            for group, rate, factor in zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+                group["lr"] = rate * factor(schedule.last_epoch)
 
 
 def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
@@ -115,27 +189,32 @@ def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
     Raises:
         ValueError: if an option or the images cannot work.
         OSError: if a model is missing, or something cannot be written.
+        FloatingPointError: if the loss or a gradient is not finite.
     """
     dino = load_model(options.model)
     processor = load_image_processor(options.model, dino.config)
     train_images, test_images = labelled_images(options, processor, dino.config.num_channels)
-    folder = FinetuneFolder(options.output, settings_of_run(options, train_images, model_fingerprint(dino)))
+    settings = settings_of_run(options, train_images, model_fingerprint(dino))
+    folder = FinetuneFolder(options.output, settings, ["finetuning.epochs"])
     folder.check(options.overwrite)
 
     set_seed(options.seed)
     dino.config.drop_path_rate = options.drop_path_rate if dino.backbone.has_drop_path else 0.0
     trainer = make_trainer(classifier_of(dino, train_images.classes), train_images, options)
     if trainer.is_world_process_zero():
-        folder.open(options.overwrite)
-    trainer.accelerator.wait_for_everyone()
-    with folder.failed_writes_explained():
-        trained = trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.path))
-        trainer.save_model(str(folder.path))
-        logits = torch.from_numpy(trainer.predict(test_images).predictions)
+        say_what_another_length_means(folder, options, len(train_images))
+    with opened_together(folder, trainer, options.overwrite):
+        trained = trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
+        trainer.save_finite_model()
+        logits = torch.from_numpy(trainer.predict(TestImages(test_images)).predictions)
+        is_readable = test_images.is_readable()
+        unreadable = gather_unreadable(train_images) | gather_unreadable(test_images)
         if not trainer.is_world_process_zero():
             return None
-        predicted = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-        top1, top5 = knn_accuracy(predicted, torch.tensor(test_images.labels), TOP)
+        numbers = {label: number for number, label in enumerate(train_images.classes)}
+        truth = torch.tensor([numbers.get(label, -1) for label in test_images.labels])[is_readable]
+        predicted = logits[is_readable].topk(min(TOP, logits.shape[1]), dim=1).indices
+        top1, top5 = knn_accuracy(predicted, truth, TOP)
         processor.save_pretrained(folder.path)
         arguments = {name: getattr(options, name) for name in RECORDED}
         results = [
@@ -144,7 +223,9 @@ def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
         ]
         add_evaluation_results(folder.path, results)
         folder.close(results={"top1": top1, "top5": top5, "loss": trained.training_loss})
-    return FinetuningSummary(str(options.output), top1, top5, trained.metrics["train_runtime"])
+    unknown = int((truth < 0).sum())
+    seconds = trained.metrics["train_runtime"]
+    return FinetuningSummary(str(options.output), top1, top5, seconds, len(truth), unknown, unreadable)
 
 
 def labelled_images(
@@ -152,27 +233,33 @@ def labelled_images(
 ) -> tuple[LabelledImages, LabelledImages]:
     """
     Returns the images to train on and those to test on. Raises ValueError if they have no labels, only one, or none in
-    common.
+    common, or if none can be read.
     """
     from ..data.evaluation_transform import ImageTransform
 
     transform = ImageTransform(processor, num_channels)
     factor, of_tables = transform.rescale_factor, options.of_tables
-    crop = random_crop(processor, options)
-    train = LabelledImages(options.train, num_channels, crop, rescale_factor=factor, **of_tables)
-    if len(train.classes) == 1:
-        raise ValueError(f"all images of {options.train} have the label {train.classes[0]!r}: two classes are needed")
-    test = LabelledImages(
-        options.test,
-        num_channels,
-        transform.pixel_values,
-        train.classes,
-        factor,
-        **of_tables,
-    )
-    if max(test.labels) < 0:
-        raise ValueError(f"no label of {options.test} is among those of {options.train}, such as {train.classes[0]!r}")
+    train = LabelledImages(options.train, num_channels, random_crop(processor, options), factor, **of_tables)
+    test = LabelledImages(options.test, num_channels, transform.pixel_values, factor, **of_tables)
+    test.instead = "it does not count"
+    check_labels(options.train, train.labels, options.test, test.labels)
+    for images in (train, test):
+        images[0]  # or the first that can be read
     return train, test
+
+
+def say_what_another_length_means(folder: FinetuneFolder, options: FinetuneOptions, num_images: int):
+    """
+    Warns of what it does to the learning rate if a run goes on with another length than it had. Raises ValueError if
+    it cannot.
+    """
+    total_steps = options.epochs * -(-num_images // min(options.batch_size, num_images))
+    step = folder.step_of_other_length(total_steps, options.overwrite)
+    if step is not None:
+        logger.warning(
+            f"the run in {folder.path} goes on from step {step}, to {total_steps} steps; from there on its learning "
+            f"rate is that of {total_steps} steps, which falls to 0 at the end of them, not of those it had"
+        )
 
 
 def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> Any:
@@ -211,9 +298,11 @@ def decayed_groups(model: DinoForImageClassification, learning_rate: float, laye
     ]
 
 
-def make_trainer(model: DinoForImageClassification, images: LabelledImages, options: FinetuneOptions) -> Trainer:
+def make_trainer(
+    model: DinoForImageClassification, images: LabelledImages, options: FinetuneOptions
+) -> FinetuneTrainer:
     """
-    Returns the Trainer of transformers, with an optimizer of [`decayed_groups`]. Raises ValueError if processes cannot
+    Returns a trainer with an optimizer of [`decayed_groups`]. Raises ValueError if processes cannot
     share a batch.
     """
     world_size = started_processes()
@@ -234,13 +323,14 @@ def make_trainer(model: DinoForImageClassification, images: LabelledImages, opti
         disable_tqdm=None if options.progress else True,
         remove_unused_columns=False,
         seed=options.seed,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=on_cpu(),
         dataloader_num_workers=reading_processes(options.num_workers, len(images), world_size),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    check_joined(args.world_size)
     groups = decayed_groups(model, options.learning_rate, options.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=BETAS, weight_decay=options.weight_decay)
-    return Trainer(model, args, train_dataset=images, optimizers=(optimizer, None))
+    return FinetuneTrainer(model, args, train_dataset=images, optimizers=(optimizer, None))
 
 
 def settings_of_run(options: FinetuneOptions, images: LabelledImages, fingerprint: str) -> dict[str, Any]:

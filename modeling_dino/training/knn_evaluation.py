@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.image_source import ImageSource
+from ..data.image_source import ImageSource, IndexedSource
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..data.sources import open_source
-from ..evaluation.evaluation_data import number_labels
+from ..evaluation.evaluation_data import check_labels, no_labels, number_labels
 from ..evaluation.knn import knn_accuracy, knn_predict
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
@@ -26,33 +26,42 @@ class KnnEvaluation:
     Classifies labelled images by k-NN of a model's features.
 
     Args:
-        sources: labelled images: those that vote and those that are classified, or one source for both.
+        sources: labelled images by their names: those that vote and those that are classified, or one source for both.
         num_workers: processes that read images.
 
     Returns:
         `knn_top1` and `knn_top5`, in percent.
+
+    Raises:
+        ValueError: if labels or features are as `dino knn` refuses them.
     """
 
-    def __init__(self, sources: Sequence[ImageSource], num_workers: int = 0):
+    def __init__(self, sources: Sequence[tuple[str, ImageSource]], num_workers: int = 0):
         self.sources, self.num_workers = sources, num_workers
 
     def __call__(self, model: DinoModel) -> dict[str, float]:
-        parts = [labelled_features(model, source, self.num_workers) for source in self.sources]
+        parts = [labelled_features(model, source, self.num_workers) for _, source in self.sources]
+        names = [name for name, _ in self.sources]
+        check_labels(names[0], parts[0][1], names[-1], parts[-1][1])
         top1, top5 = accuracy(*(parts if len(parts) == 2 else split(*parts[0])))
         return {"knn_top1": top1, "knn_top5": top5}
 
 
-def open_labelled(names: Sequence[str], **of_tables: str | None) -> list[ImageSource]:
+def open_labelled(names: Sequence[str], **of_tables: str | None) -> list[tuple[str, ImageSource]]:
     """
-    Opens labelled images: those that vote and those that are classified, or one source for both. Raises ValueError if
-    a source has no labels, or there are more than two. `of_tables` are options of [`open_source`].
+    Opens labelled images, each source with its name: those that vote and those that are classified, or one source for
+    both. Raises ValueError if there are more than two sources, or their labels cannot work. `of_tables` are options
+    of [`open_source`].
     """
     if len(names) > 2:
         raise ValueError(f"{len(names)} sources for k-NN: name one, or those that vote and those that are classified")
-    sources = [open_source(name, **of_tables) for name in names]
-    for name, source in zip(names, sources):
+    sources = [(name, open_source(name, **of_tables)) for name in names]
+    for name, source in sources:
         if "label" not in source.columns:
-            raise ValueError(f"the images of {name} have no labels: {source.how_to_label}")
+            raise ValueError(no_labels(name, source.how_to_label))
+    if sources and all(isinstance(source, IndexedSource) for _, source in sources):  # others are read to be labelled
+        labels = [[record.columns["label"] for record in all_records(source)] for _, source in sources]
+        check_labels(names[0], labels[0], names[-1], labels[-1])
     return sources
 
 

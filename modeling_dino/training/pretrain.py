@@ -17,12 +17,11 @@ from transformers.utils import logging
 from ..checkpoint_files import check_finite
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
-from ..data.image_values import size_of
+from ..data.image_values import EIGHT_BITS, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
-from ..runtime.extras import require
-from ..runtime.processes import cores_of_process, reading_processes, started_processes
+from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
 from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
@@ -32,7 +31,7 @@ from .recipes import Recipe, load_recipe
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer
-from .training_data import MultiCropDataset, SourceImages, UnreadableImage
+from .training_data import MultiCropDataset, SourceImages, UnreadableImage, gather_unreadable
 from .training_folder import CURVES, TrainingFolder, opened_together
 
 
@@ -88,6 +87,8 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model), lengths_of(given))
     folder.check(options.overwrite)
     if folder.is_complete and not options.overwrite:
+        if not processes().is_main_process:
+            return None
         logger.warning(f"{folder.path} is complete: nothing is left to do")
         return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
 
@@ -104,9 +105,9 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     if args.process_index == 0:
         say_what_another_length_means(folder, args, source.num_images, options.overwrite)
     channels = model.config.num_channels
-    images = SourceImages(source, channels)
-    multi_crop = MultiCrop(recipe.crops, channels)
-    multi_crop.mean, multi_crop.std = mean_and_std(model)
+    rescale_factor = rescale_factor_of(model.image_transform)
+    images = SourceImages(source, channels, rescale_factor)
+    multi_crop = MultiCrop(recipe.crops, channels, *mean_and_std(model), rescale_factor)
     dataset = MultiCropDataset(images, multi_crop, args.seed, options.on_error)
     trainer = DinoTrainer(
         model,
@@ -229,6 +230,12 @@ def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
     return model
 
 
+def rescale_factor_of(transform: dict[str, Any]) -> float:
+    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
+    factor = transform.get("rescale_factor") if transform.get("do_rescale", True) else None
+    return EIGHT_BITS if factor is None else factor
+
+
 def mean_and_std(model: DinoForPreTraining) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of each channel, by which the model's images are normalised."""
     transform = model.image_transform
@@ -303,9 +310,3 @@ def train(trainer: DinoTrainer, folder: Path) -> dict[str, Any]:
     for entry in trainer.state.log_history:
         last |= {name: entry[name] for name in wanted if name in entry}
     return {**last, "seconds_since_resumed": trained.metrics["train_runtime"]}
-
-
-def gather_unreadable(dataset: MultiCropDataset) -> dict[str, str]:
-    """Returns the images that some process could not read, and why."""
-    found = require("accelerate.utils").gather_object([dataset.unreadable()])
-    return {name: reason for part in found for name, reason in part.items()}

@@ -10,21 +10,29 @@
     training:                       # of DinoTrainingArguments
       num_train_epochs: 100
 
+`image_mean` and `image_std`, one number a channel, and `rescale_factor` replace what the model's image transform has
+under these names, as `preprocessor_config.json`.
+
 Any value can be replaced by `key=value`, as in `crops.num_local_crops=6`. `auto` is for values that depend on the
-number of images: see [`AUTO`]. OmegaConf reads the files and checks the types of the values.
+number of images: see [`AUTO`]. Anybody may have written a recipe: it is data, of limited size, and is never looked up
+elsewhere, as in the environment.
 """
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
+from huggingface_hub.dataclasses import type_validator
 from transformers import PreTrainedConfig
 
 from ..configuration_dino import DinoConfig, configuration_folder
+from ..image_processing_dino import check_image_transform
 from ..runtime.extras import require
 from .arguments import DinoTrainingArguments
 from .multi_crop import MultiCropConfig
@@ -33,6 +41,11 @@ from .multi_crop import MultiCropConfig
 RECIPE_FOLDER = configuration_folder() / "recipes"
 BASE_BATCH_SIZE = 256  # to which learning rates refer
 SECTIONS = ("model", "crops", "training")
+TRANSFORM = ("image_mean", "image_std", "rescale_factor")
+MAX_BYTES = 2**20  # of a recipe's file
+MAX_DEPTH = 20
+MAX_PARTS = 1000  # of a value, and letters of a text
+MAX_SHOWN = 80  # letters of a value in a message
 # training arguments that are set in other ways
 SET_ELSEWHERE = {
     "output_dir": "--output",
@@ -92,6 +105,7 @@ class Recipe:
             takes at once; where that is less than its share of the batch, gradients are accumulated.
         batch_size: images a step, over all processes.
         base_learning_rate: after the warm-up, for 256 images a step; the learning rate is in proportion to the batch.
+        image_mean, image_std, rescale_factor: of the image transform, where it is not the model's.
 
     Raises:
         ValueError: if a value cannot work.
@@ -102,10 +116,19 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
     batch_size: int | str = 512
     base_learning_rate: float = 5e-4
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    rescale_factor: float | None = None
 
     def __post_init__(self):
+        check_image_transform(self.image_transform, source="the recipe")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+    @property
+    def image_transform(self) -> dict[str, Any]:
+        """What the recipe sets of the image transform."""
+        return {name: getattr(self, name) for name in TRANSFORM if getattr(self, name) is not None}
 
     def without_auto(self, num_images: int) -> "Recipe":
         """Returns the recipe with a number in the place of each `auto`: see [`AUTO`]."""
@@ -132,22 +155,25 @@ class Recipe:
                 f"batch_size={self.batch_size} is not a multiple of {world_size} processes x {at_once} images: "
                 "change it, or training.per_device_train_batch_size"
             )
-        return DinoTrainingArguments(
-            **{
-                "learning_rate": self.base_learning_rate * self.batch_size / BASE_BATCH_SIZE,
-                **self.training,
-                "output_dir": output,
-                "per_device_train_batch_size": at_once,
-                "gradient_accumulation_steps": share // at_once,
-                "num_global_crops": self.crops.num_global_crops,
-                **kwargs,
-            }
-        )
+        values = {
+            "learning_rate": self.base_learning_rate * self.batch_size / BASE_BATCH_SIZE,
+            **self.training,
+            "output_dir": output,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": share // at_once,
+            "num_global_crops": self.crops.num_global_crops,
+            **kwargs,
+        }
+        try:
+            return DinoTrainingArguments(**values)
+        except (TypeError, AttributeError, KeyError, RuntimeError) as error:  # transformers', of values it cannot use
+            raise ValueError(f"the values of training cannot work: {' '.join(str(error).split())}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as in its file, with all values of `crops`."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "crops": crops}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TRANSFORM}
+        return {**values, "crops": crops, **self.image_transform}
 
     def flat(self) -> dict[str, Any]:
         """Returns all values that are set, by their dotted keys."""
@@ -155,27 +181,13 @@ class Recipe:
 
     def replace(self, values: dict[str, Any]) -> "Recipe":
         """Returns the recipe with other values, by dotted keys. Raises ValueError if a key or a value is wrong."""
-        omegaconf = require("omegaconf", "train")
-        config = omegaconf.OmegaConf.structured(_schema())
+        given: dict[str, Any] = {name: {} for name in SECTIONS}
         for key, value in {**self.flat(), **values}.items():
             if key not in KEYS:
                 raise ValueError(_unknown_key(key))
-            if value is False and key.endswith("_strategy"):
-                value = "no"  # which YAML reads as false
-            try:
-                omegaconf.OmegaConf.update(config, key, value)
-                is_finite = not isinstance(value, float) or math.isfinite(value)
-                if not is_finite or (key in AUTO and isinstance(value, str) and value != "auto"):
-                    raise ValueError
-            except ValueError:  # OmegaConf's ValidationError is one
-                wanted = next((text for sign, text in WANTED.items() if sign in str(KEYS[key])), "a text")
-                hint = f"; only {', '.join(AUTO)} can be auto" if value == "auto" else ""
-                raise ValueError(f"{key}={value!r} must be {wanted}{hint}") from None
-        given = omegaconf.OmegaConf.to_container(config)
-        for name in SECTIONS:
-            given[name] = {key: value for key, value in given[name].items() if value != omegaconf.MISSING}
-        crops = {key: tuple(value) if isinstance(value, list) else value for key, value in given["crops"].items()}
-        return Recipe(**{**given, "crops": MultiCropConfig(**crops)})
+            section, _, name = key.rpartition(".")
+            (given[section] if section else given)[name] = _checked(key, value)
+        return Recipe(**{**given, "crops": MultiCropConfig(**given["crops"])})
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -196,22 +208,121 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"unknown recipe {name!r}: {offer}allowed are {', '.join(recipes())}, or a YAML file")
     if not file.is_file():
         raise ValueError(f"{name}: no such file")
-    omegaconf, yaml = require("omegaconf", "train").OmegaConf, require("yaml", "train")
     try:
-        recipe = Recipe().replace(_flatten(omegaconf.to_container(omegaconf.load(file))))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, OSError) as error:  # OSError: OmegaConf's for a file that is a single value
+        recipe = Recipe().replace(_flatten(_read_yaml(file)))
+    except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    values = {}
+    values: dict[str, Any] = {}
     for text in overrides:
-        if "=" not in text:
+        key, sign, value = text.partition("=")
+        if not sign:
             raise ValueError(f"{text!r} is not of the form key=value")
         try:
-            values |= _flatten(omegaconf.to_container(omegaconf.from_dotlist([text])))
-        except yaml.YAMLError as error:
-            raise ValueError(f"the value of {text!r} is no YAML") from error
+            content = _parse_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"the value of {text[:MAX_SHOWN]!r} {error}") from error
+        for name in reversed(key.split(".")):
+            content = {name: content}
+        values |= _flatten(content)
     return recipe.replace(values)
+
+
+def _read_yaml(file: Path) -> Any:
+    """Reads a recipe's file; raises ValueError if it is none, and OSError if it cannot be read."""
+    with open(file, "rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES} bytes, too large for a recipe")
+    try:
+        parsed = _parse_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is no YAML in UTF-8: {error}") from error
+    return {} if parsed is None else parsed  # an empty file
+
+
+def _parse_yaml(text: str) -> Any:
+    """
+    Parses YAML. Raises ValueError if it is none, is nested deeply, or has aliases, of which a few lines can make more
+    than fits the memory.
+    """
+    yaml = require("yaml", "train")
+    try:
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError("is no recipe: it is nested too deeply")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("has an alias (*), which recipes must not have: write out what it stands for")
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        raise ValueError(f"is no YAML: {' '.join(str(error).split())}") from error
+
+
+@cache
+def _loader() -> type:
+    """Returns the loader of plain values of YAML, which takes no key twice, and `5e-4` for a number, as YAML 1.2."""
+    yaml = require("yaml", "train")
+
+    class RecipeLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if (name := str(key.value)) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {name} is there twice")
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"[-+]?(\d[\d_]*)?\.?\d+[eE][-+]?\d+$")
+    RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return RecipeLoader
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Returns the value of a key, in its type; raises ValueError if it is of none that the key can have."""
+    if value is False and key.endswith("_strategy"):
+        return "no"  # which YAML reads as false
+    if key in AUTO and value == "auto":
+        return value
+    try:
+        _check_plain(value)
+        converted = _converted(value, KEYS[key])
+        type_validator(key, converted, KEYS[key])
+    except (TypeError, ValueError, OverflowError):
+        wanted = next((text for sign, text in WANTED.items() if sign in str(KEYS[key])), "a text")
+        hint = f"; only {', '.join(AUTO)} can be auto" if value == "auto" else ""
+        raise ValueError(f"{key}={_shortened(value)} must be {wanted}{hint}") from None
+    return value if key.startswith("training.") and type(converted) is float else converted
+
+
+def _check_plain(value: Any):
+    """Raises ValueError if a value is not made of a limited number of finite numbers, texts, lists and mappings."""
+    parts = [value]
+    for count, part in enumerate(parts):
+        is_plain = part is None or isinstance(part, (bool, int, float, str, list, dict))
+        if count > MAX_PARTS or not is_plain or (isinstance(part, float) and not math.isfinite(part)):
+            raise ValueError
+        if isinstance(part, str) and ("${" in part or len(part) > MAX_PARTS):
+            raise ValueError
+        parts += [*part.keys(), *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Returns a number as a float where only these are taken, or whole where only whole ones are; lists alike."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    for listed in (kind for kind in kinds if get_origin(kind) in (list, tuple)):
+        if isinstance(value, (list, tuple)):
+            return get_origin(listed)(_converted(item, get_args(listed)[0]) for item in value)
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)  # 2e5
+    return value
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def recipes() -> list[str]:
@@ -234,32 +345,20 @@ def _flatten(content: Any) -> dict[str, Any]:
 def _keys() -> dict[str, Any]:
     """Returns the type of each dotted key that a recipe may have."""
     inherited = {f.name for f in fields(PreTrainedConfig)}
-    keys = {f.name: f.type for f in fields(Recipe) if f.name not in SECTIONS}
+    types = get_type_hints(Recipe)
+    keys = {"batch_size": int, "base_learning_rate": float}
     keys |= {f"model.{f.name}": f.type for f in fields(DinoConfig) if f.name not in inherited and f.name[0] != "_"}
     keys |= {"model.depths": list[int] | None}
     keys |= {f"crops.{f.name}": f.type for f in fields(MultiCropConfig)}
-    checked = {bool: bool, int: int | float, float: int | float}  # some whole numbers may be ratios, too
-    training = [f for f in fields(DinoTrainingArguments) if f.name not in SET_ELSEWHERE]
-    keys |= {f"training.{f.name}": checked.get(f.type, Any) for f in training}
-    return {key: kind | str if key in AUTO else kind for key, kind in keys.items()}
+    keys |= {name: types[name] for name in TRANSFORM}
+    training = get_type_hints(DinoTrainingArguments)
+    return keys | {f"training.{name}": kind for name, kind in training.items() if name not in SET_ELSEWHERE}
 
 
 KEYS = _keys()
 # how a type is called in messages, by what its name in Python has in it; the first that fits
-WANTED = {"list": "a list of numbers", "tuple": "a list of numbers", "float": "a number", "int": "a whole number"}
-WANTED |= {"bool": "true or false"}
-
-
-@cache
-def _schema() -> type:
-    """Returns the dataclass by which OmegaConf knows the types of a recipe; all its values are missing."""
-    sections: dict[str, list] = {name: [] for name in ("", *SECTIONS)}
-    for key, kind in KEYS.items():
-        section, _, name = key.rpartition(".")
-        sections[section].append((name, kind, field(default=require("omegaconf", "train").MISSING)))
-    classes = {name: make_dataclass(name, sections[name]) for name in SECTIONS}
-    top = [(name, section, field(default_factory=section)) for name, section in classes.items()]
-    return make_dataclass("recipe", [*sections[""], *top])
+WANTED = {"list[str]": "a text, or a list of texts", "list": "a list of numbers", "tuple": "a list of numbers"}
+WANTED |= {"dict": "keys and values", "float": "a number", "int": "a whole number", "bool": "true or false"}
 
 
 def _unknown_key(key: str) -> str:

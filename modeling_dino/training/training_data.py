@@ -17,6 +17,7 @@ from ..data.decoding import check_on_error
 from ..data.image_source import IndexedSource
 from ..data.image_values import EIGHT_BITS, Decoded
 from ..data.reader import decode_record
+from ..runtime.extras import require
 from .multi_crop import MultiCrop
 
 
@@ -65,14 +66,59 @@ class SourceImages(Sequence):
         return image
 
 
-class MultiCropDataset(Dataset):
+class ReplacingDataset(Dataset):
+    """
+    Knows which images cannot be read, in all workers of this process; another is to stand in the place of each.
+
+    Subclasses read an image with `read(index)`, which may raise `UnreadableImage`.
+
+    Args:
+        num_images: that can be asked for.
+        on_error: `"skip"` unreadable images, or `"fail"` at the first.
+        instead: what happens in the place of an unreadable image, in the warning.
+    """
+
+    def __init__(self, num_images: int, on_error: str = "skip", instead: str = "another image stands in its place"):
+        check_on_error(on_error)
+        self.on_error, self.instead = on_error, instead
+        self._is_unreadable = torch.zeros(num_images, dtype=torch.bool).share_memory_()  # workers write to it
+
+    def read(self, index: int) -> Any:
+        """Reads an image."""
+        raise NotImplementedError
+
+    def try_to_read(self, index: int) -> Any:
+        """Reads an image; returns UnreadableImage, and warns the first time, if it cannot be read."""
+        try:
+            return self.read(index)
+        except UnreadableImage as error:
+            if self.on_error == "fail":
+                raise UnreadableImage(f"cannot read {error} (--on-error skip goes on without it)") from error
+            if not self._is_unreadable[index]:
+                self._is_unreadable[index] = True
+                logger.warning(f"skipped {error}; {self.instead}")
+            return error
+
+    def unreadable(self) -> dict[str, str]:
+        """Returns the images that no worker of this process could read so far: name -> reason."""
+        found = {}
+        for index in self._is_unreadable.nonzero().flatten().tolist():
+            try:
+                self.read(index)
+            except UnreadableImage as error:
+                name, _, reason = str(error).partition(": ")
+                found[name] = reason
+        return found
+
+
+class MultiCropDataset(ReplacingDataset):
     """
     Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
 
     Args:
-        images: by Pillow or tensors, as [`MultiCrop`] takes them; reading one may raise `UnreadableImage`.
+        images: by Pillow, arrays or tensors, as [`MultiCrop`] takes them; reading one may raise `UnreadableImage`.
         multi_crop: makes the crops.
         seed: of everything that is drawn.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
@@ -84,10 +130,9 @@ class MultiCropDataset(Dataset):
     def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int = 0, on_error: str = "skip"):
         if not len(images):
             raise ValueError("there are no images to train on")
-        check_on_error(on_error)
-        self.images, self.multi_crop, self.seed, self.on_error = images, multi_crop, seed, on_error
+        super().__init__(len(images), on_error)
+        self.images, self.multi_crop, self.seed = images, multi_crop, seed
         self.epoch = 0
-        self._is_unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # workers write to it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,38 +143,30 @@ class MultiCropDataset(Dataset):
         image = self._image_or_another(index, seed)
         return {"pixel_values": self.multi_crop(image, seed)}
 
+    def read(self, index: int) -> Any:
+        return self.images[index]
+
     def set_epoch(self, epoch: int):
         """Sets the epoch of the items; workers must be started afterwards."""
         self.epoch = epoch
 
-    def unreadable(self) -> dict[str, str]:
-        """Returns the images that no worker of this process could read so far: name -> reason."""
-        found = {}
-        for index in self._is_unreadable.nonzero().flatten().tolist():
-            try:
-                self.images[index]
-            except UnreadableImage as error:
-                name, _, reason = str(error).partition(": ")
-                found[name] = reason
-        return found
-
     def _image_or_another(self, index: int, seed: int) -> Any:
         """Returns the image, or, if it cannot be read, one that is drawn with the seed."""
         for attempt in range(1, MAX_REPLACEMENTS + 1):
-            try:
-                return self.images[index]
-            except UnreadableImage as error:
-                last = error
-                if self.on_error == "fail":
-                    raise UnreadableImage(f"cannot read {error} (--on-error skip goes on without it)") from error
-                if not self._is_unreadable[index]:
-                    self._is_unreadable[index] = True
-                    logger.warning(f"skipped {error}; another image stands in its place")
+            image = self.try_to_read(index)
+            if not isinstance(image, UnreadableImage):
+                return image
             index = draw_seed(seed, attempt) % len(self.images)
-        raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read; the last: {last}") from last
+        raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read; the last: {image}") from image
 
 
 def draw_seed(*numbers: int) -> int:
     """Returns a pseudo-random number of 63 bits that depends on the given numbers alone."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def gather_unreadable(dataset: ReplacingDataset) -> dict[str, str]:
+    """Returns the images that some process could not read, and why."""
+    found = require("accelerate.utils").gather_object([dataset.unreadable()])
+    return {name: reason for part in found for name, reason in part.items()}

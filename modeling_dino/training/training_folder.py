@@ -66,9 +66,7 @@ class TrainingFolder(RunFolder):
         checkpoint = last_whole_checkpoint(self.path)
         elsewhere = f"choose another folder, with --from {self.path} to go on from its model"
         if checkpoint is None and self.facts["complete"]:
-            raise ValueError(
-                f"{self.path} has a run of another length without a checkpoint to go on from: {elsewhere}"
-            )
+            raise ValueError(f"{self.path} has a run of another length, and no checkpoint to go on from: {elsewhere}")
         if checkpoint is not None and step_of(checkpoint) > total_steps:
             raise ValueError(
                 f"the run in {self.path} has done {step_of(checkpoint)} steps, more than the {total_steps} that are "

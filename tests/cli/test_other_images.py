@@ -1,6 +1,7 @@
 """Images that are not 8-bit RGB, from one end to the other: satellites', microscopes', radiology's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -173,3 +174,23 @@ def test_the_report_and_contact_sheets_show_them(dino, folder):
     assert code == 0, err
     with Image.open(folder / "sheet.png") as sheet:
         assert np.asarray(sheet.convert("L"))[12:120, 12:120].std() > 20
+
+
+def test_pretraining_on_bands_and_from_a_model_of_them(dino, folder):
+    sizes = "model.backbone=vit_tiny model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=4"
+    sizes += " model.patch_size=8 model.image_size=32 model.projection_dim=16 model.num_channels=5"
+    crops = "crops.global_crop_size=32 crops.local_crop_size=16 crops.num_local_crops=2"
+    steps = "training.max_steps=2 batch_size=4"
+    stated = f"image_mean={json.dumps(MEAN)} image_std={json.dumps(STD)} rescale_factor={FACTOR}"
+    arguments = ["--data", "scenes", "--num-workers", "0"]
+    new = [*sizes.split(), *crops.split(), *steps.split(), *re.findall(r"\S+=(?:\[.*?\]|\S+)", stated)]
+    code, out, err = dino("pretrain", "small_data", *new, *arguments, "--output", "run", "--eval-knn", "scenes")
+    assert code == 0, err
+    assert "images could not be read" not in out
+    written = json.loads((folder / "run" / "preprocessor_config.json").read_text())
+    assert [written[name] for name in ("image_mean", "image_std", "rescale_factor")] == [MEAN, STD, FACTOR]
+    further = [*sizes.split(), *crops.split(), *steps.split(), "--from", "run", *arguments, "--output", "further"]
+    code, out, err = dino("pretrain", "small_data", *further)
+    assert code == 0, err
+    written = json.loads((folder / "further" / "preprocessor_config.json").read_text())
+    assert [written[name] for name in ("image_mean", "image_std", "rescale_factor")] == [MEAN, STD, FACTOR]

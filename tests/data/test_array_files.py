@@ -1,13 +1,16 @@
 """TIFFs and `.npy` files that are not 8-bit RGB, written by tifffile and NumPy, and read as they are stored."""
 
 import io
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from modeling_dino.data import array_files
 from modeling_dino.data.decoding import read_image
 
 
@@ -179,3 +182,34 @@ def test_arrays_that_are_no_images_are_refused(content):
     with pytest.raises(ValueError, match=r"\w+") as error:
         read_image(content, 1, 1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "npy"])
+def test_files_that_are_cut_are_refused_unless_nothing_is_missing(layout):
+    values = noise(np.uint16)
+    written = np.moveaxis(values, 2, 0) if layout == "planar" else values
+    whole = npy(values) if layout == "npy" else tiff(written, photometric="minisblack", **LAYOUTS[layout])
+    refused = 0
+    for length in range(0, len(whole), max(1, len(whole) // 60)):
+        try:
+            image, _ = read_image(whole[:length], 5, 1 / 65535)
+        except ValueError:
+            refused += 1
+        else:
+            assert np.array_equal(image, values)
+    assert refused > 50
+
+
+def test_a_deflated_bomb_is_refused(monkeypatch):
+    """Compressed pixels become far more than the image has; only what may be a gigabyte is looked at, so here all."""
+    monkeypatch.setattr(array_files, "MAX_UNCHECKED", 100)
+    bomb = zlib.compress(bytes(2**20))
+    content = tiff(noise(np.uint16), photometric="minisblack", planarconfig="contig", compression="zlib")
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        tags = [file.pages[0].tags[name].offset for name in ("StripOffsets", "StripByteCounts")]
+    assert read_image(content, 5, 1 / 65535)[0].shape == (12, 17, 5)
+    spoilt = bytearray(content + bomb)
+    for offset, value in zip(tags, (len(content), len(bomb))):
+        spoilt[offset + 2 : offset + 12] = struct.pack("<HII", 4, 1, value)
+    with pytest.raises(ValueError, match="compressed pixels are more than the image has"):
+        read_image(bytes(spoilt), 5, 1 / 65535)

@@ -15,7 +15,7 @@ SERVER = f"""
 import json, os, resource, signal, socket, sys, time
 import torch
 torch.set_num_threads(1)
-import accelerate, datasets, matplotlib.pyplot, omegaconf, PIL.Image
+import accelerate, datasets, matplotlib.pyplot, PIL.Image, yaml
 import pyarrow.csv, pyarrow.parquet, transformers.trainer
 from modeling_dino.cli.app import main
 from modeling_dino import DinoForImageClassification

@@ -1,5 +1,9 @@
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,8 +128,43 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
     assert (resumed.top1, resumed.top5) == (whole.top1, whole.top5)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    with pytest.raises(ValueError, match=r"has a run of other settings, .*epochs: 3 -> 4"):
-        run(folder, tmp_path / "stopped", epochs=4)
+    with pytest.raises(ValueError, match=r"has a run of other settings, .*seed: 0 -> 1"):
+        run(folder, tmp_path / "stopped", seed=1)
+
+
+@pytest.mark.slow
+def test_a_finished_run_can_be_made_longer(tmp_path, folder, messages):
+    run(folder, tmp_path / "run", epochs=2)
+    run(folder, tmp_path / "run", epochs=4)
+    assert "goes on from step 4, to 8 steps; from there on its learning rate is that of 8 steps" in messages()[0]
+    state = torch.load(tmp_path / "run" / "checkpoint-8" / "scheduler.pt")
+    assert state["last_epoch"] == 8
+    for epochs in (1, 3):
+        with pytest.raises(ValueError, match=rf"has done 8 steps, more than the {2 * epochs} that are asked for"):
+            run(folder, tmp_path / "run", epochs=epochs)
+
+
+@pytest.mark.slow
+def test_from_the_step_on_the_rates_are_those_of_the_longer_run(tmp_path, folder, monkeypatch):
+    rates = {}
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            rates.setdefault(name, {})[state.global_step] = [group["lr"] for group in optimizer.param_groups]
+
+    make_trainer = module.make_trainer
+
+    def watched(*arguments):
+        trainer = make_trainer(*arguments)
+        trainer.add_callback(Rates())
+        return trainer
+
+    monkeypatch.setattr(module, "make_trainer", watched)
+    for name, epochs in (("run", (1, 3)), ("long", (3,))):
+        for count in epochs:
+            run(folder, tmp_path / name, epochs=count)
+    assert {step: rates["run"][step] for step in (2, 3, 4, 5)} == {step: rates["long"][step] for step in (2, 3, 4, 5)}
+    assert rates["run"][1] != rates["long"][1]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +173,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
         (["--train", "plain"], "plain have no labels"),
         (["--test", "plain"], "plain have no labels"),
         (["--train", "lonely"], "lonely have the label 'a': two classes are needed"),
-        (["--test", "lonely"], "lonely is among those of"),
+        (["--test", "lonely"], "lonely, such as 'a', is among those of"),
+        (["--test", "broken"], "none of the images of {folder}/broken can be read"),
+        (["--train", "broken"], "none of the images of {folder}/broken can be read"),
+        (["--model", "poisoned"], "weights that are infinite or not numbers"),
         (["--lr", "0"], "learning_rate=0.0 must be greater than 0"),
         (["--layer-decay", "1.5"], "layer_decay=1.5 must be greater than 0 and at most 1"),
         (["--flip", "2"], "flip_probability=2.0 must be between 0 and 1"),
@@ -144,16 +186,87 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
 def test_what_a_user_can_do_wrong_is_one_line(folder, dino, arguments, says):
     if not (folder / "lonely").is_dir():
         shutil.copytree(folder / "train" / "red", folder / "lonely" / "a")
+        for file in Path(shutil.copytree(folder / "train", folder / "broken")).glob("*/*.png"):
+            file.write_bytes(b"no image")
+        model = DinoModel.from_pretrained(folder / "model")
+        model.backbone.norm.bias.data[0] = float("nan")
+        model.save_pretrained(folder / "poisoned")
     named = {"--train": "train", "--test": "test", "--model": "model", "--output": "out"}
     named |= dict(zip(arguments[::2], arguments[1::2]))
     places = ("--train", "--test", "--model", "--output")
     code, _, err = dino("finetune", *(x for k, v in named.items() for x in (k, folder / v if k in places else v)))
     assert code == 2
-    assert says in err.splitlines()[-1]
+    assert says.format(folder=folder) in err.splitlines()[-1]
+    assert not (folder / "out").exists()
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path, folder):
-    shutil.copytree(folder, tmp_path / "copy")
-    (tmp_path / "copy" / "train" / "red" / "0.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"red/0\.png: no image in a known format"):
-        run(tmp_path / "copy", tmp_path / "run")
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_that_cannot_be_read_and_classes_that_were_not_learned_are_named(tmp_path, folder, dino, num_workers):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for name in ("train/red/0.png", "test/red/0.png", "test/blue/3.png"):
+        (copy / name).write_bytes(b"no image")
+    shutil.copytree(copy / "test" / "green", copy / "test" / "violet")
+    places = [x for name in ("train", "test", "model") for x in (f"--{name}", copy / name)]
+    code, out, err = dino(
+        "finetune", *places, "--output", copy / "run", "--epochs", 2, "--batch-size", 6, "--num-workers", num_workers
+    )
+    assert code == 0, err
+    for name in ("train/red/0.png", "test/red/0.png", "test/blue/3.png"):
+        assert f"skipped {copy / name}: no image in a known format" in err
+    assert "14 images classified\n4 of them have a class that no training image has, and count as wrong\n" in out
+    model = DinoForImageClassification.from_pretrained(copy / "run").eval()
+    processor, right = DinoImageProcessor.from_pretrained(copy / "run"), 0
+    for file in (copy / "test").glob("*/*.png"):
+        if file.read_bytes() != b"no image":
+            logits = model(**processor(Image.open(file), return_tensors="pt")).logits
+            right += model.config.id2label[logits.argmax().item()] == file.parent.name
+    assert f"top-1 {100 * right / 14:.2f} %" in out
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_it(tmp_path, folder, dino):
+    places = [x for name in ("train", "test", "model") for x in (f"--{name}", folder / name)]
+    code, _, err = dino("finetune", *places, "--output", tmp_path / "run", "--epochs", 30, "--lr", 1e30)
+    assert code == 2
+    assert re.search(r"dino: the (loss|norm of the gradient) is (nan|inf) at step \d+: lower learning_rate", err)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_transform_is_that_of_the_model(tmp_path, folder):
+    model = DinoModel.from_pretrained(folder / "model")
+    model.image_transform = {**model.image_transform, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model.save_pretrained(copy / "model")
+    run(copy, copy / "run", epochs=1)
+    transform = json.loads((copy / "run" / "preprocessor_config.json").read_text())
+    assert (transform["image_mean"], transform["image_std"]) == ([0.5] * 3, [0.25] * 3)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(tmp_path, folder):
+    """As far as a limit on the size of files is one."""
+    whole, full = (run(folder, tmp_path / name) and tmp_path / name for name in ("whole", "full"))
+    for path in (full / "checkpoint-6", full / "model.safetensors"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    facts = json.loads((full / "run.json").read_text())
+    (full / "run.json").write_text(json.dumps({**facts, "complete": False}))
+    places = [x for name in ("train", "test", "model") for x in (f"--{name}", str(folder / name))]
+    options = ["--epochs", "3", "--batch-size", "6", "--lr", "1e-3", "--num-workers", "0"]
+    code = f"""
+import resource, sys, torch
+from modeling_dino import cli
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+sys.argv = ["dino", "finetune", *{[*places, *options]!r}, "--output", {str(full)!r}]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("dino: ")]
+    assert f"cannot write to {full}" in line
+    assert f"run it again: it goes on from {full / 'checkpoint-4'}" in line
+    assert "Traceback" not in done.stderr
+    run(folder, full)
+    assert (full / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -12,8 +12,16 @@ from photographs import open_photograph
 from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import ks_2samp, kstest
 from torchvision import transforms as v1
+from torchvision.transforms import v2
 
-from modeling_dino.training.multi_crop import MultiCrop, MultiCropConfig, box_blurs
+from modeling_dino.training.multi_crop import (
+    EachChannel,
+    MeasurementJitter,
+    MultiCrop,
+    MultiCropConfig,
+    box_blurs,
+    logger,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -350,3 +358,60 @@ def test_other_images_are_refused(image, says):
 def test_values_that_cannot_work_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=name):
         replace(MultiCropConfig(), **{name: value})
+
+
+def measurements(num_channels: int, low: float = -2.0, high: float = 3.0) -> np.ndarray:
+    """Values (H, W, C) of floating point that leave [0, 1] after rescaling by a hundredth."""
+    values = np.random.default_rng(0).uniform(low, high, (60, 80, num_channels)).astype(np.float32)
+    return values * 100
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 5, 13])
+def test_arrays_are_rescaled_and_cropped_as_tensors(num_channels):
+    values = measurements(num_channels)
+    mean, std = np.linspace(0.1, 0.9, num_channels).tolist(), np.linspace(0.5, 2, num_channels).tolist()
+    config = MultiCropConfig(**{**PLAIN, "flip_probability": 0.5, "global_blur_probability": (1.0, 0.5)})
+    multi_crop = MultiCrop(config, num_channels, mean, std, rescale_factor=0.01)
+    rescaled = torch.from_numpy(values).permute(2, 0, 1).contiguous() * 0.01
+    for seed in range(3):
+        for crop, expected in zip(multi_crop(values, seed), multi_crop(rescaled, seed), strict=True):
+            assert crop.shape[0] == num_channels
+            assert torch.equal(crop, expected)
+    whole = MultiCropConfig(**PLAIN, global_crop_scale=(1.0, 1.0), crop_ratio=(4 / 3, 4 / 3), global_crop_size=32)
+    crop = MultiCrop(whole, num_channels, mean, std, rescale_factor=0.01)(values, 0)[0]
+    resized = v1.functional.resize(rescaled, [32, 32], v1.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(crop, v1.functional.normalize(resized, mean, std))
+
+
+@pytest.mark.parametrize("num_channels", [1, 5])
+def test_measurements_are_distorted_but_not_clipped(num_channels):
+    """Brightness and contrast of each channel as torchvision's, which clips to [0, 1]; values beyond stay beyond."""
+    config = MultiCropConfig(**{**PLAIN, "jitter_probability": 1.0, "global_solarize_probability": (1.0,)})
+    multi_crop = MultiCrop(config, num_channels, num_channels * [0.0], num_channels * [1.0], rescale_factor=0.01)
+    for seed in range(5):
+        for crop in multi_crop(measurements(num_channels), seed):
+            assert crop.min() < -0.3
+            assert crop.max() > 1.2
+    inside = torch.rand(num_channels, 40, 40) * 0.2 + 0.4
+    jitter, clipping = MeasurementJitter(0.4, 0.4), EachChannel(v2.ColorJitter(0.4, 0.4))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        found = jitter(inside)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(found, clipping(inside))
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "factor", "said"),
+    [
+        (1, 1 / 255, "only brightness and contrast are applied"),
+        (5, 1 / 255, "only brightness and contrast are applied, to each channel alike"),
+        (5, 1e-4, "only brightness and contrast are applied, to each channel alike; no solarisation"),
+        (3, 1e-4, None),
+    ],
+)
+def test_what_is_left_out_is_said(num_channels, factor, said, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logger, "warning", lines.append)
+    MultiCrop(MultiCropConfig(), num_channels, rescale_factor=factor)
+    assert [line.partition(": of the colour operations ")[2] for line in lines] == ([said] if said else [])

@@ -18,9 +18,14 @@ from modeling_dino.data.decoding import read_image
 from modeling_dino.data.evaluation_transform import DinoImageProcessor
 from modeling_dino.data.sources import open_source
 from modeling_dino.image_processing_dino import image_processor_config
+from modeling_dino.runtime.whole_files import one_writer
+from modeling_dino.training import pretrain as module
+from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.knn_evaluation import labelled_features, split
+from modeling_dino.training.multi_crop import MultiCrop
 from modeling_dino.training.options import PretrainOptions
 from modeling_dino.training.pretrain import pretrain
+from modeling_dino.training.schedules import Schedules
 from modeling_dino.training.trainer import DinoTrainer
 from modeling_dino.training.training_folder import TrainingFolder
 
@@ -62,6 +67,12 @@ def finished(folder, one_thread):
     """A run."""
     run(folder, folder / "finished", eval_knn=[str(folder / "images")], eval_every=2)
     return folder / "finished"
+
+
+def mark_unfinished(path):
+    """As if the run had been stopped."""
+    facts = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**facts, "complete": False}))
 
 
 def log_of(path) -> list[dict]:
@@ -206,6 +217,127 @@ def test_features_for_k_nn(folder):
     assert not (folder / "none").exists()
 
 
+@pytest.fixture
+def weights(finished, tmp_path):
+    """A copy of the teacher, with another image transform."""
+    model = DinoModel.from_pretrained(finished)
+    model.image_transform = {**model.image_transform, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    model.save_pretrained(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def transform_of(path) -> tuple[list[float], list[float]]:
+    transform = json.loads((path / "preprocessor_config.json").read_text())
+    return transform["image_mean"], transform["image_std"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "starts_from_weights", "expected"),
+    [
+        ([], True, ([0.5] * 3, [0.25] * 3)),
+        (["image_mean=[0, 0.1, 0.2]"], True, ([0, 0.1, 0.2], [0.25] * 3)),
+        (["image_mean=[0, 0, 0]", "image_std=[1, 1, 1]"], False, ([0] * 3, [1] * 3)),
+    ],
+)
+def test_crops_are_normalised_by_the_transform_that_is_saved(
+    folder, weights, tmp_path, monkeypatch, overrides, starts_from_weights, expected
+):
+    crops = []
+    monkeypatch.setattr(module, "MultiCrop", lambda *args: crops.append(MultiCrop(*args)) or crops[0])
+    start = {"from_model": str(weights)} if starts_from_weights else {}
+    run(folder, tmp_path / "run", "training.max_steps=1", "training.save_steps=1", *overrides, **start)
+    assert (crops[0].mean, crops[0].std) == expected
+    assert transform_of(tmp_path / "run") == transform_of(tmp_path / "run" / "checkpoint-1") == expected
+    assert DinoModel.from_pretrained(tmp_path / "run").image_transform["image_mean"] == expected[0]
+
+
+@pytest.mark.slow
+def test_a_finished_run_can_be_made_longer(folder, finished, tmp_path, messages):
+    """From its last checkpoint, by the schedules of the longer run; and the same if that is stopped on the way."""
+    longer = shutil.copytree(finished, tmp_path / "run")
+    run(folder, longer, "training.num_train_epochs=4", eval_knn=[str(folder / "images")], eval_every=2)
+    (line,) = [line for line in messages() if "goes on from step 9, to 12 steps instead of 9" in line]
+    assert "learning_rate 1e-06 -> " in line
+    assert "teacher_momentum 1 -> 0.99" in line
+    log = [entry for entry in log_of(longer) if "loss" in entry]
+    assert [entry["step"] for entry in log] == list(range(1, 13))
+    assert log[:9] == [entry for entry in log_of(finished) if "loss" in entry]
+    args = DinoTrainingArguments(str(longer), learning_rate=0.01 * 4 / 256, warmup_epochs=1)
+    for entry in log[9:]:
+        assert entry["learning_rate"] == Schedules(args, 3, 12).rates(entry["step"] - 1)["learning_rate"]
+    assert TrainingFolder.read(longer)["results"]["steps"] == 12
+    whole = (longer / "model.safetensors").read_bytes()
+    shutil.rmtree(longer / "checkpoint-12")
+    (longer / "run.json").write_text(
+        (longer / "run.json").read_text().replace('"complete": true', '"complete": false')
+    )
+    run(folder, longer, "training.num_train_epochs=4", eval_knn=[str(folder / "images")], eval_every=2)
+    assert (longer / "model.safetensors").read_bytes() == whole
+    with pytest.raises(ValueError, match=r"has done 12 steps, more than the 9 that are asked for"):
+        run(folder, longer)
+    for checkpoint in longer.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match=r"another length, and no checkpoint to go on from: .*--from"):
+        run(folder, longer, "training.num_train_epochs=5")
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_may_change_its_length_within_what_is_left(folder, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(output / "checkpoint-9")
+    (output / "run.json").write_text(
+        (output / "run.json").read_text().replace('"complete": true', '"complete": false')
+    )
+    with pytest.raises(ValueError, match=r"has done 8 steps, more than the 3 that are asked for"):
+        run(folder, output, "training.num_train_epochs=1")
+    run(folder, output, "training.max_steps=8")
+    assert TrainingFolder.read(output)["results"]["steps"] == 8
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_not_whole_is_passed_over(folder, finished, tmp_path, messages):
+    output = shutil.copytree(finished, tmp_path / "run")
+    (output / "run.json").write_text(
+        (output / "run.json").read_text().replace('"complete": true', '"complete": false')
+    )
+    (output / "checkpoint-9" / "optimizer.pt").unlink()
+    (output / ".curves.png.0123abcd.partial").touch()
+    run(folder, output, eval_knn=[str(folder / "images")], eval_every=2)
+    assert any("checkpoint-9 is not whole, it lacks optimizer.pt" in line for line in messages())
+    assert (output / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert log_of(output) == log_of(finished)
+    assert not list(output.rglob("*.partial"))
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused(folder, tmp_path):
+    with one_writer(tmp_path / "run"), pytest.raises(ValueError, match=r"another process writes to .*run: wait"):
+        run(folder, tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_refused(folder, weights):
+    model = DinoModel.from_pretrained(weights)
+    model.backbone.norm.bias.data[0] = float("inf")
+    model.save_pretrained(weights)
+    with pytest.raises(ValueError, match=r"weights: backbone\.norm\.bias has weights that are infinite"):
+        run(folder, folder / "infinite", from_model=str(weights))
+    assert not (folder / "infinite").exists()
+
+
+def test_k_nn_of_one_class_is_refused(folder, tmp_path):
+    images, one = str(folder / "images"), shutil.copytree(folder / "images" / "a", tmp_path / "one" / "a").parent
+    for sources, says in (
+        ([str(one)], "have the label 'a': two classes are needed"),
+        ([str(one), images], "have the label 'a': two classes are needed"),
+        ([images, str(tmp_path / "other")], "no label of .*other, such as 'c', is among those of"),
+    ):
+        if not (tmp_path / "other").exists():
+            shutil.copytree(one / "a", tmp_path / "other" / "c")
+        with pytest.raises(ValueError, match=says):
+            run(folder, tmp_path / "run", eval_knn=sources)
+    assert not (tmp_path / "run").exists()
+
+
 REFUSED = {
     "unknown recipe 'vit_smal_100': did you mean vit_small_100?": {"recipe": "vit_smal_100"},
     "did you mean crops.num_local_crops?": {"overrides": ["crops.num_local_crop=2"]},
@@ -275,8 +407,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(folder, fini
     run(folder, output, "training.save_steps=4", "training.save_total_limit=3")
     for path in [*output.glob("checkpoint-[89]"), output / "model.safetensors"]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    facts = json.loads((output / "run.json").read_text())
-    (output / "run.json").write_text(json.dumps({**facts, "complete": False}))
+    mark_unfinished(output)
     code = f"""
 import resource, sys, torch
 from modeling_dino import cli

@@ -127,6 +127,29 @@ def test_overrides():
         ("batch_size=0", "batch_size=0 must be at least 1"),
         ("batch_size", "not of the form key=value"),
         ("batch_size=[", "no YAML"),
+        ("batch_size=null", "batch_size=None must be a whole number"),
+        ("batch_size=${oc.env:HOME}", r"batch_size='\$\{oc.env:HOME\}' must be a whole number"),
+        ("training.run_name=${oc.env:HOME}", r"run_name='\$\{oc.env:HOME\}' must be a text"),
+        ("training.run_name=2020-01-01", "must be a text"),
+        ("training.run_name=!!python/object/apply:os.getcwd []", "is no YAML"),
+        ("training.seed=many", "training.seed='many' must be a whole number"),
+        ("training.seed=1.5", "training.seed=1.5 must be a whole number"),
+        ("training.seed=null", "training.seed=None must be a whole number"),
+        ("training.bf16=1", "training.bf16=1 must be true or false"),
+        ("training.optim=3", "training.optim=3 must be a text"),
+        ("training.learning_rate=fast", "must be a number"),
+        ("training.learning_rate=[1]", "must be a number"),
+        ("training.fsdp_config=3", "must be keys and values"),
+        ("model=3", "model must have keys and values of its own"),
+        ("model.backbone.name=vit", "must be a text"),
+        ("=3", "unknown key ''"),
+        ("image_mean=0.5", "image_mean=0.5 must be a list of numbers"),
+        ("image_mean=[a]", "must be a list of numbers"),
+        ("image_std=[0, 1, 1]", "image_std=.* must be greater than 0"),
+        ("crops.hue=" + "[" * 5000, "nested too deeply"),
+        ("crops.hue=" + "9" * 5000, "4300 digits"),
+        ("crops.hue=1" + "0" * 400, "must be a number"),
+        ("crops.hue=[" + "1," * 2000 + "]", r"crops.hue=\[1, 1.*… must be a number"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(override, says):
@@ -145,6 +168,13 @@ def test_files(tmp_path):
         ("- a", "made of keys"),
         ("a: [", "is no YAML"),
         ("1: 2", "unknown key '1'"),
+        ("a: 1\nb: &x [1]\nc: [*x, *x]", r"has an alias \(\*\)"),
+        ("batch_size: 8\nbatch_size: 9", "the key batch_size is there twice"),
+        ("3", "made of keys"),
+        ("[" * 10_000, "nested too deeply"),
+        ("# " + "x" * 2**20, "too large for a recipe"),
+        ("? [1]\n: 2", "is no YAML"),
+        ("\0", "is no YAML"),
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=says):
@@ -155,6 +185,44 @@ def test_files(tmp_path):
         load_recipe(str(tmp_path / "other.yaml"))
     with pytest.raises(ValueError, match=r"unknown recipe 'vit_smal_100': did you mean vit_small_100\? allowed are"):
         load_recipe("vit_smal_100")
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("batch_size: 8".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"mine\.yaml: is no YAML in UTF-8"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_numbers_may_be_written_as_others():
+    recipe = load_recipe(
+        "small_data", ["training.seed=2e5", "crops.hue=0", "crops.crop_ratio=[1, 1]", "batch_size=8."]
+    )
+    assert repr(recipe.training["seed"]) == "200000"
+    assert repr((recipe.crops.hue, recipe.crops.crop_ratio, recipe.batch_size)) == "(0.0, (1.0, 1.0), 8)"
+
+
+def test_the_image_transform():
+    recipe = load_recipe("small_data", ["image_mean=[0, 0.5, 1]", "image_std=[1, 1, 1]", "rescale_factor=1e-3"])
+    assert recipe.image_transform == {"image_mean": [0, 0.5, 1], "image_std": [1, 1, 1], "rescale_factor": 1e-3}
+    assert not load_recipe("small_data").image_transform
+    assert "image_mean" not in load_recipe("small_data").to_dict(), "a run of a version without it is the same"
+    assert Recipe().replace(recipe.flat()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.report_to=wandb", "report_to=wandb: wandb is not installed"),
+        ("training.report_to=nobody", "nobody"),
+        ("training.num_train_epochs=0", "num_train_epochs=0 must be greater than 0"),
+        ("training.accelerator_config={nonsense: 1}", "nonsense"),
+        ("training.logging_strategy=sometimes", "sometimes"),
+    ],
+)
+def test_what_the_trainer_refuses_is_a_value_error(override, says):
+    with pytest.raises((ValueError, ImportError), match=says) as raised:
+        arguments(load_recipe("vit_small_100", [override]))
+    assert "\n" not in str(raised.value)
 
 
 def test_keys_are_those_of_the_configurations():

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from transformers.utils import logging
 
 from modeling_dino.data.sources import open_source
 from modeling_dino.training.multi_crop import MultiCrop, MultiCropConfig
@@ -42,13 +41,6 @@ def folder(tmp_path):
     for number in range(NUM_IMAGES):
         (path / f"{number}.png").write_bytes(encoded(number))
     return path
-
-
-@pytest.fixture
-def messages(monkeypatch, caplog):
-    """What is logged."""
-    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 def images_of(path) -> SourceImages:
@@ -163,7 +155,7 @@ def test_what_reading_loses_is_said_once(tmp_path, messages):
     images = images_of(tmp_path)
     assert [image.mode for image in images] == ["RGB"] * 3
     (line,) = messages()
-    assert "0.png, and perhaps others: mode I;16" in line
+    assert "0.png, and perhaps others: values of uint16" in line
 
 
 # ------------------------------------------------------------------------------------------------------- sources
