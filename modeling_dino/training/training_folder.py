@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from typing import Any, NotRequired
 
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -22,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
-from ..runtime.run_folder import RunFolder
+from ..runtime.run_folder import RunFacts, RunFolder
 from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
@@ -30,6 +31,13 @@ CURVES = "curves.png"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # in the messages of PyTorch and safetensors, which raise other errors than OSError
 FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
+
+
+class TrainingFacts(RunFacts):
+    """What run.json has."""
+
+    results: NotRequired[dict[str, Any]]
+    unreadable: NotRequired[dict[str, str]]
 
 
 class TrainingFolder(RunFolder):
@@ -42,6 +50,7 @@ class TrainingFolder(RunFolder):
     """
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
+    schema = TrainingFacts
 
     def __init__(self, path: str | os.PathLike, settings: dict, lengths: Sequence[str]):
         super().__init__(path, settings)
