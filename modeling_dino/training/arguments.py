@@ -12,6 +12,7 @@ from ..runtime.processes import check_joined
 from .optimization import OPTIMIZERS
 
 
+LARGEST_RATE = 1e30  # with which float32 can compute
 require("accelerate")  # TrainingArguments need it, and say so late
 
 
@@ -90,7 +91,12 @@ class DinoTrainingArguments(TrainingArguments):
         for name in ("warmup_epochs", "freeze_last_layer_epochs", "teacher_temperature_warmup_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "final_weight_decay"):
+            if not 0 <= getattr(self, name) <= LARGEST_RATE:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and {LARGEST_RATE:g}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to go by num_train_epochs")
+        if self.num_train_epochs <= 0 and self.max_steps < 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be greater than 0")
         self._validate_report_to()
         if self.dataloader_persistent_workers:

@@ -73,6 +73,8 @@ class FinetuneSettings:
         for name in ("layer_decay", "crop_scale"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0 and at most 1")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and less than 1")
         for name in ("warmup", "flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")

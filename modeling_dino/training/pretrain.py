@@ -77,8 +77,12 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
+<<<<<<< HEAD
     source = open_source(options.data, **options.of_tables).indexed()
+=======
+>>>>>>> f-training
     given = load_recipe(options.recipe, options.overrides)
+    source = open_source(options.data, image_column=options.image_column).indexed()
     recipe = resolve_recipe(given, options, source)
     labelled = open_labelled(options.eval_knn or (), **options.of_tables)
     set_seed(recipe.training.get("seed", DinoTrainingArguments.seed))
@@ -90,7 +94,8 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         if not processes().is_main_process:
             return None
         logger.warning(f"{folder.path} is complete: nothing is left to do")
-        return PretrainingSummary(folder.path, folder.facts["results"], folder.facts["unreadable"], source.notes)
+        results, unreadable = (folder.facts.get(name, {}) for name in ("results", "unreadable"))
+        return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
     world_size = started_processes()
     num_workers = reading_processes(options.num_workers, source.num_images, world_size)

@@ -149,7 +149,11 @@ class Recipe:
         if values cannot work, or processes cannot share the batch.
         """
         share, rest = divmod(self.batch_size, world_size)
-        at_once = min(self.training.get("per_device_train_batch_size") or share, share)
+        at_once = min(self.training.get("per_device_train_batch_size", share), share)
+        if at_once < 1:
+            raise ValueError(
+                f"batch_size={self.batch_size} gives {world_size} processes {at_once} images each at once"
+            )
         if rest or share % at_once:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of {world_size} processes x {at_once} images: "
@@ -300,7 +304,8 @@ def _check_plain(value: Any):
     parts = [value]
     for count, part in enumerate(parts):
         is_plain = part is None or isinstance(part, (bool, int, float, str, list, dict))
-        if count > MAX_PARTS or not is_plain or (isinstance(part, float) and not math.isfinite(part)):
+        is_large = isinstance(part, int) and abs(part) >= 2**63
+        if count > MAX_PARTS or not is_plain or is_large or (isinstance(part, float) and not math.isfinite(part)):
             raise ValueError
         if isinstance(part, str) and ("${" in part or len(part) > MAX_PARTS):
             raise ValueError
@@ -315,7 +320,7 @@ def _converted(value: Any, kind: Any) -> Any:
             return get_origin(listed)(_converted(item, get_args(listed)[0]) for item in value)
     if type(value) is int and float in kinds and int not in kinds:
         return float(value)
-    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 and int in kinds and float not in kinds:
         return int(value)  # 2e5
     return value
 

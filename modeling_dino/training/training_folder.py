@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from typing import Any, NotRequired
 
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -23,7 +24,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 
 from ..data.image_source import IMAGES_CHANGED
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
-from ..runtime.run_folder import RunFolder
+from ..runtime.run_folder import RunFacts, RunFolder
 from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
@@ -31,6 +32,13 @@ CURVES = "curves.png"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # in the messages of PyTorch and safetensors, which raise other errors than OSError
 FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
+
+
+class TrainingFacts(RunFacts):
+    """What run.json has."""
+
+    results: NotRequired[dict[str, Any]]
+    unreadable: NotRequired[dict[str, str]]
 
 
 class TrainingFolder(RunFolder):
@@ -43,7 +51,11 @@ class TrainingFolder(RunFolder):
     """
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
+<<<<<<< HEAD
     explanations = {"data.fingerprint": IMAGES_CHANGED}
+=======
+    schema = TrainingFacts
+>>>>>>> f-training
 
     def __init__(self, path: str | os.PathLike, settings: dict, lengths: Sequence[str]):
         super().__init__(path, settings)

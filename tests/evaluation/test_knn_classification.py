@@ -115,7 +115,7 @@ def test_two_processes_say_the_same_as_one(tmp_path, folder, dino):
     arguments += ["--json", two, "--dataset", "colours"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += [str(tmp_path / "launched.py"), json.dumps([*map(str, arguments)])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "USE_LIBUV": "0"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "USE_LIBUV": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("recorded")[0] == said.split("recorded")[0]

@@ -4,16 +4,14 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from killable import Killable
 from PIL import Image
 from tiny_models import tiny_config
 
@@ -64,7 +62,7 @@ def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threa
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", num_processes]
     launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
     launcher += ["--multi_gpu"] if num_processes > 1 else ["--cpu"]  # --cpu alone starts a single one
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
     command = [*map(str, launcher), "launched.py", "runs.json", str(num_processes)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -99,90 +97,6 @@ def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
         assert rows["feature"].shape == (count, 32)
 
 
-# forks, so that what can be killed begins with the imports done; the processes find each other as `accelerate launch`
-# has them do
-KILLED = f"""
-import os, sys
-import accelerate, datasets, pyarrow.parquet
-{SMALL_SHARDS}
-import modeling_dino.extraction.extract
-from modeling_dino.cli.app import main
-
-for line in sys.stdin:
-    *arguments, num_processes, port = line.rstrip("\\n").split("\\t")
-    children = []
-    for rank in range(int(num_processes)):
-        child = os.fork()
-        if not child:
-            os.dup2(2, 1)  # what is read from here is the parent's alone
-            if int(num_processes) > 1:
-                os.environ.update(
-                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=num_processes, LOCAL_WORLD_SIZE=num_processes,
-                    MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true",
-                )
-            sys.stdin.close()
-            sys.argv = ["dino", "extract", *arguments]
-            code = 1
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-            finally:
-                os._exit(code)  # tidying up takes seconds
-        os.setpgid(child, child)  # to be killed with its workers, from now on
-        children.append(child)
-    print(*children, flush=True)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    print("ended", *codes, flush=True)
-"""
-
-
-class Killable:
-    """A process from which runs of `dino extract` are forked."""
-
-    def __init__(self, folder: Path):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", KILLED],
-            cwd=folder,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def run(self, arguments: list[object], num_processes: int, seconds: float | None = None) -> bool:
-        """Whether a run completes; after the given time one of its processes is killed, and then the others."""
-        line = "\t".join(map(str, [*arguments, num_processes, free_port()]))
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        children = list(map(int, self.process.stdout.readline().split()))
-        if seconds is not None:
-            time.sleep(seconds)
-            for child in random.sample(children, len(children)):
-                kill_group(child)
-        lines = iter(self.process.stdout.readline, "")
-        ended = next(line for line in lines if line.startswith("ended"))
-        return set(ended.split()[1:]) == {"0"}
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
-
-
-def kill_group(leader: int):
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_killed_at_random_moments_it_goes_on(tmp_path, folder, num_processes):
@@ -190,8 +104,9 @@ def test_killed_at_random_moments_it_goes_on(tmp_path, folder, num_processes):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     random.seed(seed)
-    arguments = ["--model", folder / "model", "--images", folder / "images", "--batch-size", 2, "--num-workers", 1]
-    killable = Killable(tmp_path)
+    arguments = ["extract", "--model", folder / "model", "--images", folder / "images"]
+    arguments += ["--batch-size", 2, "--num-workers", 1]
+    killable = Killable(tmp_path, f"{SMALL_SHARDS}\nimport modeling_dino.extraction.extract")
     try:
         for name in ("whole", "again"):  # the first imports what the second one does not have to
             started = time.monotonic()
