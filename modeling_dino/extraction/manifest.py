@@ -3,7 +3,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
 
 from ..hub.loading import DTYPES
 from ..runtime.json_files import check_types

@@ -11,7 +11,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from typing_extensions import NotRequired, TypedDict
 
 from ..checkpoint_files import check_finite, read_tensors
 from ..runtime.extras import require

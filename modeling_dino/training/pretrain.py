@@ -77,12 +77,8 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
-<<<<<<< HEAD
-    source = open_source(options.data, **options.of_tables).indexed()
-=======
->>>>>>> f-training
     given = load_recipe(options.recipe, options.overrides)
-    source = open_source(options.data, image_column=options.image_column).indexed()
+    source = open_source(options.data, **options.of_tables).indexed()
     recipe = resolve_recipe(given, options, source)
     labelled = open_labelled(options.eval_knn or (), **options.of_tables)
     set_seed(recipe.training.get("seed", DinoTrainingArguments.seed))

@@ -14,13 +14,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any, NotRequired
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from typing_extensions import NotRequired
 
 from ..data.image_source import IMAGES_CHANGED
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
@@ -51,11 +52,8 @@ class TrainingFolder(RunFolder):
     """
 
     file_name, format, contents, command = "run.json", "modeling-dino run 1", "a run", "dino pretrain"
-<<<<<<< HEAD
     explanations = {"data.fingerprint": IMAGES_CHANGED}
-=======
     schema = TrainingFacts
->>>>>>> f-training
 
     def __init__(self, path: str | os.PathLike, settings: dict, lengths: Sequence[str]):
         super().__init__(path, settings)

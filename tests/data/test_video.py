@@ -2,6 +2,7 @@ import random
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -167,9 +168,13 @@ def test_damaged_videos_give_frames_or_a_reason(tmp_path):
     for at in [draw.randrange(len(content)) for _ in range(60)]:
         for damaged in (content[:at], content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]):
             (tmp_path / "a.mp4").write_bytes(damaged)
-            try:
-                frames = list(Video(tmp_path / "a.mp4"))
-                assert frames
-            except ValueError as error:
-                assert "a.mp4" in str(error)
-                assert "\n" not in str(error)
+            reason = why_unreadable(tmp_path / "a.mp4")
+            assert reason is None or ("a.mp4" in reason and "\n" not in reason)
+
+
+def why_unreadable(video: Path) -> str | None:
+    """The reason why a video has no frames; None if it has some."""
+    try:
+        return None if list(Video(video)) else ""
+    except ValueError as error:
+        return str(error)
