@@ -121,6 +121,9 @@ def check_state_dict(config: DinoConfig, state_dict: StateDict):
     if missing or extra:
         parts = [f"lacks {first_names(missing)}"] * bool(missing) + [f"also has {first_names(extra)}"] * bool(extra)
         raise ValueError(f"not a whole {config.backbone}: it {' and '.join(parts)}")
+    for name, tensor in state_dict.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{name} holds numbers of {tensor.dtype}, but must hold those of {expected[name].dtype}")
 
 
 def count(names: Iterable[str], pattern: str) -> int:

@@ -246,7 +246,11 @@ def refuse_weights_file(name_or_path: str | os.PathLike | None):
 
 def weight_map_of_index(path: Path) -> dict[str, str]:
     weight_map = read_mapping(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
         raise ValueError(f"{path} is damaged: its weight_map is not one of names to files: copy or download it again")
     if wrong := [name for name in weight_map.values() if Path(name).name != name]:
         raise ValueError(f"{path} names {wrong[0]!r}, which is not a file beside it")

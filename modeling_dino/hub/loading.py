@@ -5,11 +5,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, ImageProcessingMixin
+from transformers import ImageProcessingMixin
 
 from ..checkpoint_files import check_finite, is_foreign, refuse_weights_file
 from ..configuration_dino import DinoConfig
-from ..image_processing_dino import image_processor_config, read_image_transform
+from ..image_processing_dino import DEFAULTS, image_processor_config, read_image_transform
 from ..modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoPreTrainedModel
 from ..runtime.extras import require
 
@@ -72,10 +72,11 @@ def load_image_processor(
     from ..data.evaluation_transform import DinoImageProcessor, resized_to
 
     transform = read_image_transform(name, config.num_channels) or image_processor_config(config)
-    if transform.get("image_processor_type") == "BitImageProcessor":
-        processor = DinoImageProcessor(**transform)
-    else:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    if (kind := transform.get("image_processor_type")) != "BitImageProcessor":
+        raise ValueError(f"{name} has an image processor of another kind, {kind}: known are {', '.join(DEFAULTS)}")
+    if wrong := [key for key in transform if callable(getattr(DinoImageProcessor, key, None))]:
+        raise ValueError(f"{name} has an image transform that is damaged: {wrong[0]!r} is not a value of one")
+    processor = DinoImageProcessor(**transform)
     return resized_to(processor, resize, image_size)
 
 
