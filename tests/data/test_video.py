@@ -168,8 +168,7 @@ def test_damaged_videos_give_frames_or_a_reason(tmp_path):
         for damaged in (content[:at], content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]):
             (tmp_path / "a.mp4").write_bytes(damaged)
             try:
-                frames = list(Video(tmp_path / "a.mp4"))
-                assert frames
+                found = f"{len(list(Video(tmp_path / 'a.mp4')))} frames"
             except ValueError as error:
-                assert "a.mp4" in str(error)
-                assert "\n" not in str(error)
+                found = str(error)
+            assert re.fullmatch(r"[1-9] frames|cannot read .*a\.mp4: .+", found)
