@@ -46,6 +46,7 @@ def lists(request, images, tmp_path, monkeypatch):
     return {part: str(images / f"{part}.{request.param}") for part in ("train", "test")}
 
 
+@pytest.mark.slow
 def test_extract_and_report(dino, images, lists):
     arguments = ("extract", "--model", images / "model", "--images", lists["train"], "--num-workers", 0)
     code, _, err = dino(*arguments, "--output", "out", *COLUMNS)

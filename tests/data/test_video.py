@@ -168,13 +168,8 @@ def test_damaged_videos_give_frames_or_a_reason(tmp_path):
     for at in [draw.randrange(len(content)) for _ in range(60)]:
         for damaged in (content[:at], content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]):
             (tmp_path / "a.mp4").write_bytes(damaged)
-            reason = why_unreadable(tmp_path / "a.mp4")
-            assert reason is None or ("a.mp4" in reason and "\n" not in reason)
-
-
-def why_unreadable(video: Path) -> str | None:
-    """The reason why a video has no frames; None if it has some."""
-    try:
-        return None if list(Video(video)) else ""
-    except ValueError as error:
-        return str(error)
+            try:
+                found = f"{len(list(Video(tmp_path / 'a.mp4')))} frames"
+            except ValueError as error:
+                found = str(error)
+            assert re.fullmatch(r"[1-9] frames|cannot read .*a\.mp4: .+", found)
