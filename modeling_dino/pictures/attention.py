@@ -14,10 +14,9 @@ import torch
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
 from ..runtime.finite import check_finite
-from ..runtime.marked_files import marked_file
 from .attention_pictures import attention_pictures
 from .options import AttentionOptions
-from .picture_files import PictureSummary, open_drawing, picture_files, save_tensors
+from .picture_files import PictureSummary, new_file, open_drawing, picture_files, save_tensors
 
 
 NUMPY_MAGIC = "NUMPY"  # begins every .npy file, which has no place for another mark
@@ -77,8 +76,5 @@ def save_attention(attention: torch.Tensor, file: Path):
     if file.suffix == ".safetensors":
         save_tensors({"attention": attention}, file)
         return
-    with (
-        marked_file(file, NUMPY_MAGIC) as partial,
-        open(partial, "wb") as opened,
-    ):  # given a path, NumPy would add its suffix
+    with new_file(file, NUMPY_MAGIC) as partial, open(partial, "wb") as opened:  # NumPy adds a suffix to paths
         np.save(opened, attention.numpy())

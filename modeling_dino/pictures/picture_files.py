@@ -116,9 +116,17 @@ class PictureSummary:
         return f"{self.num_frames} images" + (f", {len(self.skipped)} skipped" if self.skipped else "")
 
 
+@contextmanager
+def new_file(file: Path, mark: str) -> Iterator[Path]:
+    """Makes the folder of a file, and yields a place to write to as [`marked_file`] does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with marked_file(file, mark) as partial:
+        yield partial
+
+
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path):
     """Writes a safetensors file; raises ValueError if there is another than of this function."""
-    with marked_file(file, ARRAYS_MARK) as partial:
+    with new_file(file, ARRAYS_MARK) as partial:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, partial, {"written_by": ARRAYS_MARK})
 
@@ -127,7 +135,7 @@ def save_picture(picture: PilImage, file: Path, mark: str = PICTURE_MARK):
     """Writes a PNG with a mark; raises ValueError if there is a file without it."""
     info = require("PIL.PngImagePlugin").PngInfo()
     info.add_text("Software", mark)
-    with marked_file(file, mark) as partial:
+    with new_file(file, mark) as partial:
         picture.save(partial, format="PNG", pnginfo=info)
 
 

@@ -91,6 +91,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
     page["title"] = as_text(os.path.join(*Path(options.folder).resolve().parts[-2:]))
     page["facts"] = describe_run(shown, rows, page, notes)
     page["skipped"] = dict(list(shown.skipped.items())[:MAX_SKIPPED])
+    output.parent.mkdir(parents=True, exist_ok=True)
     with marked_file(output, PAGE_MARK) as partial, open(partial, "w", encoding="utf-8") as file:
         file.writelines(render_page(page, () if pictures is None else atlases(pictures)))
     return ReportSummary(

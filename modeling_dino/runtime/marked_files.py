@@ -35,13 +35,12 @@ def check_marked(path: str | os.PathLike | None, mark: str):
 @contextmanager
 def marked_file(path: Path, mark: str) -> Iterator[Path]:
     """
-    Gives a place to write to, as [`whole_file`] does, and makes the folder of the file.
+    Gives a place to write to, as [`whole_file`] does.
 
     Raises:
         ValueError: if there is a file without the mark.
         OSError: if it cannot be written; what was there before still is.
     """
     check_marked(path, mark)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial_file:
         yield partial_file
