@@ -87,8 +87,8 @@ def cases(healthy: Path) -> Iterator[Case]:
                 files = {f"mixed/{i}.{kind}": bad for i, bad in enumerate(several)}
                 yield case(model, f"{kind}, {wrong}", five, {f"mixed/good.{kind}": content, **files})
         for name, bad, says in [*(absurd_tiffs() if model == "five" else absurd()), *unfit(model)]:
-            files = {"mixed/good.tif": whole["tif"], f"mixed/{name}": bad}
-            yield case(model, name, five, files, says)
+            kind = "npy" if name.endswith(".npy") else "tif"  # arrays count where there are no other images
+            yield case(model, name, five, {f"mixed/good.{kind}": whole[kind], f"mixed/{name}": bad}, says)
     yield Case("none that can be read", [*EXTRACT, "vit"], {"mixed/bad.tif": satellite(BANDS)}, 2, "5 channels")
 
 
