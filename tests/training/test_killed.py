@@ -36,7 +36,7 @@ RECIPE = {
 def end_of(run: Path) -> tuple[bytes, list[dict]]:
     """What the run ended with: its weights, and its log."""
     (checkpoint,) = run.glob("checkpoint-*")
-    assert not [path for path in run.rglob("*.partial")]
+    assert not list(run.rglob("*.partial"))
     log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     return (run / "model.safetensors").read_bytes(), log
 
