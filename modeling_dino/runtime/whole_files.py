@@ -10,10 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 
 PARTIAL = ".partial"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without hard links answer
+# in the messages of PyTorch and safetensors, which raise other errors than OSError
+FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 LOCK = ".lock"  # stays in a folder; removing it would let two processes lock two files of that name
 
 
@@ -115,15 +118,25 @@ def _partial_beside(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise OSError(error.errno, f"cannot write {path}: {reason}; what was there is kept") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not is_failed_write(error):
+            raise
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        failure = OSError(f"cannot write {path}: {reason}; what was there is kept")
+        failure.errno = number  # not an argument, which would stand before the message
+        raise failure from error
     finally:
         with suppress(OSError):  # where nothing can be written, nothing can be removed
             if partial.is_dir():
                 shutil.rmtree(partial)
             else:
                 partial.unlink(missing_ok=True)
+
+
+def is_failed_write(error: Exception) -> bool:
+    """Returns whether something could not be written; of several libraries only Python raises OSError then."""
+    return isinstance(error, OSError) or any(sign in str(error) for sign in FAILED_WRITE)
 
 
 def is_partial(path: Path) -> bool:

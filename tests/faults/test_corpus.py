@@ -1,54 +1,21 @@
 """Hostile and faulty input, made by code: every command ends right, or with one line that says what is wrong.
 
-Each module `cases_….py` beside this one has `cases(healthy)`, which yields [`Case`]s on copies of the healthy folder:
-
-vit/, resnet/           tiny models
-images/{a,b}/*.png      three images in each of two classes
-features/               features of these images, of vit
+Each module `cases_….py` beside this one has `cases(healthy)`, which yields [`Case`]s on copies of the healthy folder.
 """
 
 import importlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from faulty_input import Case
 from forked_commands import ForkedCommands, Outcome
-from PIL import Image
-from tiny_models import tiny_config
-
-from modeling_dino import DinoModel
 
 
 pytestmark = pytest.mark.slow
 MODULES = sorted(file.stem for file in Path(__file__).parent.glob("cases_*.py"))
 LEAST = 600  # cases in all
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Iterator[ForkedCommands]:
-    forked = ForkedCommands(tmp_path_factory.mktemp("logs"))
-    yield forked
-    forked.close()
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory, commands) -> Path:
-    """The folder that is copied for each case."""
-    folder = tmp_path_factory.mktemp("healthy")
-    torch.manual_seed(0)
-    for family in ("vit", "resnet"):
-        DinoModel(tiny_config(family)).save_pretrained(folder / family)
-    for label in ("a", "b"):
-        (folder / "images" / label).mkdir(parents=True)
-        for i in range(3):
-            Image.effect_noise((40, 36), 90).convert("RGB").save(folder / "images" / label / f"{i}.png")
-    done = commands("extract", "--model", "vit", "--images", "images", "--output", "features", folder=folder)
-    assert done.code == 0, done.err
-    return folder
 
 
 def run(case: Case, healthy: Path, place: Path, commands: ForkedCommands) -> Outcome:

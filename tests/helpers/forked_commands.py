@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ CONNECTED, TOO_LONG = 71, -14  # exit codes of a command that contacts a server,
 MEMORY = 4 * 2**30  # that a command may take beyond what is imported, in bytes
 
 SERVER = f"""
-import json, os, resource, signal, socket, sys
+import json, os, resource, signal, socket, sys, time
 import torch
 torch.set_num_threads(1)
 import accelerate, datasets, matplotlib.pyplot, PIL.Image, yaml
@@ -27,32 +28,45 @@ LIMIT = PAGES * resource.getpagesize() + {MEMORY}
 def refuse(*_):
     os._exit({CONNECTED})
 
+def run(case, arguments, stdout, stderr):
+    os.setpgid(0, 0)
+    signal.alarm(case["seconds"])
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (case["file_bytes"], case["file_bytes"]))
+    socket.socket.connect = socket.getaddrinfo = refuse
+    os.chdir(case["folder"])
+    for number, name in ((0, os.devnull), (1, stdout), (2, stderr)):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    if case["user"] is not None:
+        os.setuid(case["user"])
+    sys.argv = ["dino", *arguments]
+    code = 70
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
 for line in sys.stdin:
     case = json.loads(line)
-    child = os.fork()
-    if not child:
-        signal.alarm(case["seconds"])
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-        socket.socket.connect = socket.getaddrinfo = refuse
-        os.chdir(case["folder"])
-        for number, name in ((0, os.devnull), (1, case["stdout"]), (2, case["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = ["dino", *case["arguments"]]
-        code = 70
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    children = []
+    for files in zip(case["commands"], case["stdout"], case["stderr"]):
+        children.append(os.fork())
+        if not children[-1]:
+            run(case, *files)
+    if case["kill_after"] is not None:
+        time.sleep(case["kill_after"])
+        for child in children:
+            os.killpg(child, signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), flush=True)
 """
 
 
@@ -67,26 +81,48 @@ class Outcome:
 
 class ForkedCommands:
     """
-    Runs commands, one after the other; each can contact nobody, and take neither much memory nor much time.
+    Runs commands; each can contact nobody, and take neither much memory nor much time.
 
     Args:
         logs: an empty folder for what the commands print.
     """
 
     def __init__(self, logs: Path):
-        self.files = {name: str(logs / name) for name in ("stdout", "stderr")}
+        self.logs = logs
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __call__(self, *arguments: object, folder: Path, seconds: int = 60) -> Outcome:
-        """Runs `dino ARGUMENTS` in a folder."""
-        case = {"arguments": list(map(str, arguments)), "folder": str(folder), "seconds": seconds, **self.files}
-        self.server.stdin.write(json.dumps(case) + "\n")
+    def __call__(self, *arguments: object, folder: Path, **accident) -> Outcome:
+        """Runs `dino ARGUMENTS` in a folder; `accident` as in `at_once`."""
+        return self.at_once([arguments], folder, **accident)[0]
+
+    def at_once(
+        self,
+        commands: Sequence[Sequence[object]],
+        folder: Path,
+        seconds: int = 60,
+        kill_after: float | None = None,
+        file_bytes: int = -1,
+        user: int | None = None,
+    ) -> list[Outcome]:
+        """
+        Runs several commands at the same time.
+
+        Args:
+            seconds: after which each is ended.
+            kill_after: seconds after which all are killed.
+            file_bytes: that a file can have, as if the disk were full then; -1 for any number.
+            user: whose permissions the commands have.
+        """
+        files = {kind: [str(self.logs / f"{kind}{i}") for i in range(len(commands))] for kind in ("stdout", "stderr")}
+        accident = {"seconds": seconds, "kill_after": kill_after, "file_bytes": file_bytes, "user": user}
+        case = {"commands": [list(map(str, arguments)) for arguments in commands], "folder": str(folder)}
+        self.server.stdin.write(json.dumps({**case, **files, **accident}) + "\n")
         self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
-        out, err = (Path(file).read_text(encoding="utf-8", errors="replace") for file in self.files.values())
-        return Outcome(code, out, err)
+        codes = json.loads(self.server.stdout.readline())
+        read = ([Path(file).read_text(encoding="utf-8", errors="replace") for file in files[kind]] for kind in files)
+        return [Outcome(*parts) for parts in zip(codes, *read)]
 
     def close(self):
         """Ends the process."""

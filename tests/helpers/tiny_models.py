@@ -21,3 +21,9 @@ TINY_BACKBONES = {
 def tiny_config(family: str = "vit", **overrides) -> DinoConfig:
     """A small configuration of either family, with the dino head unless told otherwise."""
     return DinoConfig(**{**TINY_BACKBONES[family], **TINY_HEAD, **overrides})
+
+
+def shallow_config(family: str, **overrides) -> DinoConfig:
+    """One layer of either family: what a compiler does with it, it does with more of them."""
+    layers = {"num_hidden_layers": 1} if family == "vit" else {"depths": [1, 1]}
+    return tiny_config(family, **layers, **overrides)

@@ -8,7 +8,7 @@ import torch
 from golden_data import assert_close
 from processes import run_python
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY_HEAD, tiny_config
+from tiny_models import TINY_HEAD, shallow_config, tiny_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -352,9 +352,9 @@ def test_pipeline(tmp_path, family):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(family, dynamic):
     torch._dynamo.reset()  # other tests' sizes count towards the limit of recompilations
-    model = DinoModel(tiny_config(family)).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    sizes = [(32, 32), (40, 64), (72, 56), (48, 32)]
+    model = DinoModel(shallow_config(family)).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="eager")
+    sizes = [(32, 32), (40, 64), (48, 32)]
     for height, width in sizes if dynamic else sizes[:2]:  # else each is compiled anew
         images = torch.randn(2, 3, height, width)
         with torch.no_grad():
@@ -365,7 +365,7 @@ def test_compiles_into_one_graph(family, dynamic):
 
 @pytest.mark.slow
 def test_compiles_with_inductor():
-    model = DinoModel(tiny_config(num_hidden_layers=1)).eval()
+    model = DinoModel(shallow_config("vit")).eval()
     images = torch.randn(2, 3, 40, 32)
     with torch.no_grad():
         assert_close(torch.compile(model, fullgraph=True)(images).projection, model(images).projection)
