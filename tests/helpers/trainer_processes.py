@@ -7,6 +7,7 @@ import torch
 from random_crops import RandomCrops, losses_of, tiny_model, trainer_of
 from torch.distributed.fsdp import fully_shard
 
+from modeling_dino.runtime.processes import leave_processes
 from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates
 from modeling_dino.training.trainer import collate_crops
 
@@ -64,6 +65,7 @@ def main(folder: Path):
     sharded = run_sharded(rank, num_processes=2)
     if rank == 0:
         torch.save(sharded, folder / "sharded.pt")
+    leave_processes()
 
 
 if __name__ == "__main__":
