@@ -2,7 +2,6 @@ import random
 import re
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
