@@ -179,7 +179,7 @@ class ImageTransform:
         self.processor, self.num_channels, self.min_side = processor, num_channels, min_side
         self.rescale_factor = range_of(processor)
         self.shorter_side = min(dict(processor.size).values())
-        in_8_bits, is_ours = is_8_bit(num_channels, self.rescale_factor), isinstance(processor, DinoImageProcessor)
+        in_8_bits, is_ours = is_8_bit(num_channels, self.rescale_factor), hasattr(processor, "grey_levels")
         if not in_8_bits and not is_ours:
             raise ValueError(
                 f"{type(processor).__name__} takes images of 8 bits and 1 or 3 channels: others need a transform of "

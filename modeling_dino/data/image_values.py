@@ -9,6 +9,7 @@ Models of 1 or 3 channels whose range is that of 8 bits get images as the origin
 All others get arrays (H, W, C) of float32, not yet rescaled, whose channels are resized one by one in floating point.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,13 +29,22 @@ Decoded = PilImage | np.ndarray
 
 
 def range_of(processor: ImageProcessingMixin) -> float:
-    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
-    return processor.rescale_factor if processor.do_rescale else EIGHT_BITS
+    """
+    Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits, and so
+    are those of other libraries' processors.
+    """
+    is_ours = hasattr(processor, "grey_levels")
+    return processor.rescale_factor if is_ours and processor.do_rescale else EIGHT_BITS
+
+
+def states_8_bits(rescale_factor: float | None) -> bool:
+    """Returns whether a range is 0 to 255, also where 1 / 255 was written with few digits."""
+    return rescale_factor is not None and math.isclose(rescale_factor, EIGHT_BITS, rel_tol=1e-3)
 
 
 def is_8_bit(num_channels: int | None, rescale_factor: float | None) -> bool:
     """Returns whether a model's images are those of Pillow in 8 bits."""
-    return num_channels in MODES and rescale_factor == EIGHT_BITS
+    return num_channels in MODES and states_8_bits(rescale_factor)
 
 
 def as_model_takes(
@@ -62,14 +72,16 @@ def as_model_takes(
     if by_pillow and not isinstance(image, np.ndarray) and not wide:
         return _in_mode(image, num_channels), None
     values = _array(image)
-    fitting = _with_channels(values, num_channels)
+    found = values.shape[2]
+    if num_channels not in (None, found) and (num_channels not in MODES or found > 4):
+        raise ValueError(f"{found} channel{'s' if found > 1 else ''}, but the model takes {num_channels}")
     check_values(values, rescale_factor)
-    note = f"values of {values.dtype}: {CLIPPED}" if wide and rescale_factor == EIGHT_BITS else None
+    note = f"values of {values.dtype}: {CLIPPED}" if wide and states_8_bits(rescale_factor) else None
     if by_pillow:
         return _in_mode(_in_8_bits(values) if isinstance(image, np.ndarray) else image, num_channels), note
-    fitting = fitting.astype(np.float32)
-    is_within = note is None or (fitting.min() >= 0 and fitting.max() <= 255)
-    return (fitting, None) if is_within else (fitting.clip(0, 255), note)
+    values = _with_channels(values, num_channels).astype(np.float32)
+    is_within = note is None or (values.min() >= 0 and values.max() <= 255)
+    return (values, None) if is_within else (values.clip(0, 255), note)
 
 
 def check_values(values: np.ndarray, rescale_factor: float | None):
@@ -79,14 +91,15 @@ def check_values(values: np.ndarray, rescale_factor: float | None):
     """
     if values.dtype.kind not in "buif":
         raise ValueError(f"values of {values.dtype} are no image")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("not all values are finite: some are NaN or infinite")
+    with np.errstate(over="ignore"):
+        if values.dtype.kind == "f" and not np.isfinite(values.astype(np.float32, copy=False)).all():
+            raise ValueError("not all values are finite in float32: some are NaN or infinite")
     if rescale_factor is None or not values.size:
         return
     stated = f"rescale_factor={rescale_factor:.6g} of the image transform states values up to {1 / rescale_factor:.6g}"
     if values.dtype == np.uint8 and 255 * rescale_factor < 0.5:
         raise ValueError(f"8 bits, but {stated}")
-    if values.dtype.kind == "f" and rescale_factor <= EIGHT_BITS and 0 < values.max() <= 1:
+    if values.dtype.kind == "f" and rescale_factor < 1.001 * EIGHT_BITS and 0 < values.max() <= 1:
         raise ValueError(f"floating point from 0 to 1, but {stated}: set it to 1 for such images")
 
 
@@ -132,16 +145,13 @@ def _in_mode(image: PilImage, num_channels: int) -> PilImage:
 
 
 def _with_channels(values: np.ndarray, num_channels: int | None) -> np.ndarray:
-    """Returns (H, W, C) with the channels of the model: grey and colours are converted as Pillow does."""
+    """Converts grey and colours, with or without transparency, (H, W, C), as Pillow does; others have what fits."""
     if num_channels in MODES and values.shape[2] in (2, 4):
         values = values[..., :-1]
     if num_channels == 3 and values.shape[2] == 1:
         return np.repeat(values, 3, axis=2)
     if num_channels == 1 and values.shape[2] == 3:
         return (values.astype(np.float32) @ LUMA)[..., None]
-    if num_channels not in (None, values.shape[2]):
-        found = values.shape[2]
-        raise ValueError(f"{found} channel{'s' if found > 1 else ''}, but the model takes {num_channels}")
     return values
 
 

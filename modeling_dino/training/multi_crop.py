@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
 
-from ..data.image_values import EIGHT_BITS, rescaled
+from ..data.image_values import EIGHT_BITS, rescaled, states_8_bits
 from ..image_processing_dino import channel_statistics
 from ..runtime.extras import PilImage, require
 
@@ -146,7 +146,7 @@ class MultiCrop:
         self.config, self.num_channels, self.rescale_factor = config, num_channels, rescale_factor
         mean, std = channel_statistics(num_channels)
         self.mean, self.std = list(image_mean or mean), list(image_std or std)
-        self.are_measurements = num_channels != 3 and rescale_factor != EIGHT_BITS
+        self.are_measurements = num_channels != 3 and not states_8_bits(rescale_factor)
         local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
         self.views = [
             self._view(

@@ -132,10 +132,10 @@ def test_without_tifffile_the_message_says_how_to_install_it(monkeypatch):
     assert read_image(grey, 1, 1 / 65535)[0].shape == (12, 17, 1)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 @pytest.mark.parametrize("encode", [tiff, npy])
 def test_pixels_that_are_not_finite_make_an_image_unreadable(encode, value):
-    values = noise(np.float32, 3)
+    values = noise(np.float64, 3)
     values[3, 4, 1] = value
     for num_channels, factor in ((3, 1), (3, 1 / 255), (1, 1)):
         with pytest.raises(ValueError, match=r"not all values are finite"):
@@ -213,3 +213,9 @@ def test_a_deflated_bomb_is_refused(monkeypatch):
         spoilt[offset + 2 : offset + 12] = struct.pack("<HII", 4, 1, value)
     with pytest.raises(ValueError, match="compressed pixels are more than the image has"):
         read_image(bytes(spoilt), 5, 1 / 65535)
+
+
+@pytest.mark.parametrize("factor", [0.00392156862745098, 0.0039215686, 0.003922])
+def test_the_range_of_8_bits_may_be_written_with_few_digits(factor):
+    content = png(noise(np.uint8, 3))
+    assert read_image(content, 3, factor) == read_image(content)
