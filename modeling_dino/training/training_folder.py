@@ -24,13 +24,12 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFacts, RunFolder
+from ..runtime.whole_files import FAILED_WRITE
 from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
 CURVES = "curves.png"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-# in the messages of PyTorch and safetensors, which raise other errors than OSError
-FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 
 
 class TrainingFacts(RunFacts):
