@@ -18,6 +18,7 @@ number of images: see [`AUTO`]. Anybody may have written a recipe: it is data, o
 elsewhere, as in the environment.
 """
 
+import codecs
 import difflib
 import math
 import re
@@ -238,7 +239,7 @@ def _read_yaml(file: Path) -> Any:
     if len(content) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES} bytes, too large for a recipe")
     try:
-        parsed = _parse_yaml(content.decode("utf-8-sig"))
+        parsed = _parse_yaml(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"is no YAML in UTF-8: {error}") from error
     return {} if parsed is None else parsed  # an empty file

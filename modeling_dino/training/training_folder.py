@@ -26,13 +26,12 @@ from typing_extensions import NotRequired
 from ..data.image_source import IMAGES_CHANGED
 from ..hub.evaluation_results import EVALUATION_RESULTS_NAME
 from ..runtime.run_folder import RunFacts, RunFolder
+from ..runtime.whole_files import FAILED_WRITE
 from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
 CURVES = "curves.png"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-# in the messages of PyTorch and safetensors, which raise other errors than OSError
-FAILED_WRITE = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter", "unexpected pos")
 
 
 class TrainingFacts(RunFacts):

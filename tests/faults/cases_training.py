@@ -2,11 +2,13 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from faulty_input import BAD_VALUES, Case, damaged, spoilt_json
+from faulty_input import BAD_VALUES, Case, spoilt_json
 from tiny_models import TINY_BACKBONES, TINY_HEAD
 
 from modeling_dino.training.options import PretrainOptions
@@ -102,26 +104,33 @@ TEXTS = {
 }
 
 
+@cache
+def run_on(images: Path) -> tempfile.TemporaryDirectory:
+    """Returns a folder, which is removed at the end, with `run`: two steps of the recipe."""
+    folder, place = tempfile.TemporaryDirectory(), os.getcwd()
+    os.chdir(folder.name)  # the run names its recipe and images as the cases do
+    try:
+        Path("images").symlink_to(images)
+        Path("recipe.yaml").write_text(json.dumps(RECIPE))
+        pretrain(PretrainOptions(recipe="recipe.yaml", data="images", output="run", num_workers=0, progress=False))
+    finally:
+        os.chdir(place)
+    return folder
+
+
 def cases(healthy: Path) -> Iterator[Case]:
-    """Adds `run`, of two steps, and its `recipe.yaml` to the healthy folder."""
-    recipe = healthy / "recipe.yaml"
-    if not recipe.exists():
-        recipe.write_text(json.dumps(RECIPE))
-        place = os.getcwd()
-        os.chdir(healthy)  # the run names its images as the cases do
-        try:
-            pretrain(PretrainOptions(recipe="recipe.yaml", data="images", output="run", num_workers=0, progress=False))
-        finally:
-            os.chdir(place)
+    recipe = {"recipe.yaml": json.dumps(RECIPE)}
     for wrong, text in TEXTS.items():
         yield Case(f"recipe: {wrong}", [*PRETRAIN, "out"], {"recipe.yaml": text})
     for override in OVERRIDES:
-        yield Case(f"override {override[:60]}", [*PRETRAIN, "out", override], code=2)
+        yield Case(f"override {override[:60]}", [*PRETRAIN, "out", override], recipe, code=2)
     for number, key in enumerate(KEYS):
         for bad in BAD_VALUES[number % 3 :: 3]:
             yield Case(f"recipe: {key}={str(bad)[:20]!r}", [*PRETRAIN, "out"], {"recipe.yaml": with_value(key, bad)})
-    yield from damaged_runs(healthy / "run")
-    yield from wrong_options()
+    folder = Path(run_on(healthy / "images").name)
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("run/**/*") if file.is_file()}
+    yield from damaged_runs(folder, {**recipe, **files})
+    yield from wrong_options({**recipe, **files})
 
 
 def with_value(key: str, value: object) -> str:
@@ -132,23 +141,22 @@ def with_value(key: str, value: object) -> str:
     return json.dumps({**RECIPE, section: {**RECIPE[section], name: value}})
 
 
-def damaged_runs(run: Path) -> Iterator[Case]:
-    stopped = {**json.loads((run / "run.json").read_text()), "complete": False}
-    # what a run writes over, and would write over in the healthy folder
-    unfinished = {f"run/{name}": None for name in ("model.safetensors", "config.json", "training_args.bin")}
-    unfinished["run/run.json"] = json.dumps(stopped)
-    for wrong, text in islice(spoilt_json(run / "run.json"), 0, None, 3):
-        yield Case(f"run.json: {wrong}", [*PRETRAIN, "run"], {**unfinished, "run/run.json": text})
+def damaged_runs(folder: Path, run: dict[str, bytes | str]) -> Iterator[Case]:
+    resumed = [*PRETRAIN, "run"]
+    unfinished = {**run, "run/run.json": json.dumps({**json.loads(run["run/run.json"]), "complete": False})}
+    for wrong, text in islice(spoilt_json(folder / "run/run.json"), 0, None, 3):
+        yield Case(f"run.json: {wrong}", resumed, {**run, "run/run.json": text})
     for part in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"):
-        file = run / "checkpoint-2" / part
-        for wrong, content in [("missing", None), *damaged(file, 1)][::2]:
-            files = {**unfinished, f"run/checkpoint-2/{part}": content}
-            yield Case(f"{part} {wrong}", [*PRETRAIN, "run"], files, code=0, says="checkpoint-2 is not whole")
-    for wrong, text in islice(spoilt_json(run / "checkpoint-2" / "parts.json"), 0, None, 4):
-        yield Case(f"parts.json: {wrong}", [*PRETRAIN, "run"], {**unfinished, "run/checkpoint-2/parts.json": text})
+        name = f"run/checkpoint-2/{part}"
+        content = None if part in ("optimizer.pt", "scheduler.pt") else run[name][:-9]
+        files = {**unfinished, name: content}
+        yield Case(f"{part} missing or cut", resumed, files, code=0, says="checkpoint-2 is not whole")
+    name = "run/checkpoint-2/parts.json"
+    for wrong, text in islice(spoilt_json(folder / name), 0, None, 6):
+        yield Case(f"parts.json: {wrong}", resumed, {**unfinished, name: text})
 
 
-def wrong_options() -> Iterator[Case]:
+def wrong_options(run: dict[str, bytes | str]) -> Iterator[Case]:
     for options in (
         ["--eval-knn", "images/a"],
         ["--eval-knn", "nowhere"],
@@ -163,7 +171,7 @@ def wrong_options() -> Iterator[Case]:
         ["--output", "recipe.yaml"],
         ["training.max_steps=1", "--output", "run"],
     ):
-        yield Case(f"pretrain {options}", [*PRETRAIN, "out", *options], code=2)
+        yield Case(f"pretrain {options}", [*PRETRAIN, "out", *options], run, code=2)
     for options in (
         ["--epochs", "0"],
         ["--lr", "nan"],
@@ -185,4 +193,4 @@ def wrong_options() -> Iterator[Case]:
         ["--output", "run"],
         ["--model", "dino_vits16"],
     ):
-        yield Case(f"finetune {options}", [*FINETUNE, "out", "--model", "vit", *options], code=2)
+        yield Case(f"finetune {options}", [*FINETUNE, "out", "--model", "vit", *options], run, code=2)
