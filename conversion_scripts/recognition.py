@@ -14,7 +14,7 @@ from conversion_scripts.sizes import check_state_dict
 from conversion_scripts.timm_models import TimmModels
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
 from conversion_scripts.transformers_vit import TransformersViT
-from modeling_dino.checkpoint_files import NETWORKS, check_finite, network_prefix
+from modeling_dino.checkpoint_files import NETWORKS, check_finite_weights, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.image_processing_dino import read_image_transform
 from modeling_dino.modeling_dino import DinoForImageClassification, DinoModel, backbone_class, without_head
@@ -113,7 +113,7 @@ def to_dino(
         config.weights_source = weights_source(checkpoint, name, which)
         if from_format is None:
             checkpoint.notes += FORMATS[name].ambiguities(checkpoint, config)
-    check_finite({**state_dict, **classifier}, source)
+    check_finite_weights({**state_dict, **classifier}, source)
     has_place = checkpoint.config is not None  # for an image transform; a file has none
     transform = read_image_transform(source, config.num_channels, **location) if has_place else None
     return Conversion(checkpoint, name, config, state_dict, classifier, transform)

@@ -108,13 +108,14 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
         raise DisagreementError(f"{name} is {shapes[name]}, but must be {must_be}{by}")
 
 
-def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike):
+def check_finite_weights(tensors: dict[str, torch.Tensor], source: str | os.PathLike):
     """Raises ValueError if weights are infinite or NaN; names the first such tensor."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             low, high = torch.aminmax(tensor)  # NaN if any number is
             if not (low > -float("inf") and high < float("inf")):
-                raise ValueError(f"{source}: {name} has weights that are infinite or not numbers")
+                overflow = ", or too large for float16" if tensor.dtype == torch.float16 else ""
+                raise ValueError(f"{source}: {name} has weights that are infinite or not numbers{overflow}")
 
 
 def network_prefix(keys: list[str], which: str | None) -> str:

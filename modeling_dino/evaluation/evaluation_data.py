@@ -251,8 +251,9 @@ def labelled_pair(
     [`check_labels`] does.
     """
     check_pair(train, test)
-    check_labels(train.source, train.labels or [], test.source, test.labels or [])
-    return train.labelled(), test.labelled()
+    train, test = train.labelled(), test.labelled()
+    check_labels(train.source, train.labels, test.source, test.labels)
+    return train, test
 
 
 def number_labels(*parts: Sequence[Hashable]) -> tuple[list, list[torch.Tensor]]:

@@ -63,6 +63,7 @@ def shard_place(file: Path) -> tuple[int, int]:
 
 def damaged(file: Path, reason: object) -> ValueError:
     """Returns the error about a shard that is not as it was written."""
+    reason = " ".join(str(reason).split())
     return ValueError(f"{file} is damaged ({reason}): remove it, and run the same `dino extract` again, which goes on")
 
 

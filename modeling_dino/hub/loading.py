@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import ImageProcessingMixin
 
-from ..checkpoint_files import check_finite, is_foreign, refuse_weights_file
+from ..checkpoint_files import check_finite_weights, is_foreign, refuse_weights_file
 from ..configuration_dino import DinoConfig
 from ..image_processing_dino import DEFAULTS, image_processor_config, read_image_transform
 from ..modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoPreTrainedModel
@@ -51,7 +51,7 @@ def load_model(
     model, report = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
-    check_finite(model.state_dict(), name)
+    check_finite_weights(model.state_dict(), name)
     return model.eval()
 
 

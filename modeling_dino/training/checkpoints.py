@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from typing_extensions import NotRequired, TypedDict
 
-from ..checkpoint_files import check_finite, read_tensors
+from ..checkpoint_files import check_finite_weights, read_tensors
 from ..runtime.extras import require
 from ..runtime.json_files import read_json
 from ..runtime.whole_files import is_partial, whole_file
@@ -84,7 +84,7 @@ class CheckpointedTrainer(Trainer):
     def save_finite_model(self):
         """Saves the model at the end of a run; raises FloatingPointError if the last update has broken it."""
         try:
-            check_finite(self.model.state_dict(), "the end of the training")
+            check_finite_weights(self.model.state_dict(), "the end of the training")
         except ValueError as error:
             raise FloatingPointError(f"{error}: lower learning_rate") from None
         self.save_model(self.args.output_dir)
@@ -233,7 +233,7 @@ def set_aside(checkpoint: Path) -> Path:
 def is_finite(checkpoint: Path) -> bool:
     """Returns whether all weights are finite numbers."""
     try:
-        check_finite(read_tensors(checkpoint, ""), checkpoint)
+        check_finite_weights(read_tensors(checkpoint, ""), checkpoint)
     except (OSError, ValueError):
         return False
     return True

@@ -14,7 +14,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from ..checkpoint_files import check_finite
+from ..checkpoint_files import check_finite_weights
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
 from ..data.image_values import EIGHT_BITS, size_of
@@ -227,7 +227,7 @@ def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
             f"{' '.join(f'model.{name}={json.dumps(value)}' for name, value in other.items())}"
         )
     model = DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **changed)
-    check_finite(model.state_dict(), from_model)
+    check_finite_weights(model.state_dict(), from_model)
     return model
 
 

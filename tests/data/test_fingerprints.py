@@ -190,6 +190,6 @@ def test_extraction_says_what_changed_and_what_to_do(tmp_path):
 
 def test_training_says_what_changed_and_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingFolder, "has_results", lambda self: True)
-    TrainingFolder(tmp_path, {"data": {"fingerprint": "a"}}).open(False)
+    TrainingFolder(tmp_path, {"data": {"fingerprint": "a"}}, ()).open(False)
     with pytest.raises(ValueError, match=r"data.fingerprint: a -> b \(the images .*or pass --overwrite"):
-        TrainingFolder(tmp_path, {"data": {"fingerprint": "b"}}).check(False)
+        TrainingFolder(tmp_path, {"data": {"fingerprint": "b"}}, ()).check(False)

@@ -171,7 +171,7 @@ def corrupt(folder, what: str) -> dict:
         (folder / "out" / "file").touch()
     if what == "weights":
         model = DinoModel.from_pretrained(folder / "model")
-        torch.nn.init.constant_(model.backbone.norm.weight, torch.nan)
+        torch.nn.init.constant_(model.backbone.norm.weight, 3e38)
         model.save_pretrained(folder / "model")
 
 
