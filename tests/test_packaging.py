@@ -48,6 +48,7 @@ def test_the_wheel_has_two_packages_and_the_presets(distributions):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
         "modeling_dino",
         "conversion_scripts",
+        "dino_command.py",
     }
     presets = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".json")}
     assert presets == {f"{name}.json" for name in DinoConfig.presets()}
