@@ -86,6 +86,8 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
     Raises:
         DisagreementError: if they are not of one model; names the value of the configuration and the tensor.
     """
+    if shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}:
+        return
     for pattern, value in NAMED_BY:
         ours, theirs = (
             {m[1]: name for name in names if (m := re.search(pattern, name))} for names in (expected, shapes)

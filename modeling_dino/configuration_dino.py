@@ -50,7 +50,7 @@ LARGEST = {
     "num_channels": 2**12,
     "hidden_size": 2**16,
     "num_hidden_layers": 256,
-    "mlp_ratio": 1024,
+    "mlp_ratio": 2**10,
     "layer_norm_eps": 1,
     "projection_dim": 2**24,
     "head_hidden_dim": 2**17,

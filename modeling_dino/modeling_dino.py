@@ -12,6 +12,7 @@ import copy
 import os
 import shutil
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_dino.DinoBackbone",
     "AutoModelForImageClassification": "modeling_dino.DinoForImageClassification",
 }
+# class of the model that is being loaded, shapes of its weights, and the arguments of `from_pretrained`
+WEIGHTS_TO_LOAD: ContextVar[tuple] = ContextVar("weights to load", default=(None, {}, ()))
 # arguments of `push_to_hub` that `save_pretrained` takes as well
 HUB_ARGUMENTS = ("repo_id", "license", "folder", "tags", "private", "token", "revision")
 HUB_ARGUMENTS += ("commit_message", "commit_description", "create_pr")
@@ -147,27 +150,30 @@ class DinoPreTrainedModel(PreTrainedModel):
         transform that lies beside it.
         """
         name, location = pretrained_model_name_or_path, location_of(kwargs)
-        if not kwargs.get("ignore_mismatched_sizes"):
-            cls._check_weights(prefix, name, config, **kwargs)
-        if not prefix:
-            loaded = super().from_pretrained(name, *model_args, config=config, **kwargs)
-        else:
-            loaded = cls._load_prefixed(prefix, name, *model_args, config=config, **kwargs)
+        shapes = {} if kwargs.get("ignore_mismatched_sizes") else checkpoint_shapes(name, **kwargs)
+        shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        expected = WEIGHTS_TO_LOAD.set((cls, shapes, tuple(kwargs)))
+        try:
+            if not prefix:
+                loaded = super().from_pretrained(name, *model_args, config=config, **kwargs)
+            else:
+                loaded = cls._load_prefixed(prefix, name, *model_args, config=config, **kwargs)
+        finally:
+            WEIGHTS_TO_LOAD.reset(expected)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if name is not None:
             model.image_transform = read_image_transform(name, model.config.num_channels, **location)
         return loaded
 
-    @classmethod
-    def _check_weights(cls, prefix: str, name: str | os.PathLike | None, config: DinoConfig | None, **kwargs):
-        """Raises ValueError if configuration and weights disagree, before memory is taken for the one or the other."""
-        shapes = checkpoint_shapes(name, **kwargs)
-        if not isinstance(config, DinoConfig):
-            config, _ = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
-        with torch.device("meta"), init.no_init_weights():
-            expected = cls(config).state_dict()
-        shapes = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        check_weights(config, shapes, expected, allowed=kwargs)
+    def post_init(self):
+        """
+        Compares the model with the weights that are to be loaded, while it takes no memory. Raises ValueError if they
+        are not of one model.
+        """
+        super().post_init()
+        model_class, shapes, allowed = WEIGHTS_TO_LOAD.get()
+        if type(self) is model_class:
+            check_weights(self.config, shapes, self.state_dict(), allowed)
 
     @classmethod
     def _load_prefixed(cls, prefix: str, pretrained_model_name_or_path, *model_args, config=None, **kwargs):

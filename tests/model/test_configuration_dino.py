@@ -187,7 +187,7 @@ def loaded(folder, **values) -> DinoConfig:
         ({"projection_dim": 10**12}, "projection_dim=1000000000000 must be at most"),
         ({"head_num_layers": 10**6}, "head_num_layers=1000000 must be at most 64"),
         ({"image_size": 10**12}, "image_size=1000000000000 must be at most 16384"),
-        ({"mlp_ratio": 1e300}, "mlp_ratio=1e\\+300 must be at most 64"),
+        ({"mlp_ratio": 1e300}, "mlp_ratio=1e\\+300 must be at most 1024"),
         ({"mlp_ratio": 1e-9}, "mlp_ratio=1e-09 must be at least 1 / 32"),
         ({"mlp_ratio": math.nan}, "mlp_ratio=nan must be at most"),
         ({"backbone": "resnet18", "depths": [10**9] * 4}, "depths=.* must be positive integers"),
