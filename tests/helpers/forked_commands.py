@@ -12,15 +12,32 @@ CONNECTED, TOO_LONG = 71, -14  # exit codes of a command that contacts a server,
 MEMORY = 4 * 2**30  # that a command may take beyond what is imported, in bytes
 
 SERVER = f"""
-import json, os, resource, signal, socket, sys, time
+import gc, importlib, json, os, pkgutil, re, resource, signal, socket, sys, time
 import torch
 torch.set_num_threads(1)
-import accelerate, datasets, matplotlib.pyplot, PIL.Image, yaml
-import pyarrow.csv, pyarrow.parquet, transformers.trainer
+import accelerate, datasets, PIL.Image, transformers.trainer
+import conversion_scripts, modeling_dino
 from modeling_dino.cli.app import main
-from modeling_dino import DinoForImageClassification
-import modeling_dino.evaluation.linear, modeling_dino.training.pretrain, modeling_dino.report.page
-import conversion_scripts.convert
+
+# whatever a command imports when it runs
+for package in (modeling_dino, conversion_scripts):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            loaded = importlib.import_module(module.name)
+            with open(loaded.__file__, encoding="utf-8") as file:
+                for name in re.findall(r'require\("([\w.]+)"', file.read()):
+                    try:
+                        importlib.import_module(name)
+                    except ImportError:
+                        pass
+PIL.Image.init()
+sys.argv = ["dino", "info", "--help"]
+try:
+    main()  # shows the help, for which typer imports what it needs
+except SystemExit:
+    pass
+gc.collect()
+gc.freeze()  # what is not traversed in a fork is not copied
 
 PAGES = int(open("/proc/self/statm").read().split()[0])
 LIMIT = PAGES * resource.getpagesize() + {MEMORY}
@@ -54,6 +71,7 @@ def run(case, arguments, stdout, stderr):
         sys.stderr.flush()
         os._exit(code)
 
+print("ready", flush=True)
 for line in sys.stdin:
     case = json.loads(line)
     children = []
@@ -92,6 +110,8 @@ class ForkedCommands:
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        while self.server.stdout.readline() != "ready\n":  # after the help
+            assert self.server.poll() is None
 
     def __call__(self, *arguments: object, folder: Path, **accident) -> Outcome:
         """Runs `dino ARGUMENTS` in a folder; `accident` as in `at_once`."""
