@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from ..runtime.printing import printable
+from ..runtime.processes import leave_processes
 from .commands import COMMANDS
 from .options import add_command
 
@@ -111,5 +112,10 @@ def run(app: typer.Typer, **kwargs: Any):
 
 
 def main():
-    """Runs `dino`."""
-    run(app, prog_name="dino")
+    """Runs `dino`, and ends the group of processes that it is part of, if it has not failed."""
+    try:
+        run(app, prog_name="dino")
+    except SystemExit as stop:  # typer's, too, when a command is done
+        if not stop.code:
+            leave_processes()
+        raise

@@ -13,7 +13,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..runtime.printing import printable
-from ..runtime.processes import leave_processes
 
 
 def add_command(app: typer.Typer, function: Callable):
@@ -31,7 +30,6 @@ def add_command(app: typer.Typer, function: Callable):
     def run(**values: Any):
         values = {name: _parse(name, value, types[name]) for name, value in values.items()}
         _show(function(options_class(**values)))
-        leave_processes()
 
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
