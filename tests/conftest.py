@@ -26,6 +26,13 @@ def pytest_report_header():
         return "transformers' common tests are left out: `make test` fetches them"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Shows how many cases of faulty input were tried, which pytest-xdist's workers cannot print."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for name, text in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {text}")
+
+
 @pytest.fixture(params=sorted(TINY_BACKBONES))
 def family(request) -> str:
     return request.param

@@ -42,7 +42,7 @@ def is_right(case: Case, outcome: Outcome) -> bool:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_ends_with_a_traceback(module, healthy, commands, tmp_path, capsys):
+def test_nothing_ends_with_a_traceback(module, healthy, commands, tmp_path, record_property):
     counts, wrong = Counter(), []
     for case in importlib.import_module(module).cases(healthy):
         outcome = run(case, healthy, tmp_path / "case", commands)
@@ -51,8 +51,7 @@ def test_nothing_ends_with_a_traceback(module, healthy, commands, tmp_path, caps
             counts["refused" if outcome.code else "succeeded"] += 1
         else:
             wrong.append(f"{case.name}: {case.arguments} -> {outcome.code}, {outcome.err[-400:]!r}")
-    with capsys.disabled():
-        print(f"\n{module}: {dict(counts)}, {len(wrong)} wrong")
+    record_property("faulty input", f"{module}: {dict(counts)}, {len(wrong)} wrong")
     assert not wrong, "\n".join(wrong)
 
 

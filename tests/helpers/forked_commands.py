@@ -11,7 +11,7 @@ from pathlib import Path
 CONNECTED, TOO_LONG = 71, -14  # exit codes of a command that contacts a server, or does not end in time
 MEMORY = 4 * 2**30  # that a command may take beyond what is imported, in bytes
 
-SERVER = f"""
+SERVER = rf"""
 import gc, importlib, json, os, pkgutil, re, resource, signal, socket, sys, time
 import torch
 torch.set_num_threads(1)
