@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..data.image_source import IMAGES_CHANGED
+from ..runtime.extras import require
 from ..runtime.json_files import check_types
 from ..runtime.run_folder import RunFolder
 from .manifest import CompleteManifest, Manifest, check_listed, check_settings
@@ -189,6 +190,7 @@ def open_features(folder: str | os.PathLike) -> StoredFeatures:
         ValueError: if it is not a folder of features, a run has not finished, or manifest or shards are damaged.
         OSError: if a file may not be read.
     """
+    require("pyarrow")
     folder = Path(folder)
     manifest, name = FeatureFolder.read(folder), folder / MANIFEST
     if not manifest["complete"]:

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from .json_files import check_types, read_json
-from .whole_files import LOCK, is_partial, one_writer, whole_file
+from .whole_files import LOCK, PARTIAL, is_partial, one_writer, whole_file
 
 
 class Format(TypedDict):
@@ -136,9 +136,8 @@ class RunFolder:
         if self.facts and (overwrite or not self.goes_on_from(self.facts["settings"])):
             self.write(complete=False, settings={})  # of no run, until all that it left is gone
             self.clear()
-        for file in self.path.iterdir():
-            if is_partial(file):
-                file.unlink(missing_ok=True)
+        for file in self.path.rglob(f".*{PARTIAL}"):  # in checkpoints, too
+            file.unlink(missing_ok=True)
         self.write(complete=False)
 
     def close(self, **facts):

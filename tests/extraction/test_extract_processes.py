@@ -71,7 +71,10 @@ def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threa
 
 @pytest.mark.slow
 def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
-    """Also with fewer images than processes, with another number of threads, and what others began."""
+    """
+    Also with fewer images than processes, with another number of threads, and what others began. Two processes are
+    started by `accelerate launch`, others as it has them find each other.
+    """
     counts = (NUM_IMAGES, 2, 1)
     common = ["--model", folder / "model", "--batch-size", 3]
 
@@ -79,18 +82,23 @@ def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
         (tmp_path / name).mkdir()
         return [[*common, "--images", folder / f"{n}.txt", "--output", tmp_path / name / str(n)] for n in counts]
 
-    launch(tmp_path, 1, runs("1"), num_threads=2)
-    for num_processes in (2, 3):
+    killable = Killable(tmp_path, SMALL_SHARDS)
+    for num_processes in (1, 2, 3):
         name = str(num_processes)
         planned = runs(name)
-        begun = tmp_path / name / str(NUM_IMAGES)
-        shutil.copytree(tmp_path / "1" / str(NUM_IMAGES), begun)
-        (begun / "features-000001-000000.parquet").unlink()
-        lines = launch(tmp_path, num_processes, planned)
-        assert [line.split(" images")[0] for line in lines] == list(map(str, counts))  # the main process alone
-        assert "7 of them from before" in lines[0]
+        if num_processes > 1:
+            begun = tmp_path / name / str(NUM_IMAGES)
+            shutil.copytree(tmp_path / "1" / str(NUM_IMAGES), begun)
+            (begun / "features-000001-000000.parquet").unlink()
+        if num_processes == 2:
+            lines = launch(tmp_path, 2, planned, num_threads=2)
+            assert [line.split(" images")[0] for line in lines] == list(map(str, counts))  # the main process alone
+            assert "7 of them from before" in lines[0]
+        else:
+            assert all(killable.run(["extract", *arguments], num_processes) for arguments in planned)
         for count in counts:
             assert contents(tmp_path / name / str(count)) == contents(tmp_path / "1" / str(count))
+    killable.close()
     for count in counts:
         rows = load_features(tmp_path / "3" / str(count))
         assert [Path(path).name for path in rows["path"]] == [f"{i:02d}.png" for i in range(count)]

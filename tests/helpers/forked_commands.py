@@ -145,6 +145,6 @@ class ForkedCommands:
         return [Outcome(*parts) for parts in zip(codes, *read)]
 
     def close(self):
-        """Ends the process."""
-        self.server.stdin.close()
-        self.server.wait()
+        """Ends the process; closing its input would not, where a fork of this process holds that open, too."""
+        self.server.kill()
+        self.server.communicate()

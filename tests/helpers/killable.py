@@ -84,9 +84,8 @@ class Killable:
         return set(ended.split()[1:]) == {"0"}
 
     def close(self):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
+        self.process.kill()
+        self.process.communicate()
 
 
 def kill_group(leader: int):
