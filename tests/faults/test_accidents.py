@@ -6,6 +6,7 @@
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,22 @@ def check_goes_on(name: str, place: Path, commands: ForkedCommands, expected: di
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_random_moments_it_goes_on(name, healthy, commands, expected, tmp_path):
-    draw = random.Random(name)
-    place = copy(healthy, tmp_path / "place")
-    for _ in range(KILLS):
-        outcome = commands(*COMMANDS[name], folder=place, kill_after=draw.uniform(0, 1.5))
-        assert outcome.code in (0, 2, -9)
+    """At so many moments; where it completes before, it begins anew."""
+    place = copy(healthy, tmp_path / "begin" / "place")
+    started = time.monotonic()
+    commands(*COMMANDS[name], folder=place)
+    duration = time.monotonic() - started
+    draw, kills, begin = random.Random(name), 0, 0
+    place = copy(healthy, tmp_path / "0" / "place")
+    while kills < KILLS:
+        outcome = commands(*COMMANDS[name], *GOES_ON.get(name, ()), folder=place, kill_after=draw.uniform(0, duration))
         assert "Traceback" not in outcome.err
+        if outcome.code == -9:
+            kills += 1
+            continue
+        assert written(place) == expected[name], outcome.err
+        begin += 1
+        place = copy(healthy, tmp_path / str(begin) / "place")
     check_goes_on(name, place, commands, expected)
 
 

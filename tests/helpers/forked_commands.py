@@ -46,7 +46,6 @@ def refuse(*_):
     os._exit({CONNECTED})
 
 def run(case, arguments, stdout, stderr):
-    os.setpgid(0, 0)
     signal.alarm(case["seconds"])
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     resource.setrlimit(resource.RLIMIT_FSIZE, (case["file_bytes"], case["file_bytes"]))
@@ -79,6 +78,7 @@ for line in sys.stdin:
         children.append(os.fork())
         if not children[-1]:
             run(case, *files)
+        os.setpgid(children[-1], children[-1])  # to be killed with its workers, from now on
     if case["kill_after"] is not None:
         time.sleep(case["kill_after"])
         for child in children:
