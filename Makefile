@@ -11,7 +11,7 @@ test:  ## fetches transformers' common tests the first time
 	python tests/helpers/transformers_common.py
 	pytest -n 2 --dist loadgroup
 
-test-fast:  ## what a developer runs while working: all but the tests that take long, within three minutes on two cores
+test-fast:  ## what a developer runs while working: all but the tests that take long, within about four minutes on two cores
 	pytest -n 2 --dist loadgroup -m "not slow"
 
 demo:  ## in a virtual environment of its own
