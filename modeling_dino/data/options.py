@@ -31,7 +31,7 @@ class ImageColumnOptions:
 
     @property
     def of_tables_given(self) -> dict[str, str]:
-        """Those of these options that the user has given."""
+        """The options that the user has given, by their names."""
         return {name: value for name, value in self.of_tables.items() if value is not None}
 
 

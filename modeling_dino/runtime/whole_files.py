@@ -110,15 +110,9 @@ def one_writer(folder: Path) -> Iterator[None]:
         OSError: if the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process writes to {folder}: wait until it ends, or choose another folder") from None
-    try:
+    refusal = f"another process writes to {folder}: wait until it ends, or choose another folder"
+    with _locked(folder / LOCK, 0, refusal):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -130,11 +124,19 @@ def changed_in_turn(file: Path) -> Iterator[None]:
         ValueError: if it is another's turn for longer than such a change takes.
         OSError: if nothing can be written beside the file.
     """
-    lock = FileLock(file.with_name(f".{file.name}{LOCK}"), timeout=LONGEST_TURN)
+    refusal = f"another process changes {file}, and does not end: try it again later"
+    with _locked(file.with_name(f".{file.name}{LOCK}"), LONGEST_TURN, refusal):
+        yield
+
+
+@contextmanager
+def _locked(file: Path, timeout: float, refusal: str) -> Iterator[None]:
+    """Holds a lock; raises ValueError, with the refusal, if another process holds it for so many seconds."""
+    lock = FileLock(file, timeout=timeout)
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"another process changes {file}, and does not end: try it again later") from None
+        raise ValueError(refusal) from None
     try:
         yield
     finally:
