@@ -1,11 +1,14 @@
-.PHONY: install lint test test-fast demo bench bench-gpu
+.PHONY: install lint docs test test-fast demo bench bench-gpu
 
 install:  ## for development: the package as it lies here, and what the tests need
-	python -m pip install -e ".[test]"
+	python -m pip install -e ".[test,docs]"
 
 lint:
 	ruff check .
 	ruff format --check .
+
+docs:  ## builds the pages into site/, and checks their links
+	mkdocs build --strict
 
 test:  ## fetches transformers' common tests the first time
 	python tests/helpers/transformers_common.py
