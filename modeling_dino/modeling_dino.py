@@ -328,14 +328,14 @@ class DinoPreTrainedModel(PreTrainedModel):
         """
         Puts the model on the hub in one commit: weights, configuration, image transform and a model card.
 
-        Args, return value and errors are those of `push_model` in `hub/pushing.py`.
+        Args, return value and errors are those of `upload_model` in `hub/pushing.py`.
         """
         try:
-            from modeling_dino.hub.pushing import push_model
+            from modeling_dino.hub.pushing import upload_model
         except ImportError:  # the code came from the hub, and the package is not installed
             return super().push_to_hub(repo_id, **kwargs)
         with_code = with_code or self._auto_class is not None
-        return push_model(self, repo_id, self._save, with_code=with_code, **kwargs)
+        return upload_model(self, repo_id, self._save, with_code=with_code, **kwargs)
 
 
 class DinoModel(DinoPreTrainedModel):

@@ -10,7 +10,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from tiny_models import shallow_config, tiny_config
 from transformers import AutoModel, AutoModelForPreTraining
 
-from conversion_scripts.convert import convert
+from conversion_scripts.convert import convert_checkpoint
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import to_dino
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
@@ -227,8 +227,8 @@ def test_a_run_of_the_original_goes_on_from_its_center(tmp_path):
     metadata, _ = read_golden("training")
     heads = metadata["vit"]["num_attention_heads"]
     source = str(GOLDEN_DIR / "full_checkpoint.pth")
-    convert(ConvertOptions(source=source, output=str(tmp_path / "both"), which="both", num_heads=heads))
-    convert(ConvertOptions(source=source, output=str(tmp_path / "teacher"), num_heads=heads))
+    convert_checkpoint(ConvertOptions(source=source, output=str(tmp_path / "both"), which="both", num_heads=heads))
+    convert_checkpoint(ConvertOptions(source=source, output=str(tmp_path / "teacher"), num_heads=heads))
     both, teacher = (DinoForPreTraining.from_pretrained(tmp_path / name) for name in ("both", "teacher"))
     networks = {which: to_dino(source, which, heads).build_model() for which in ("student", "teacher")}
     center = torch.load(source, weights_only=False)["dino_loss"]["center"]
@@ -242,7 +242,7 @@ def test_a_run_of_the_original_goes_on_from_its_center(tmp_path):
     exported = ConvertOptions(
         source=str(tmp_path / "both"), output=str(tmp_path / "exported.pth"), to="original", which="student"
     )
-    assert convert(exported).lines
+    assert convert_checkpoint(exported).lines
     assert_same_state(to_dino(str(tmp_path / "exported.pth"), num_heads=heads).build_model(), networks["student"])
 
 
