@@ -356,6 +356,8 @@ class DinoModel(DinoPreTrainedModel):
         super().__init__(config)
         self.backbone = backbone_class(config)(config)
         self.head = build_head(config)
+        if self.head is None:  # one in the checkpoint is left out, and not reported
+            self._keys_to_ignore_on_load_unexpected = [r"^head\."]
         self.post_init()
 
     @classmethod
@@ -367,6 +369,7 @@ class DinoModel(DinoPreTrainedModel):
 
         Args:
             head_type: `"dino"` or `"simple"` asks for a head where there is none; it is initialised as for training.
+                None leaves out the head.
             which: `"teacher"` or `"student"` of a saved `DinoForPreTraining`; the teacher by default.
 
         Raises:

@@ -197,6 +197,29 @@ def test_a_network_of_what_pretraining_saved(trained, tmp_path, caplog):
     assert_same_state(classifier.backbone, trained.student.backbone)
 
 
+@pytest.mark.parametrize("saved", ["model", "teacher", "student"])
+@pytest.mark.parametrize("model_class", [DinoModel, DinoBackbone, DinoForImageClassification])
+def test_a_head_that_is_not_wanted_is_left_out_without_a_report(model_class, saved, trained, tmp_path, messages):
+    network = trained.student if saved == "student" else trained.teacher
+    (network if saved == "model" else trained).save_pretrained(tmp_path)
+    arguments = {"which": None if saved == "model" else saved, "output_loading_info": True}
+    arguments |= {"head_type": None} if model_class is DinoModel else {}
+    model, report = model_class.from_pretrained(tmp_path, **arguments)
+    assert_same_state(model.backbone, network.backbone)
+    assert model.config.head_type is None
+    assert not report["unexpected_keys"]
+    assert "UNEXPECTED" not in "".join(messages())
+
+
+def test_what_else_is_unexpected_is_reported(trained, messages):
+    state_dict = {**trained.teacher.state_dict(), "surplus": torch.zeros(1)}
+    config = copy.deepcopy(trained.config)
+    config.head_type = None
+    _, report = DinoModel.from_pretrained(None, config=config, state_dict=state_dict, output_loading_info=True)
+    assert report["unexpected_keys"] == {"surplus"}
+    assert "surplus" in "".join(messages())
+
+
 def test_a_network_that_is_not_there_is_refused(tmp_path):
     DinoModel(tiny_config()).save_pretrained(tmp_path)
     for which, message in (("student", "only a single network"), ("both", "unknown network")):
