@@ -12,6 +12,7 @@ from conversion_scripts.options import ConvertOptions
 from conversion_scripts.original import training_state
 from conversion_scripts.recognition import FORMATS, Conversion, to_dino
 from modeling_dino.checkpoint_files import CENTER_NAME
+from modeling_dino.runtime.options import takes_options
 from modeling_dino.runtime.whole_files import check_is_free, whole_output
 from modeling_dino.training.self_distillation import DinoForPreTraining
 
@@ -26,9 +27,11 @@ class ConversionSummary:
         return "\n".join(self.lines)
 
 
-def convert(options: ConvertOptions) -> ConversionSummary:
+@takes_options(ConvertOptions)
+def convert_checkpoint(options: ConvertOptions) -> ConversionSummary:
     """
-    Converts a checkpoint.
+    Returns:
+        what was recognised, left out and written.
 
     Raises:
         ValueError: if the source is not a DINO, or the target cannot hold it; nothing is written then.

@@ -2,9 +2,10 @@
 """The options of `dino convert`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from conversion_scripts.recognition import FORMATS
-from modeling_dino.runtime.options import option
+from modeling_dino.runtime.options import StrPath, option
 
 
 TARGETS = ("dino", *sorted(FORMATS))
@@ -19,8 +20,12 @@ class ConvertOptions:
         ValueError: if a value cannot work.
     """
 
-    source: str = option("File, folder or hub id of any DINO; its format is recognised.", argument=True)
-    output: str = option("Folder, or file for original, lesson and torchvision; must not exist.", argument=True)
+    summary: ClassVar[str] = (
+        "Converts any DINO checkpoint into any format; says what it recognised and what it left out."
+    )
+
+    source: StrPath = option("File, folder or hub id of any DINO; its format is recognised.", argument=True)
+    output: StrPath = option("Folder, or file for original, lesson and torchvision; must not exist.", argument=True)
     to: str = option("dino, original, timm, transformers, torchvision or lesson (a course's own small DINO).", "dino")
     from_format: str | None = option("Format of the source, where several have the same names.", None, flag="--from")
     which: str = option("Network of a full checkpoint: teacher, student, or both for pretraining to go on.", "teacher")

@@ -328,14 +328,14 @@ class DinoPreTrainedModel(PreTrainedModel):
         """
         Puts the model on the hub in one commit: weights, configuration, image transform and a model card.
 
-        Args, return value and errors are those of `push_model` in `hub/pushing.py`.
+        Args, return value and errors are those of `upload_model` in `hub/pushing.py`.
         """
         try:
-            from modeling_dino.hub.pushing import push_model
+            from modeling_dino.hub.pushing import upload_model
         except ImportError:  # the code came from the hub, and the package is not installed
             return super().push_to_hub(repo_id, **kwargs)
         with_code = with_code or self._auto_class is not None
-        return push_model(self, repo_id, self._save, with_code=with_code, **kwargs)
+        return upload_model(self, repo_id, self._save, with_code=with_code, **kwargs)
 
 
 class DinoModel(DinoPreTrainedModel):
@@ -356,6 +356,8 @@ class DinoModel(DinoPreTrainedModel):
         super().__init__(config)
         self.backbone = backbone_class(config)(config)
         self.head = build_head(config)
+        if self.head is None:  # one in the checkpoint is left out, and not reported
+            self._keys_to_ignore_on_load_unexpected = [r"^head\."]
         self.post_init()
 
     @classmethod
@@ -367,6 +369,7 @@ class DinoModel(DinoPreTrainedModel):
 
         Args:
             head_type: `"dino"` or `"simple"` asks for a head where there is none; it is initialised as for training.
+                None leaves out the head.
             which: `"teacher"` or `"student"` of a saved `DinoForPreTraining`; the teacher by default.
 
         Raises:

@@ -55,6 +55,7 @@ def test_the_wheel_has_two_packages_and_the_presets(distributions):
     packed = {name.removeprefix("modeling_dino/configuration/") for name in names if name.endswith(".yaml")}
     assert packed == {f"recipes/{name}.yaml" for name in recipes()}
     assert {f"modeling_dino/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert {"modeling_dino/py.typed", "conversion_scripts/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

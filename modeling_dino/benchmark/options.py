@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of `dino bench`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..hub.loading import DTYPES
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 
 
 BENCHMARKS = ("features", "latency", "attention", "training", "loading", "knn", "extraction")
@@ -23,11 +25,13 @@ class BenchOptions:
         ValueError: if a value cannot work.
     """
 
-    models: tuple[str, ...] = option(
+    summary: ClassVar[str] = "Measures how fast models are on this machine, beside the same models in other libraries."
+
+    models: Sequence[StrPath] = option(
         "Presets, folders or hub ids, with commas between them.", ("dino_vits16", "dino_resnet50")
     )
-    what: tuple[str, ...] = option(f"{', '.join(BENCHMARKS)}; several with commas.", ("features", "latency"))
-    against: tuple[str, ...] = option("Libraries to compare with, where they are installed.", LIBRARIES)
+    what: Sequence[str] = option(f"{', '.join(BENCHMARKS)}; several with commas.", ("features", "latency"))
+    against: Sequence[str] = option("Libraries to compare with, where they are installed.", LIBRARIES)
     device: str = option("cpu or cuda.", "cpu")
     dtype: str = option("float32, bfloat16 or float16.", "float32")
     threads: int = option("Number of threads on a CPU.", 1)
@@ -36,7 +40,7 @@ class BenchOptions:
     image_size: int | None = option("Pixels a side, if not the model's.", None)
     rounds: int = option("Number of rounds in which all take turns; the medians count.", 5)
     compile: bool = option("Measure compiled models, too.", False)
-    output: str | None = option("File to write the results to.", None, flag="--json")
+    output: StrPath | None = option("File to write the results to.", None, flag="--json")
 
     def __post_init__(self):
         for name, values, allowed in (

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..runtime.marked_files import MARK, check_marked, marked_file
+from ..runtime.options import takes_options
 from .contests import measure_attention, measure_features, measure_imports, measure_loading
 from .extraction import measure_extraction
 from .knn import measure_knn
@@ -48,10 +49,14 @@ class BenchResults(dict):
         return table(self["lines"])
 
 
-def run_benchmarks(options: BenchOptions) -> BenchResults:
+@takes_options(BenchOptions)
+def run_bench(options: BenchOptions) -> BenchResults:
     """
-    Measures what was asked for, and saves the results if there is a file for them. Raises ValueError if the file could
-    not be written, or has something else.
+    Returns:
+        the measurements, which print as a table.
+
+    Raises:
+        ValueError: if the file for the results could not be written, or has something else.
     """
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise ValueError(f"there is no folder for {options.output}: make it first")

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `dino`: each takes its options as one dataclass, and imports what it needs when it is called.
+"""The commands of `dino`: each is a function of one dataclass of options, imported when it is called.
 
-To add a command, write its function here, and enter it in `COMMANDS` where the help should list it.
+To add a command, write its function with [`takes_options`], and enter it in `COMMANDS` where the help should list it.
 """
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from conversion_scripts.options import ConvertOptions
 
@@ -16,125 +20,41 @@ from ..report.options import ReportOptions
 from ..training.options import FinetuneOptions, PretrainOptions
 
 
-def info(options: InfoOptions):
-    """Shows the sizes of a model, or of all presets: parameters, features, memory of weights, FLOPs of an image."""
-    from ..hub.info import show_sizes
+@dataclass(frozen=True)
+class Command:
+    """
+    A command of `dino`.
 
-    return show_sizes(options)
+    Args:
+        name: the name on the command line.
+        options_class: the dataclass of its options.
+        function: the dotted name of its function.
+    """
 
+    name: str
+    options_class: type
+    function: str
 
-def convert(options: ConvertOptions):
-    """Converts any DINO checkpoint into any format; says what it recognised and what it left out."""
-    from conversion_scripts.convert import convert
-
-    return convert(options)
-
-
-def extract(options: ExtractOptions):
-    """Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."""
-    from ..extraction.extract import extract_features
-
-    return extract_features(options)
-
-
-def attention(options: AttentionOptions):
-    """Draws what a ViT's CLS token attends to: each head, and all heads over the image; as pictures or as videos."""
-    from ..pictures.attention import draw_attention
-
-    return draw_attention(options)
-
-
-def pca(options: PcaOptions):
-    """Paints a ViT's patch tokens in the colors of their first three principal components, which all images share."""
-    from ..pictures.components import paint_components
-
-    return paint_components(options)
-
-
-def segment(options: SegmentOptions):
-    """Carries the mask of a video's first frame through it by the similarity of patches, as the original on DAVIS."""
-    from ..evaluation.segmentation import segment_video
-
-    return segment_video(options)
-
-
-def knn(options: KnnOptions):
-    """Classifies images by the votes of their nearest neighbours, and records the accuracy."""
-    from ..evaluation.knn_classification import knn
-
-    return knn(options)
-
-
-def linear(options: LinearOptions):
-    """Trains linear classifiers of a model's features, tests the best, and saves the model with it."""
-    from ..evaluation.linear import linear
-
-    return linear(options)
-
-
-def finetune(options: FinetuneOptions):
-    """Trains a classifier and its backbone, and tests it; run again, it goes on where it stopped."""
-    from ..training.finetune import finetune
-
-    return finetune(options)
-
-
-def retrieve(options: RetrieveOptions):
-    """Finds the images most like each query; gives mean average precision where labels or a ground truth allow it."""
-    from ..evaluation.retrieval import retrieve
-
-    return retrieve(options)
-
-
-def report(options: ReportOptions):
-    """Writes one HTML page: a map of the images, neighbours, near-duplicates, outliers, and what k-NN predicts."""
-    from ..report.page import write_report
-
-    return write_report(options)
-
-
-def pretrain(options: PretrainOptions):
-    """Pretrains a model by a recipe; run again, it goes on where it stopped."""
-    from ..training.pretrain import pretrain
-
-    return pretrain(options)
-
-
-def push(options: PushOptions):
-    """Pushes a model to the hub with its image transform and a model card, and prints its address."""
-    from ..hub.pushing import push_saved_model
-
-    return push_saved_model(options)
-
-
-def bench(options: BenchOptions):
-    """Measures how fast models are on this machine, beside the same models in other libraries."""
-    from ..benchmark.run import run_benchmarks
-
-    return run_benchmarks(options)
-
-
-def demo(options: DemoOptions):
-    """Pretrains on scikit-image's photographs, extracts features, evaluates them, and draws pictures, in minutes."""
-    from ..demo.run import run_demo
-
-    return run_demo(options)
+    def load(self) -> Any:
+        """Imports the function."""
+        module, _, name = self.function.rpartition(".")
+        return getattr(import_module(module), name)
 
 
 COMMANDS = [
-    info,
-    convert,
-    extract,
-    attention,
-    pca,
-    segment,
-    knn,
-    linear,
-    finetune,
-    retrieve,
-    report,
-    pretrain,
-    push,
-    bench,
-    demo,
+    Command("info", InfoOptions, "modeling_dino.hub.info.show_info"),
+    Command("convert", ConvertOptions, "conversion_scripts.convert.convert_checkpoint"),
+    Command("extract", ExtractOptions, "modeling_dino.extraction.extract.extract_features"),
+    Command("attention", AttentionOptions, "modeling_dino.pictures.attention.draw_attention"),
+    Command("pca", PcaOptions, "modeling_dino.pictures.components.draw_pca"),
+    Command("segment", SegmentOptions, "modeling_dino.evaluation.segmentation.segment_video"),
+    Command("knn", KnnOptions, "modeling_dino.evaluation.knn_classification.evaluate_knn"),
+    Command("linear", LinearOptions, "modeling_dino.evaluation.linear.evaluate_linear"),
+    Command("finetune", FinetuneOptions, "modeling_dino.training.finetune.finetune"),
+    Command("retrieve", RetrieveOptions, "modeling_dino.evaluation.retrieval.retrieve"),
+    Command("report", ReportOptions, "modeling_dino.report.page.write_report"),
+    Command("pretrain", PretrainOptions, "modeling_dino.training.pretrain.pretrain"),
+    Command("push", PushOptions, "modeling_dino.hub.pushing.push_model"),
+    Command("bench", BenchOptions, "modeling_dino.benchmark.run.run_bench"),
+    Command("demo", DemoOptions, "modeling_dino.demo.run.run_demo"),
 ]

@@ -5,50 +5,47 @@ What a function returns is printed. Its `remarks`, if it has any, go to standard
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
-from types import NoneType, UnionType
+import os
+from dataclasses import MISSING, Field
+from functools import reduce
+from operator import or_
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from ..runtime.options import is_list, item_type, required_first
 from ..runtime.printing import printable
+from .commands import Command
 
 
-def add_command(app: typer.Typer, function: Callable):
-    """
-    Adds a function to the command line, under its own name, with the first paragraph of its docstring as help.
-
-    Args:
-        function: takes `options`, a dataclass whose fields are made by `option`.
-    """
-    options_class = get_type_hints(function)["options"]
-    types = get_type_hints(options_class)
-    shown = [field for field in fields(options_class) if "help" in field.metadata]
-    shown.sort(key=lambda field: field.default is not MISSING)  # what is required comes first in the help
+def add_command(app: typer.Typer, command: Command):
+    """Adds a command to the command line; its help starts with the summary of its options."""
+    types = get_type_hints(command.options_class)
+    shown = [field for field in required_first(command.options_class) if not field.metadata["python_only"]]
 
     def run(**values: Any):
         values = {name: _parse(name, value, types[name]) for name, value in values.items()}
-        _show(function(options_class(**values)))
+        _show(command.load()(**values))
 
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(function.__name__, help=inspect.getdoc(function).partition("\n\n")[0])(run)
+    app.command(command.name, help=command.options_class.summary)(run)
 
 
 def _parameter(field: Field, kind: Any) -> inspect.Parameter:
     """Returns the parameter of which typer makes an option or an argument."""
     default = inspect.Parameter.empty if field.default is MISSING else field.default
-    item = _item_type(kind)
+    item = _of_text(item_type(kind))
     if item is not None and field.metadata["argument"]:  # takes all that follow
         annotation = list[item] if field.default is MISSING else list[item] | None
         default = default if field.default is MISSING else None
-    elif item is not None:  # with commas between them
+    elif item is not None and not is_list(kind):  # with commas between them
         annotation = str | None if default is None else str
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default
     else:
-        annotation = kind
+        annotation = _of_text(kind)
     flags = [field.metadata["flag"] or f"--{field.name.replace('_', '-')}"]
     if field.metadata["argument"]:
         info = typer.Argument(help=field.metadata["help"], metavar=field.metadata["flag"])
@@ -59,11 +56,11 @@ def _parameter(field: Field, kind: Any) -> inspect.Parameter:
     )
 
 
-def _item_type(kind: Any) -> type | None:
-    """Returns the type of the items of `tuple[item, ...]`, also if it is optional; None for all other types."""
+def _of_text(kind: Any) -> Any:
+    """Returns the type of a value on the command line, where a path is a text."""
     if isinstance(kind, UnionType):
-        (kind,) = [part for part in get_args(kind) if part is not NoneType][:1]
-    return get_args(kind)[0] if get_origin(kind) is tuple else None
+        return reduce(or_, [_of_text(part) for part in get_args(kind) if get_origin(part) is not os.PathLike])
+    return list[_of_text(get_args(kind)[0])] if get_origin(kind) is list else kind
 
 
 def _parse(name: str, value: Any, kind: Any) -> Any:
@@ -71,8 +68,8 @@ def _parse(name: str, value: Any, kind: Any) -> Any:
     Converts the value of an option into that of the field. Raises ValueError if it should be numbers with commas
     between them, and is something else.
     """
-    item = _item_type(kind)
-    if item is None or (value is None and kind != tuple[item, ...]):
+    item = _of_text(item_type(kind))
+    if item is None or is_list(kind) or (value is None and isinstance(kind, UnionType)):
         return value
     if not isinstance(value, str):
         return tuple(value or ())

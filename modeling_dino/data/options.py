@@ -3,13 +3,14 @@
 
 from dataclasses import dataclass
 
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 
 
 IMAGES_HELP = (
     "Folder of images, tars or Parquet files; one of these; a text file with a path a line; a CSV or TSV file with "
     "columns `path` and `label`; or the id of a data set, user/name[/subset]. A split after a colon."
 )
+PROGRESS_HELP = "Show a progress bar."
 ON_ERROR_HELP = "What to do about an unreadable image: skip or fail."
 
 
@@ -18,7 +19,7 @@ class ImageColumnOptions:
     """Names the column of a table or list that has the images, and the folder of its paths."""
 
     image_column: str | None = option("Column of images, where there are several; of a list, if not `path`.", None)
-    image_root: str | None = option(
+    image_root: StrPath | None = option(
         "Folder where the paths in a table or list start, and below which they must stay; by default that of the "
         "table, and for absolute paths in a list any.",
         None,
@@ -49,4 +50,4 @@ class ReaderOptions:
     num_workers: int | None = option(
         "Processes that read images; by default one a spare core, none for few images.", None, minimum=0
     )
-    progress: bool = True
+    progress: bool = option(PROGRESS_HELP, True, python_only=True)

@@ -19,13 +19,14 @@ from transformers import set_seed
 
 from ..data.decoding import read_image
 from ..evaluation.evaluation_data import EvaluationFeatures, features_of
-from ..evaluation.knn_classification import evaluate_knn
+from ..evaluation.knn_classification import classify_by_neighbours
 from ..evaluation.options import FeatureOptions, RetrieveOptions
 from ..evaluation.retrieval import retrieve
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor
 from ..pictures.attention import draw_attention
 from ..pictures.options import AttentionOptions
+from ..runtime.options import takes_options
 from ..runtime.run_folder import RunFolder
 from ..training.options import PretrainOptions
 from ..training.pretrain import pretrain
@@ -81,9 +82,10 @@ class DemoFolder(RunFolder):
             super().open(overwrite)
 
 
+@takes_options(DemoOptions)
 def run_demo(options: DemoOptions) -> DemoSummary:
     """
-    Pretrains on photographs, and evaluates the model; run again, the pretraining goes on where it stopped.
+    Run again, the pretraining goes on where it stopped.
 
     Raises:
         ValueError: if the folder has the pretraining of another demo or anything else, another demo writes to it, or
@@ -114,7 +116,7 @@ def run_steps(options: DemoOptions, output: Path) -> DemoSummary:
     trained = [features_of(folder) for folder in folders]
     rivals = [features_of(str(images), untrained, FeatureOptions(progress=False)) for images in views]
     sides = {"trained": trained, "untrained": rivals, "pixels": [pixels_of(part, untrained) for part in trained]}
-    found = {name: evaluate_knn(*parts, k=[K]) for name, parts in sides.items()}
+    found = {name: classify_by_neighbours(*parts, k=[K]) for name, parts in sides.items()}
     add_evaluation_results(model, found["trained"].results(DATA_SET))
 
     print_step("drawing nearest neighbours, and the attention of the network")

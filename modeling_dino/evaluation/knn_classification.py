@@ -12,6 +12,7 @@ import torch
 
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..runtime.extras import require
+from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from .evaluation_data import (
     EvaluationFeatures,
@@ -91,26 +92,28 @@ class KnnAccuracy:
         return "\n".join(lines)
 
 
-def knn(options: KnnOptions) -> EvaluationSummary | None:
+@takes_options(KnnOptions)
+def evaluate_knn(options: KnnOptions) -> EvaluationSummary | None:
     """
-    Classifies images by the votes of their nearest neighbours, and records the accuracy.
+    Returns:
+        a summary with the [`KnnAccuracy`] as its `accuracy`; None on processes other than the main one.
 
-    Returns a summary with the [`KnnAccuracy`], and None on processes other than the main one. Raises what
-    [`features_of`] and [`evaluate_knn`] raise.
+    Raises:
+        ValueError, OSError: see [`features_of`] and [`classify_by_neighbours`].
     """
     check_results_file(options.json_file)
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
-    accuracy = evaluate_knn(train, test, options.k, options.temperature)
+    accuracy = classify_by_neighbours(train, test, options.k, options.temperature)
     if not processes().is_main_process:
         return None
     dataset = options.dataset or options.test
     details = accuracy.class_results(dataset) if options.per_class else []
-    recorded = record_evaluation_results(options.model, options.json_file, accuracy.results(dataset), details)
-    lines = [str(accuracy), *([accuracy.class_table()] if options.per_class else []), recorded]
+    recorded = record_evaluation_results(options.record_folder, options.json_file, accuracy.results(dataset), details)
+    lines = [str(accuracy), *([accuracy.class_table()] if options.per_class else []), *recorded]
     return EvaluationSummary(accuracy, "\n".join(lines), remarks_on(train, test))
 
 
-def evaluate_knn(
+def classify_by_neighbours(
     train: EvaluationFeatures,
     test: EvaluationFeatures,
     k: Sequence[int] | None = None,

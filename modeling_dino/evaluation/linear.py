@@ -33,6 +33,7 @@ from ..hub.evaluation_results import (
 )
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
+from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_output
 from .evaluation_data import (
@@ -291,12 +292,15 @@ class LinearAccuracy:
         return "\n".join([*unknown, best, f"linear: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"])
 
 
-def linear(options: LinearOptions) -> EvaluationSummary | None:
+@takes_options(LinearOptions)
+def evaluate_linear(options: LinearOptions) -> EvaluationSummary | None:
     """
-    Trains linear classifiers of a model's features, tests the best, records its accuracy, and saves the model with it.
+    Returns:
+        a summary with the [`LinearAccuracy`] as its `accuracy`; None on processes other than the main one.
 
-    Returns a summary with the [`LinearAccuracy`], and None on processes other than the main one. Raises ValueError if
-    the output is not empty, and what [`features_of`] and [`evaluate_linear`] raise.
+    Raises:
+        ValueError: if the output is not empty, and as [`features_of`] and [`classify_linearly`] do.
+        FloatingPointError: see [`classify_linearly`].
     """
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -309,16 +313,16 @@ def linear(options: LinearOptions) -> EvaluationSummary | None:
     if not processes().is_main_process:
         return None
     training = {"epochs": options.epochs, "batch_size": options.classifier_batch_size, "seed": options.seed}
-    accuracy = evaluate_linear(train, test, **training, progress=options.progress)
+    accuracy = classify_linearly(train, test, **training, progress=options.progress)
     results = accuracy.results(options.dataset or options.test)
-    lines = [str(accuracy), record_evaluation_results(options.model, options.json_file, results)]
+    lines = [str(accuracy), *record_evaluation_results(options.record_folder, options.json_file, results)]
     if output is not None:
         save_classifier(accuracy, options.model, output, results)
         lines.append(f"saved in {output}")
     return EvaluationSummary(accuracy, "\n".join(lines), remarks_on(train, test))
 
 
-def evaluate_linear(
+def classify_linearly(
     train: EvaluationFeatures,
     test: EvaluationFeatures,
     *,

@@ -20,6 +20,7 @@ from ..extraction.principal_components import learn_whitening
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..runtime.extras import require
 from ..runtime.marked_files import check_marked, marked_file
+from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from .contact_sheet import RIGHT, SHEET_MARK, UNKNOWN, WRONG, Tile, draw_contact_sheet
 from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, no_labels, one_class, remarks_on
@@ -46,7 +47,7 @@ class Retrieval:
         places: places of the neighbours in the index, (Q, top).
         evaluations: for each setup (one without a name, or easy, medium and hard) `mAP`, `mP@1`, … in percent and the
             number of `queries`.
-        note: a line that says where the results are recorded, or why there are none.
+        notes: lines that say where the results are recorded, or why there are none.
     """
 
     index: EvaluationFeatures
@@ -54,7 +55,7 @@ class Retrieval:
     similarities: torch.Tensor
     places: torch.Tensor
     evaluations: dict[str, dict[str, float]]
-    note: str
+    notes: list[str]
 
     @property
     def remarks(self) -> list[str]:
@@ -71,19 +72,22 @@ class Retrieval:
         for setup, values in self.evaluations.items():
             metrics = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if name != "queries")
             lines.append(f"{setup}: {metrics}".removeprefix(": ") + f" (%, {values['queries']} queries)")
-        return "\n".join([*lines, self.note])
+        return "\n".join([*lines, *self.notes])
 
 
+@takes_options(RetrieveOptions)
 def retrieve(options: RetrieveOptions) -> Retrieval | None:
     """
-    Finds the images of an index most like each query, and evaluates the rankings where labels or a ground truth allow.
-
     A file that is both in the index and a query is not its own neighbour. Queries of features need no model where that
     of the index is still in its place. A ground truth must have each of the queries, unless these are the images of
     the index.
 
-    Returns what was found, and None on processes other than the main one. Raises ValueError, OSError or ImportError if
-    an option cannot work, or there is nothing to evaluate for the JSON file.
+    Returns:
+        what was found; None on processes other than the main one.
+
+    Raises:
+        ValueError, OSError, ImportError: if an option cannot work, or there is nothing to evaluate where results
+            are to be recorded.
     """
     for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
         file = getattr(options, name)
@@ -107,18 +111,19 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     if top is None:
         top = min(DEFAULT_TOP, len(found.names) - bool((own >= 0).any()))
     similarities, places = search_index(*features, top, own, options.search)
-    evaluations, note = {}, ""
+    evaluations, notes = {}, []
     try:
         evaluations = evaluate(asked, found, features, own, truth)
     except NothingToEvaluate as reason:
-        if truth is not None or options.json_file is not None:
+        if truth is not None or options.json_file is not None or options.record:
             raise
-        note = f"not evaluated: {reason}"
-    retrieval = Retrieval(found, asked, similarities, places, evaluations, note)
+        notes = [f"not evaluated: {reason}"]
+    retrieval = Retrieval(found, asked, similarities, places, evaluations, notes)
     if evaluations:
         whitened_to = features[0].shape[1] if is_whitened else None
         results = results_of(retrieval, options.dataset or options.index, whitened_to, by_labels=truth is None)
-        retrieval = replace(retrieval, note=record_evaluation_results(options.model, options.json_file, results))
+        recorded = record_evaluation_results(options.record_folder, options.json_file, results)
+        retrieval = replace(retrieval, notes=recorded)
     if options.output is not None:
         write_neighbours(retrieval, Path(options.output))
     if options.sheet is not None:

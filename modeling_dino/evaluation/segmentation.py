@@ -6,6 +6,7 @@ object segmentation". The model is not trained for it.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..pictures.picture_files import open_drawing
 from ..runtime.extras import PilImage, require
 from ..runtime.finite import check_finite
 from ..runtime.marked_files import MARK, check_marked, marked_file
+from ..runtime.options import takes_options
 from .mask_files import Mask, davis_palette, read_mask, write_mask
 from .mask_propagation import MaskPropagation, grid_labels, pixel_objects, video_size
 from .mask_scores import VideoScores, boundary_f, jaccard, statistics
@@ -38,27 +40,26 @@ OPACITY = 0.5
 
 @dataclass(frozen=True)
 class SegmentationSummary:
-    """Names what was segmented; with a ground truth also the scores, and where they are recorded."""
+    """Says what was segmented; with a ground truth also the scores, and lines that say where they are recorded."""
 
     num_frames: int
     num_objects: int
     output: Path
     scores: VideoScores | None = None
-    recorded: str | None = None
+    recorded: Sequence[str] = ()
 
     def __str__(self) -> str:
         done = f"{self.num_objects} objects in {self.num_frames} frames -> {self.output}"
         if self.scores is None:
             return done
         scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.scores.means().items())
-        return f"{done}; {scores}; {self.recorded}"
+        return "; ".join([done, scores, *self.recorded])
 
 
+@takes_options(SegmentOptions)
 def segment_video(options: SegmentOptions) -> SegmentationSummary:
     """
-    Carries masks of objects through a video, and writes one of each frame, `FRAME.png`.
-
-    With a ground truth it writes `scores.json`, and records the means beside the model. As in DAVIS, the first and the
+    It writes a mask of each frame, `FRAME.png`, and with a ground truth `scores.json`. As in DAVIS, the first and the
     last frame do not count.
 
     Raises:
@@ -91,7 +92,7 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
     if scorer is None:
         return SegmentationSummary(num_frames, len(first.numbers), folder)
     scores = scorer.scores()
-    recorded = record_scores(scores, options.model, options.video, folder / "scores.json")
+    recorded = record_scores(scores, options.record_folder, options.video, folder / "scores.json")
     return SegmentationSummary(num_frames, len(first.numbers), folder, scores, recorded)
 
 
@@ -204,8 +205,8 @@ class MaskScorer:
         return VideoScores(j, f)
 
 
-def record_scores(scores: VideoScores, model: str, video: str, file: Path) -> str:
-    """Writes all scores to a file, and the means to the model's results; returns a line that says where they are."""
+def record_scores(scores: VideoScores, folder: str | None, video: str, file: Path) -> list[str]:
+    """Writes all scores to a file, and the means to a model's results; returns lines that say where these are."""
     means = scores.means()
     objects = {number: {"J": statistics(scores.j[number]), "F": statistics(scores.f[number])} for number in scores.j}
     content = {"format": SCORES_FORMAT, "means": means, "objects": objects, "frames": asdict(scores)}
@@ -213,7 +214,7 @@ def record_scores(scores: VideoScores, model: str, video: str, file: Path) -> st
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     result = {"task": TASK, "dataset": Path(video).stem if is_video(video) else Path(video).name}
     results = [{**result, "metric": name, "value": 100 * means[name]} for name in ("J&F", "J mean", "F mean")]
-    return record_evaluation_results(model, None, results)
+    return record_evaluation_results(folder, None, results)
 
 
 def draw_mask(image: PilImage, mask: Mask) -> PilImage:

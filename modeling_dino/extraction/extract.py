@@ -22,6 +22,7 @@ from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from ..runtime.options import takes_options
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
@@ -52,10 +53,9 @@ class ExtractionSummary:
         return f"{self.rows} images{before}{skipped}, {self.seconds:.1f} s, {rate:.1f} images/s -> {self.output}"
 
 
+@takes_options(ExtractOptions)
 def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     """
-    Extracts features into a folder; goes on where an earlier run of the same settings stopped.
-
     Under `accelerate launch` every process computes whole shards, so the files are the same for any number.
 
     Returns:

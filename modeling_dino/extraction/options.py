@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of an extraction: which features, of which model and images, and how they are computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,7 +12,7 @@ from ..data.image_source import ImageSource
 from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
 from ..data.sources import open_source
 from ..hub.loading import DTYPES, MODEL_HELP
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 from .features import GEM_P, feature_columns
 
 
@@ -26,8 +28,8 @@ class ExtractionSettings(TableOptions):
         ValueError: if a value cannot work.
     """
 
-    model: str = option(MODEL_HELP)
-    images: str = option(IMAGES_HELP)
+    model: StrPath = option(MODEL_HELP)
+    images: StrPath = option(IMAGES_HELP)
     features: str = option(
         "cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; several with commas.", "cls"
     )
@@ -36,7 +38,7 @@ class ExtractionSettings(TableOptions):
     dtype: str = option("float32, bfloat16 or float16, of weights and arithmetic.", "float32")
     streaming: bool = option("Read a data set of the hub without storing it.", False)
     gem_p: float = option("Exponent of generalised means.", GEM_P)
-    scales: tuple[float, ...] = option("Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.", (1.0,))
+    scales: Sequence[float] = option("Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.", (1.0,))
     resize: str = option(
         "crop: from the middle, as saved with the model; square: squashed; whole: not cropped.", "crop"
     )
@@ -80,7 +82,11 @@ class ExtractOptions(ReaderOptions, ExtractionSettings):
     GPU cannot train in a process that has compiled.
     """
 
-    output: str = option("Folder to write to; with features of the same settings the extraction goes on.")
+    summary: ClassVar[str] = (
+        "Computes features of images, as Parquet shards and a manifest; run again, it goes on where it stopped."
+    )
+
+    output: StrPath = option("Folder to write to; with features of the same settings the extraction goes on.")
     compile: bool = option("Run the model through torch.compile; on a CPU it gains nothing.", False)
     on_error: str = option(ON_ERROR_HELP, "skip")
     overwrite: bool = option("Start anew where the folder has features.", False)

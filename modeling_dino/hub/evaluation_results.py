@@ -64,37 +64,33 @@ def write_evaluation_results(file: str | os.PathLike, results: Sequence[dict]):
 
 
 def record_evaluation_results(
-    model: str | os.PathLike | None,
+    folder: str | os.PathLike | None,
     file: str | os.PathLike | None,
     results: Sequence[dict],
     details: Sequence[dict] = (),
-) -> str:
+) -> list[str]:
     """
-    Records results beside the model, if it is in a folder here, and in the file, if there is one.
+    Records results in the folder of a model and in a file, where they are given.
 
     Args:
-        model: folder or hub id of a model; None for features that were extracted before.
-        file: a file to write them to as well.
         details: further results for the file, which would make the model card too long.
 
     Returns:
-        a line that says where they are.
+        a line that says where they are; none if they are nowhere.
 
     Raises:
         ValueError: if the file has something else, and as [`add_evaluation_results`] does.
         OSError: see [`add_evaluation_results`].
     """
     places = []
-    if model is not None and Path(model).is_dir():
-        add_evaluation_results(model, results)
-        places.append(str(Path(model) / EVALUATION_RESULTS_NAME))
+    if folder is not None:
+        add_evaluation_results(folder, results)
+        places.append(str(Path(folder) / EVALUATION_RESULTS_NAME))
     if file is not None:
         check_results_file(file)
         write_evaluation_results(file, [*results, *details])
         places.append(str(file))
-    if not places:
-        return "not recorded: name a model in a folder here with --model, or a file with --json"
-    return f"recorded in {' and '.join(places)}"
+    return [f"recorded in {' and '.join(places)}"] if places else []
 
 
 def _without_value(result: dict) -> dict:

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel
+from ..runtime.options import takes_options
 from .loading import load_config
 from .options import InfoOptions
 
@@ -51,8 +52,15 @@ def backbone_flops(model: DinoModel, config: DinoConfig) -> int:
     return counter.get_total_flops()
 
 
-def show_sizes(options: InfoOptions) -> str:
-    """Returns a table with a line for each model, names to the left and numbers to the right."""
+@takes_options(InfoOptions)
+def show_info(options: InfoOptions) -> str:
+    """
+    Returns:
+        a table with a line for each model, names to the left and numbers to the right.
+
+    Raises:
+        ValueError, OSError: if there is no such model.
+    """
     names = DinoConfig.presets() if options.model is None else [options.model]
     models = [{**sizes, "output_dim": sizes["output_dim"] or "-"} for sizes in map(model_sizes, names)]
     columns = []

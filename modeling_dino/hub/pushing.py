@@ -14,6 +14,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers import PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from ..runtime.options import takes_options
 from .evaluation_results import read_evaluation_results
 from .loading import load_model
 from .model_card import CARD_NAME, read_card, renew_card
@@ -21,8 +22,17 @@ from .options import PushOptions
 from .repository import HubRepository
 
 
-def push_saved_model(options: PushOptions) -> str:
-    """Pushes a saved model as it is, in its class and dtype, and returns its address on the hub."""
+@takes_options(PushOptions)
+def push_model(options: PushOptions) -> str:
+    """
+    The model is pushed as it is, in its class and dtype.
+
+    Returns:
+        its address on the hub.
+
+    Raises:
+        ValueError, OSError: see [`upload_model`].
+    """
     model = load_model(options.model, dtype="auto", model_class=None)
     if sys.stderr.isatty():
         enable_progress_bars()  # of uploads
@@ -32,7 +42,7 @@ def push_saved_model(options: PushOptions) -> str:
     return commit.repo_url
 
 
-def push_model(
+def upload_model(
     model: PreTrainedModel,
     repo_id: str,
     save: Callable,

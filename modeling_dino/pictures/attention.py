@@ -14,6 +14,7 @@ import torch
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
 from ..runtime.finite import check_finite
+from ..runtime.options import takes_options
 from .attention_pictures import attention_pictures
 from .options import AttentionOptions
 from .picture_files import PictureSummary, new_file, open_drawing, picture_files, save_tensors
@@ -33,9 +34,10 @@ class AttentionSummary(PictureSummary):
         return f"{len(self.files)} files of {super().__str__()}; all heads: {self.files[-1]}"
 
 
+@takes_options(AttentionOptions)
 def draw_attention(options: AttentionOptions) -> AttentionSummary:
     """
-    Draws the attention to images as `NAME-KIND.png`, or the attention to the frames of a video as `NAME-KIND.mp4`.
+    The pictures of images are `NAME-KIND.png`, those of the frames of a video `NAME-KIND.mp4`.
 
     The kinds are described at [`attention_pictures`]; a video is made of each of the mosaic, `attention`, of `heads`
     and of `masks`.

@@ -20,6 +20,7 @@ from ..extraction.principal_components import Moments, PrincipalComponents
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
 from ..runtime.finite import check_finite
+from ..runtime.options import takes_options
 from .options import PcaOptions
 from .patch_images import mosaic, paint_patches
 from .picture_files import Drawing, PictureSummary, open_drawing, picture_files, save_picture, save_tensors
@@ -56,9 +57,10 @@ class PaintingSummary(PictureSummary):
         )
 
 
-def paint_components(options: PcaOptions) -> PaintingSummary:
+@takes_options(PcaOptions)
+def draw_pca(options: PcaOptions) -> PaintingSummary:
     """
-    Paints images as `NAME-pca.png`, beside an `overview.png`; or the frames of a video as `NAME-pca.mp4`.
+    The pictures of images are `NAME-pca.png`, beside an `overview.png`; that of a video is `NAME-pca.mp4`.
 
     Raises:
         ValueError: if an option cannot work, no image can be read, or there are too few patches.

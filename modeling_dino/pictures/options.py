@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the commands that draw: what all of them have in common, those of `attention` and those of `pca`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ImageColumnOptions
+from ..data.options import IMAGES_HELP, ON_ERROR_HELP, PROGRESS_HELP, ImageColumnOptions
 from ..hub.loading import MODEL_HELP
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 
 
 ARRAYS = ("npy", "safetensors")
@@ -21,10 +23,10 @@ class PictureOptions:
         ValueError: if a value cannot work.
     """
 
-    model: str = option(MODEL_HELP)
-    output: str = option("Folder to write to; it must be new or empty.")
+    model: StrPath = option(MODEL_HELP)
+    output: StrPath = option("Folder to write to; it must be new or empty.")
     size: int = option("Shorter side of the resized image in pixels.", 480)
-    bands: tuple[int, ...] | None = option(
+    bands: Sequence[int] | None = option(
         "Channels to show in red, green and blue, or one in grey, counted from 1, such as 3,2,1; by default the first "
         "three.",
         None,
@@ -33,7 +35,7 @@ class PictureOptions:
     overwrite: bool = option(
         "Write into a folder that is not empty, and replace its own files of the same names.", False
     )
-    progress: bool = True
+    progress: bool = option(PROGRESS_HELP, True, python_only=True)
 
     def __post_init__(self):
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
@@ -44,13 +46,17 @@ class PictureOptions:
 class ImagesOptions(PictureOptions, ImageColumnOptions):
     """Pictures of the images of any source, or of the frames of a video."""
 
-    images: str = option(f"A video. {IMAGES_HELP}", flag="--images --image")
+    images: StrPath = option(f"A video. {IMAGES_HELP}", flag="--images --image")
     on_error: str = option(ON_ERROR_HELP, "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions(ImagesOptions):
     """Says what of the attention is drawn."""
+
+    summary: ClassVar[str] = (
+        "Draws what a ViT's CLS token attends to: each head, and all heads over the image; as pictures or as videos."
+    )
 
     layer: int = option("Block, counted from 0; negative ones are counted from the end.", -1)
     mass: float | None = option(
@@ -69,6 +75,10 @@ class AttentionOptions(ImagesOptions):
 @dataclass(frozen=True, kw_only=True)
 class PcaOptions(ImagesOptions):
     """How patch tokens are painted."""
+
+    summary: ClassVar[str] = (
+        "Paints a ViT's patch tokens in the colors of their first three principal components, which all images share."
+    )
 
     split: bool = option("Paint the foreground alone, by its own components.", True, flag="--split/--no-split")
     save_arrays: bool = option("Also save the components, as components.safetensors.", False)

@@ -2,9 +2,10 @@
 """The options of `dino report`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data.options import ReaderOptions
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 from .feature_map import NEIGHBOURS
 from .thumbnails import MAX_IMAGES
 
@@ -18,10 +19,14 @@ class ReportOptions(ReaderOptions):
         ValueError: if a value cannot work.
     """
 
-    folder: str = option("Folder of features, written by `dino extract`.", flag="FEATURES", argument=True)
-    output: str | None = option("HTML file to write; by default report.html in the folder of features.", None)
+    summary: ClassVar[str] = (
+        "Writes one HTML page: a map of the images, neighbours, near-duplicates, outliers, and what k-NN predicts."
+    )
+
+    folder: StrPath = option("Folder of features, written by `dino extract`.", flag="FEATURES", argument=True)
+    output: StrPath | None = option("HTML file to write; by default report.html in the folder of features.", None)
     features: str | None = option("Kind of features, where there are several.", None)
-    images: str | None = option("Where the images are now, if they have moved since the extraction.", None)
+    images: StrPath | None = option("Where the images are now, if they have moved since the extraction.", None)
     # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
     k: int = option("Number of neighbours that are shown, and that vote.", 20)
     num_clusters: int | None = option(

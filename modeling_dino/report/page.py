@@ -28,6 +28,7 @@ from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of,
 from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import open_features
 from ..runtime.marked_files import MARK, check_marked, marked_file
+from ..runtime.options import takes_options
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
 from .neighbourhoods import cluster_images, leave_one_out, near_duplicates, nearest_others, neighbour_distances
 from .options import ReportOptions
@@ -71,9 +72,11 @@ class ReportSummary:
         )
 
 
+@takes_options(ReportOptions)
 def write_report(options: ReportOptions) -> ReportSummary:
     """
-    Writes the page.
+    Returns:
+        what is on the page, and where it is.
 
     Raises:
         ValueError: if the folder has no features of images, or the output is a file of something else.

@@ -2,6 +2,7 @@
 """The arguments of a pretraining run: transformers' TrainingArguments and those of DINO."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import TrainingArguments
@@ -13,7 +14,26 @@ from .optimization import OPTIMIZERS
 
 
 LARGEST_RATE = 1e30  # with which float32 can compute
+BASE_BATCH_SIZE = 256  # images in a step, to which base learning rates refer
 require("accelerate")  # TrainingArguments need it, and say so late
+
+
+class Rates(NamedTuple):
+    """The rates that an optimizer takes unless others are given; the learning rate is for 256 images in a step."""
+
+    base_learning_rate: float
+    weight_decay: float
+    final_weight_decay: float
+
+
+ADAMW_RATES = Rates(5e-4, 0.04, 0.4)  # the original's for ViTs
+# and for ResNets: https://github.com/facebookresearch/dino/blob/7c446df/README.md#resnet-50-and-other-convnets-trainings
+SGD_RATES = Rates(0.03, 1e-4, 1e-4)
+
+
+def rates_of(optim: str) -> Rates:
+    """Returns the rates of an optimizer."""
+    return SGD_RATES if optim == "sgd" else ADAMW_RATES
 
 
 @dataclass
@@ -23,9 +43,11 @@ class DinoTrainingArguments(TrainingArguments):
 
     Args:
         optim: `"adamw"`, `"sgd"` (momentum 0.9), `"lars"`, or any name that the Trainer knows.
-        learning_rate, final_learning_rate: after the warm-up, and at the end. The original has 0.0005 * batch / 256.
+        learning_rate, final_learning_rate: after the warm-up, and at the end. By default the first is
+            0.0005 * batch size / 256, with `sgd` 0.03 * batch size / 256; the batch is that of all processes.
         warmup_epochs: in which the learning rate rises linearly from 0.
-        weight_decay, final_weight_decay: at the beginning and at the end; not on biases and norms.
+        weight_decay, final_weight_decay: at the beginning and at the end; not on biases and norms. By default 0.04
+            and 0.4, with `sgd` 0.0001, as the original's for ResNets.
         max_grad_norm: to which the gradient of each parameter is clipped, by itself; 0 for not at all.
         freeze_last_layer_epochs: in which the head's last layer is not trained.
         teacher_momentum, final_teacher_momentum: how much of the teacher stays in a step. Small batches want more.
@@ -41,11 +63,11 @@ class DinoTrainingArguments(TrainingArguments):
     """
 
     optim: str = "adamw"
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     final_learning_rate: float = 1e-6
     warmup_epochs: float = 10
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
+    weight_decay: float | None = None
+    final_weight_decay: float | None = None
     max_grad_norm: float = 3.0
     freeze_last_layer_epochs: float = 1
     teacher_momentum: float = 0.996
@@ -72,6 +94,7 @@ class DinoTrainingArguments(TrainingArguments):
         super().__post_init__()
         check_joined(self.world_size)
         self.optim = optim if optim in OPTIMIZERS else self.optim
+        self._set_rates()
         # else the order of the images would depend on PyTorch's seed when training begins, also when it is resumed
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._validate()
@@ -80,6 +103,17 @@ class DinoTrainingArguments(TrainingArguments):
     def total_batch_size(self) -> int:
         """Images an optimizer step: of all processes and accumulation steps."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def _set_rates(self):
+        """Sets the rates that are not given to those of the optimizer."""
+        rates = rates_of(self.optim)
+        if self.learning_rate is None:
+            # not `total_batch_size`, which counts GPUs that a process without a launcher leaves idle
+            batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = rates.base_learning_rate * batch_size / BASE_BATCH_SIZE
+        self.weight_decay = rates.weight_decay if self.weight_decay is None else self.weight_decay
+        if self.final_weight_decay is None:
+            self.final_weight_decay = rates.final_weight_decay
 
     def _validate(self):
         for name in ("teacher_momentum", "final_teacher_momentum", "center_momentum"):

@@ -29,6 +29,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
 from ..runtime.extras import require
+from ..runtime.options import takes_options
 from ..runtime.processes import check_joined, on_cpu, reading_processes, started_processes
 from .checkpoints import CheckpointedTrainer
 from .finite_steps import check_finite_step
@@ -179,9 +180,10 @@ class FinetuneTrainer(CheckpointedTrainer):
                 group["lr"] = rate * factor(schedule.last_epoch)
 
 
+@takes_options(FinetuneOptions)
 def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
     """
-    Fine-tunes a model to classify images, and tests it once, at the end; goes on where an earlier run stopped.
+    The model is tested once, at the end.
 
     Returns:
         accuracies; None on processes other than the main one.

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of `dino pretrain` and `dino finetune`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..data.decoding import check_on_error
 from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
 from ..hub.loading import MODEL_HELP
-from ..runtime.options import option
+from ..runtime.options import StrPath, option
 
 
 OVERWRITE_HELP = "Start anew where the folder has a run."
@@ -21,14 +23,16 @@ class PretrainOptions(ReaderOptions, TableOptions):
         ValueError: if a value cannot work.
     """
 
-    recipe: str = option("Name of a recipe, or a YAML file.", argument=True)
-    overrides: tuple[str, ...] = option("Values to replace in the recipe.", (), flag="[KEY=VALUE]...", argument=True)
-    data: str = option(IMAGES_HELP)
-    output: str = option("Folder of the run.")
-    from_model: str | None = option(
+    summary: ClassVar[str] = "Pretrains a model by a recipe; run again, it goes on where it stopped."
+
+    recipe: StrPath = option("Name of a recipe, or a YAML file.", argument=True)
+    overrides: Sequence[str] = option("Values to replace in the recipe.", (), flag="[KEY=VALUE]...", argument=True)
+    data: StrPath = option(IMAGES_HELP)
+    output: StrPath = option("Folder of the run.")
+    from_model: StrPath | None = option(
         "Folder or hub id of a model to start from, with a head or without.", None, flag="--from"
     )
-    eval_knn: list[str] | None = option(  # noqa: RUF009  (its default is None)
+    eval_knn: list[StrPath] | None = option(
         "Labelled images, classified by k-NN; given twice: those that vote, those that are classified.", None
     )
     eval_every: int | None = option("Epochs between two of these evaluations; by default there are ten.", None)
@@ -46,9 +50,6 @@ class FinetuneSettings:
     """
     How a classifier is fine-tuned.
 
-    Args:
-        warmup: share of the steps in which the learning rate rises.
-
     Raises:
         ValueError: if a value cannot work.
     """
@@ -60,7 +61,7 @@ class FinetuneSettings:
     )
     layer_decay: float = option("Learning rate of a layer over that of the next.", 0.65)
     weight_decay: float = option("Weight decay of all but biases and other parameters of one dimension.", 0.05)
-    warmup: float = 0.1
+    warmup: float = option("Share of the steps in which the learning rate rises.", 0.1, python_only=True)
     drop_path_rate: float = option("Stochastic depth of a ViT.", 0.1, flag="--drop-path")
     crop_scale: float = option("Least share of an image in a random crop; 1 for whole images.", 0.35)
     flip_probability: float = option("Probability of a horizontal flip.", 0.5, flag="--flip")
@@ -84,9 +85,13 @@ class FinetuneSettings:
 class FinetuneOptions(ReaderOptions, TableOptions, FinetuneSettings):
     """A fine-tuning: how the classifier is trained, and on what."""
 
-    train: str = option("Labelled images to train on. " + IMAGES_HELP)
-    test: str = option("Labelled images to test on, at the end.")
-    model: str = option(MODEL_HELP)
-    output: str = option("Folder of the run, and of the model at its end.")
+    summary: ClassVar[str] = (
+        "Trains a classifier and its backbone, and tests it; run again, it goes on where it stopped."
+    )
+
+    train: StrPath = option("Labelled images to train on. " + IMAGES_HELP)
+    test: StrPath = option("Labelled images to test on, at the end.")
+    model: StrPath = option(MODEL_HELP)
+    output: StrPath = option("Folder of the run, and of the model at its end.")
     dataset: str | None = option("Name of the data set in results; --test if left out.", None)
     overwrite: bool = option(OVERWRITE_HELP, False)

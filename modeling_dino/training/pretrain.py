@@ -21,6 +21,7 @@ from ..data.image_values import EIGHT_BITS, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
+from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
 from .curves import draw_curves
@@ -65,10 +66,9 @@ class PretrainingSummary:
         return f"{', '.join(results)}{skipped} -> {self.output}"
 
 
+@takes_options(PretrainOptions)
 def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     """
-    Pretrains a model; goes on where an earlier run of the same recipe and images stopped.
-
     Returns:
         the results; None on processes other than the main one.
 

@@ -21,9 +21,10 @@ elsewhere, as in the environment.
 import codecs
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -35,13 +36,14 @@ from transformers import PreTrainedConfig
 from ..configuration_dino import DinoConfig, configuration_folder
 from ..image_processing_dino import check_image_transform
 from ..runtime.extras import require
-from .arguments import DinoTrainingArguments
+from ..runtime.options import StrPath
+from .arguments import BASE_BATCH_SIZE, DinoTrainingArguments, rates_of
 from .multi_crop import MultiCropConfig
 
 
 RECIPE_FOLDER = configuration_folder() / "recipes"
-BASE_BATCH_SIZE = 256  # to which learning rates refer
 SECTIONS = ("model", "crops", "training")
+RATES = ("learning_rate", "final_learning_rate", "weight_decay", "final_weight_decay")
 TRANSFORM = ("image_mean", "image_std", "rescale_factor")
 MAX_BYTES = 2**20  # of a recipe's file
 MAX_DEPTH = 20
@@ -106,6 +108,7 @@ class Recipe:
             takes at once; where that is less than its share of the batch, gradients are accumulated.
         batch_size: images a step, over all processes.
         base_learning_rate: after the warm-up, for 256 images a step; the learning rate is in proportion to the batch.
+            By default that of the optimizer, as in [`DinoTrainingArguments`].
         image_mean, image_std, rescale_factor: of the image transform, where it is not the model's.
 
     Raises:
@@ -116,7 +119,7 @@ class Recipe:
     crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     training: dict[str, Any] = field(default_factory=dict)
     batch_size: int | str = 512
-    base_learning_rate: float = 5e-4
+    base_learning_rate: float | None = None
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
     rescale_factor: float | None = None
@@ -132,13 +135,23 @@ class Recipe:
         return {name: getattr(self, name) for name in TRANSFORM if getattr(self, name) is not None}
 
     def without_auto(self, num_images: int) -> "Recipe":
-        """Returns the recipe with a number in the place of each `auto`: see [`AUTO`]."""
-        recipe = self
+        """Returns the recipe with a number in the place of each `auto`, see [`AUTO`], and with its learning rate."""
+        recipe = self.replace({"base_learning_rate": self.base_rate})
         for key, rule in AUTO.items():
             if recipe.flat().get(key) == "auto":
                 epochs = recipe.training.get("num_train_epochs", DinoTrainingArguments.num_train_epochs)
                 recipe = recipe.replace({key: rule(num_images, recipe.batch_size, epochs)})
         return recipe
+
+    @property
+    def optim(self) -> str:
+        """The name of the optimizer."""
+        return self.training.get("optim", DinoTrainingArguments.optim)
+
+    @property
+    def base_rate(self) -> float:
+        """The base learning rate: the recipe's, or its optimizer's."""
+        return rates_of(self.optim).base_learning_rate if self.base_learning_rate is None else self.base_learning_rate
 
     def config(self) -> DinoConfig:
         """Returns the model's configuration. Raises ValueError if its values cannot work."""
@@ -161,7 +174,7 @@ class Recipe:
                 "change it, or training.per_device_train_batch_size"
             )
         values = {
-            "learning_rate": self.base_learning_rate * self.batch_size / BASE_BATCH_SIZE,
+            "learning_rate": self.base_rate * self.batch_size / BASE_BATCH_SIZE,
             **self.training,
             "output_dir": output,
             "per_device_train_batch_size": at_once,
@@ -177,12 +190,17 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as in its file, with all values of `crops`."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TRANSFORM}
-        return {**values, "crops": crops, **self.image_transform}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**{name: value for name, value in values.items() if value is not None}, "crops": crops}
 
     def flat(self) -> dict[str, Any]:
         """Returns all values that are set, by their dotted keys."""
         return _flatten(self.to_dict())
+
+    def without_rates(self) -> "Recipe":
+        """Returns the recipe without its learning rate and weight decay, which suit its optimizer and no other."""
+        training = {name: value for name, value in self.training.items() if name not in RATES}
+        return replace(self, training=training, base_learning_rate=None)
 
     def replace(self, values: dict[str, Any]) -> "Recipe":
         """Returns the recipe with other values, by dotted keys. Raises ValueError if a key or a value is wrong."""
@@ -195,7 +213,7 @@ class Recipe:
         return Recipe(**{**given, "crops": MultiCropConfig(**given["crops"])})
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: StrPath, overrides: Sequence[str] = ()) -> Recipe:
     """
     Reads a recipe.
 
@@ -203,9 +221,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         name: of one that comes with the package, or the path of a YAML file.
         overrides: `key=value` each, the key dotted, the value as in YAML.
 
+    An optimizer among the overrides takes its own rates, not those that the recipe has for another one.
+
     Raises:
         ValueError: if there is no such recipe, or a key or value of it is wrong; says where.
     """
+    name = os.fspath(name)
     is_path = name.endswith((".yaml", ".yml"))
     file = Path(name) if is_path else RECIPE_FOLDER / f"{name}.yaml"
     if not is_path and name not in recipes():
@@ -229,6 +250,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         for name in reversed(key.split(".")):
             content = {name: content}
         values |= _flatten(content)
+    if values.get("training.optim", recipe.optim) != recipe.optim:
+        recipe = recipe.without_rates()
     return recipe.replace(values)
 
 

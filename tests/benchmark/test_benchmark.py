@@ -9,7 +9,7 @@ from modeling_dino import DinoModel, cli
 from modeling_dino.benchmark.contests import with_constant_weights
 from modeling_dino.benchmark.options import BenchOptions
 from modeling_dino.benchmark.rivals import feature_rivals
-from modeling_dino.benchmark.run import run_benchmarks, table
+from modeling_dino.benchmark.run import run_bench, table
 from modeling_dino.benchmark.timing import Contest, measure
 
 
@@ -104,14 +104,14 @@ def test_what_cannot_be_measured_is_refused(arguments, message):
 def test_all_ways_of_knn_are_equally_right(monkeypatch):
     monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TRAIN", 600)
     monkeypatch.setattr("modeling_dino.benchmark.knn.NUM_TEST", 100)
-    (line,) = run_benchmarks(BenchOptions(what=("knn",), rounds=1))["lines"]
+    (line,) = run_bench(BenchOptions(what=("knn",), rounds=1))["lines"]
     assert len(line["seconds"]) == 3
     assert line["unequal"] == []
 
 
 def test_threads_are_as_before(models):
     threads = torch.get_num_threads()
-    report = run_benchmarks(
+    report = run_bench(
         BenchOptions(models=tuple(models[:1]), what=("latency",), against=("timm",), threads=2, rounds=1)
     )
     assert torch.get_num_threads() == threads
@@ -138,4 +138,4 @@ def test_compiled_weights_are_constants():
 def test_results_are_saved_in_a_folder_that_is_there(tmp_path):
     """Seen before anything is measured."""
     with pytest.raises(ValueError, match="there is no folder for"):
-        run_benchmarks(BenchOptions(output=str(tmp_path / "nowhere" / "bench.json")))
+        run_bench(BenchOptions(output=str(tmp_path / "nowhere" / "bench.json")))

@@ -33,8 +33,8 @@ from modeling_dino import DinoConfig, DinoModel
 from modeling_dino.demo.options import DemoOptions
 from modeling_dino.demo.run import pixels_of, run_demo
 from modeling_dino.evaluation.evaluation_data import EvaluationFeatures, features_of, number_labels
-from modeling_dino.evaluation.knn_classification import evaluate_knn
-from modeling_dino.evaluation.linear import evaluate_linear, features_to_classify
+from modeling_dino.evaluation.knn_classification import classify_by_neighbours
+from modeling_dino.evaluation.linear import classify_linearly, features_to_classify
 from modeling_dino.evaluation.options import FeatureOptions
 from modeling_dino.evaluation.ranking import evaluate_each
 from modeling_dino.training.options import PretrainOptions
@@ -127,8 +127,8 @@ def percentages(
     Top-1 accuracies, by name; of training and test images each. And how well each test image finds the others of its
     class, as the mean average precision.
     """
-    found = {f"k-NN, k={k}": top1 for k, top1 in evaluate_knn(*knn, ks).top1.items()}
-    found["linear"] = evaluate_linear(*linear, seed=seed, progress=False).top1
+    found = {f"k-NN, k={k}": top1 for k, top1 in classify_by_neighbours(*knn, ks).top1.items()}
+    found["linear"] = classify_linearly(*linear, seed=seed, progress=False).top1
     (labels,) = number_labels(knn[1].labels)[1]
     return {**found, "retrieval, mAP": evaluate_each(knn[1].features, labels)["mAP"]}
 

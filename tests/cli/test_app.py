@@ -21,7 +21,7 @@ def failing(dino, monkeypatch):
     """Runs `dino info`, which does what a function does; returns what the command line does of it."""
 
     def run(function, *arguments):
-        monkeypatch.setattr("modeling_dino.hub.info.show_sizes", lambda options: function())
+        monkeypatch.setattr("modeling_dino.hub.info.show_info", lambda **options: function())
         return dino(*arguments, "info")
 
     return run

@@ -1,5 +1,5 @@
 from dataclasses import fields, is_dataclass
-from typing import get_type_hints
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -8,9 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 
+import modeling_dino
 from modeling_dino import DinoModel, load_features
 from modeling_dino.cli.app import app
 from modeling_dino.cli.commands import COMMANDS
+from modeling_dino.runtime.options import required_first
 
 
 NAMES = list(typer.main.get_command(app).commands)
@@ -38,21 +40,33 @@ def test_help_lists_the_commands(dino):
         assert dino(command, "--help")[0] == 0
 
 
-@pytest.mark.parametrize("function", COMMANDS, ids=NAMES)
-def test_the_options_of_a_command_are_those_of_one_dataclass(function):
-    options = get_type_hints(function)["options"]
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_the_options_of_a_command_are_those_of_one_dataclass(command):
+    options = command.options_class
     assert is_dataclass(options)
     assert options.__dataclass_params__.frozen
-    parameters = typer.main.get_command(app).commands[function.__name__].params
+    parameters = typer.main.get_command(app).commands[command.name].params
     names = {parameter.name for parameter in parameters if parameter.name != "help"}
-    assert names == {field.name for field in fields(options) if "help" in field.metadata}
+    assert names == {field.name for field in fields(options) if not field.metadata["python_only"]}
     assert all(parameter.help for parameter in parameters)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_a_command_is_a_public_function_of_the_same_options(command):
+    function = getattr(modeling_dino, command.function.rpartition(".")[2])
+    assert function is command.load()
+    assert function.options_class is command.options_class
+    assert list(signature(function).parameters) == [field.name for field in required_first(command.options_class)]
+    assert function.__doc__.startswith(command.options_class.summary)
+    assert all(f"\n    {field.name}: " in function.__doc__ for field in fields(command.options_class))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("knn --train a --test b --num-workers -1", "--num-workers"),
+        ("knn --train a --test b --record", "--record needs the folder of a model"),
+        ("retrieve --index a --model me/model --record", "--record needs the folder of a model"),
         ("bench --threads 0", "threads=0 must be at least 1"),
         ("bench --what speed", "unknown benchmark 'speed'"),
         ("demo --seed -1", "seed=-1 must be at least 0"),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny_config
 from transformers import ViTForImageClassification
 
-from conversion_scripts.convert import convert
+from conversion_scripts.convert import convert_checkpoint
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import to_dino
 from modeling_dino import DinoForImageClassification, DinoModel
@@ -21,7 +21,7 @@ LABELS = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "do
 
 
 def converted(source, output, to: str = "dino", **options) -> str:
-    return "\n".join(convert(ConvertOptions(source=str(source), output=str(output), to=to, **options)).lines)
+    return "\n".join(convert_checkpoint(source=source, output=output, to=to, **options).lines)
 
 
 def classifier(folder, family: str = "vit", **values) -> DinoForImageClassification:

@@ -21,7 +21,7 @@ from transformers import ViTConfig, ViTModel
 
 from conversion_scripts import original, transformers_vit
 from conversion_scripts.checkpoint import rename
-from conversion_scripts.convert import convert as run_conversion
+from conversion_scripts.convert import convert_checkpoint as run_conversion
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import FORMATS, recognise, to_dino
 from conversion_scripts.sizes import infer_config

@@ -11,8 +11,7 @@ from PIL import Image
 from tiny_models import tiny_config
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
-from conversion_scripts.convert import convert
-from conversion_scripts.options import ConvertOptions
+from conversion_scripts.convert import convert_checkpoint
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.evaluation.linear import classifier_of
 from modeling_dino.hub.loading import load_image_processor
@@ -43,7 +42,7 @@ def saved_with(folder: Path, **changed) -> dict:
 
 
 def converted(source: Path, output: Path, to: str = "dino", **options) -> tuple[str, ...]:
-    return convert(ConvertOptions(source=str(source), output=str(output), to=to, num_heads=4, **options)).lines
+    return convert_checkpoint(source=source, output=output, to=to, num_heads=4, **options).lines
 
 
 def ours(folder: Path, image: Image.Image) -> torch.Tensor:

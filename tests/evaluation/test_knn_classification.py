@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import load_features
 from modeling_dino.evaluation.evaluation_data import EvaluationFeatures, features_of
-from modeling_dino.evaluation.knn_classification import evaluate_knn
+from modeling_dino.evaluation.knn_classification import classify_by_neighbours
 from modeling_dino.evaluation.options import FeatureOptions
 
 
@@ -37,7 +37,7 @@ def test_a_case_worked_by_hand():
     """On a line: the nearest alone; of three, two far ones against a near one, at a temperature that lets them win."""
     train = features([[1.0, 0.0], [0.8, 0.6], [0.8, 0.6], [0.0, 1.0]], ["a", "b", "b", "c"])
     test = features([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], ["a", "b", "c", "d"])
-    accuracy = evaluate_knn(train, test, [1, 3], temperature=1.0)  # e^1 < 2 e^0.8, and e^1 < 2 e^0.6
+    accuracy = classify_by_neighbours(train, test, [1, 3], temperature=1.0)  # e^1 < 2 e^0.8, and e^1 < 2 e^0.6
     assert accuracy.top1 == {1: 50.0, 3: 25.0}
     assert accuracy.top5 == {1: 50.0, 3: 75.0}
     assert accuracy.per_class == {
@@ -52,12 +52,12 @@ def test_by_default_as_many_neighbours_as_there_are():
     generator = torch.Generator().manual_seed(0)
     for count, ks in ((7, [7]), (50, [10, 20])):
         part = features(torch.randn(count, 4, generator=generator).tolist(), [i % 2 for i in range(count)])
-        assert list(evaluate_knn(part, part).top1) == ks
+        assert list(classify_by_neighbours(part, part).top1) == ks
 
 
 def test_the_command_line(tmp_path, folder, dino):
-    """As scikit-learn on the features that `dino extract` writes; recorded beside the model and in a file."""
-    common = ("--model", folder / "model", "--dataset", "colours")
+    """As scikit-learn on the features that `dino extract` writes; recorded beside the model, and in a file."""
+    common = ("--model", folder / "model", "--dataset", "colours", "--record")
     sources = ("--train", folder / "train", "--test", folder / "test")
     code, out, err = dino("knn", *sources, *common, "--k", "3,9", "--per-class", "--json", tmp_path / "found.json")
     assert code == 0, err
@@ -83,7 +83,7 @@ def test_the_command_line(tmp_path, folder, dino):
     again = dino("knn", "--train", tmp_path / "train", "--test", tmp_path / "test", "--k", "3,9")
     assert again[0] == 0
     assert again[1].splitlines()[:3] == out.splitlines()[:3]
-    assert "not recorded" in again[1]
+    assert "recorded" not in again[1]
 
 
 LAUNCHED = """
@@ -165,7 +165,7 @@ def test_what_is_left_out_is_said(tmp_path, folder, dino):
 def test_features_of_two_models_are_refused():
     train = features([[1.0], [0.5]], ["a", "b"], "one", model_fingerprint="1")
     with pytest.raises(ValueError, match="features of one and other cannot be compared: they differ in weights"):
-        evaluate_knn(train, features([[1.0]], ["a"], "other", model_fingerprint="2"))
+        classify_by_neighbours(train, features([[1.0]], ["a"], "other", model_fingerprint="2"))
 
 
 def test_features_of_images(folder):
@@ -174,4 +174,4 @@ def test_features_of_images(folder):
         features_of(str(folder / part), str(folder / "model"), FeatureOptions(progress=False))
         for part in ("train", "test")
     )
-    assert 34 < evaluate_knn(train, test, [3]).top1[3] < 100
+    assert 34 < classify_by_neighbours(train, test, [3]).top1[3] < 100

@@ -12,7 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForImageClassification
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, load_features
-from modeling_dino.evaluation.linear import LinearHead, best_head, feature_choices, held_out, train_heads
+from modeling_dino.evaluation.linear import (
+    LinearHead,
+    best_head,
+    evaluate_linear,
+    feature_choices,
+    held_out,
+    train_heads,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,8 +134,9 @@ def test_a_standardized_head_and_one_of_features_as_they_are():
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_the_command_line(tmp_path, dino, family):
-    """The model that is saved gives the accuracy that is said, and both folders tell it."""
+    """The model that is saved gives the accuracy that is said, and its folder tells it; the other one if asked."""
     folder = coloured_images(tmp_path, family=family)
+    before = sorted((folder / "model").iterdir())
     sources = ("--train", folder / "train", "--test", folder / "test")
     code, out, err = dino(
         "linear", *sources, "--model", folder / "model", "--output", tmp_path / "out", "--dataset", "colours"
@@ -144,10 +152,14 @@ def test_the_command_line(tmp_path, dino, family):
         right.append(model.config.id2label[logits.argmax().item()] == file.parent.name)
     assert f"linear: top-1 {100 * np.mean(right):.2f} %" in out
     assert np.mean(right) > 1 / 3
-    for place in ("model", "out"):
-        top1, top5 = json.loads((folder / place / "evaluation_results.json").read_text())
-        assert (top1["metric_name"], top1["dataset"]) == ("linear top-1", "colours")
-        assert (top1["value"], top5["value"]) == (pytest.approx(100 * np.mean(right), abs=1e-4), 100.0)
+    top1, top5 = json.loads((tmp_path / "out" / "evaluation_results.json").read_text())
+    assert (top1["metric_name"], top1["dataset"]) == ("linear top-1", "colours")
+    assert (top1["value"], top5["value"]) == (pytest.approx(100 * np.mean(right), abs=1e-4), 100.0)
+    assert sorted((folder / "model").iterdir()) == before
+    evaluate_linear(
+        train=folder / "train", test=folder / "test", model=folder / "model", dataset="colours", record=True
+    )
+    assert json.loads((folder / "model" / "evaluation_results.json").read_text()) == [top1, top5]
 
 
 def test_features_that_were_extracted_before(tmp_path, folder, dino):

@@ -63,7 +63,7 @@ def segment(folder, model="model", video="frames", mask="masks/00000.png", **opt
 
 
 def test_two_objects_are_followed_and_scored(folder):
-    summary = segment(folder, ground_truth=str(folder / "masks"))
+    summary = segment(folder, ground_truth=str(folder / "masks"), record=True)
     assert (summary.num_frames, summary.num_objects) == (NUM_FRAMES, 2)
     names = [f"{i:05}.png" for i in range(NUM_FRAMES)]
     assert sorted(path.name for path in (folder / "out").iterdir()) == [*names, "scores.json"]

@@ -312,7 +312,9 @@ def outputs(healthy: Path) -> Iterator[Case]:
     )
     for wrong, text in (("damaged", "["), ("of something else", '{"a": 1}'), ("of nonsense", "[1, null]")):
         files = {"vit/evaluation_results.json": text}
-        yield Case(f"results {wrong}", [*KNN, "--model", "vit"], files, code=2, says="is not a list of results")
+        yield Case(
+            f"results {wrong}", [*KNN, "--model", "vit", "--record"], files, code=2, says="is not a list of results"
+        )
     for name, images in {"empty.txt": "", "none.txt": "no.png\nnot.png\n", "text.png": "no image"}.items():
         command = ["extract", "--model", "vit", "--images", name, "--output", "out"]
         yield Case(f"features of {name}", command, {name: images}, code=2)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import torch
 from random_crops import RandomCrops, losses_of, tiny_model, trainer_of
+from tiny_models import tiny_config
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
+from modeling_dino import DinoModel
 from modeling_dino.runtime.processes import leave_processes
 from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates
 from modeling_dino.training.trainer import collate_crops
@@ -57,14 +60,44 @@ def run_sharded(rank: int, num_processes: int) -> dict[str, torch.Tensor]:
     return {name: getattr(x, "full_tensor", lambda x=x: x)().clone() for name, x in model.state_dict().items()}
 
 
+class Classifier(torch.nn.Module):
+    """What a user writes around a backbone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = DinoModel(tiny_config(head_type=None))
+        self.classifier = torch.nn.Linear(self.model.config.hidden_size, 3)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.model(pixel_values).pooler_output)
+
+
+def run_classifier(rank: int, num_processes: int) -> dict[str, torch.Tensor]:
+    """Some steps of a classifier of a user's own, each with a part of every batch."""
+    model = Classifier().train()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=False) if num_processes > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        images = torch.randn(BATCH_SIZE, 3, 32, 32, generator=generator).chunk(num_processes)[rank]
+        labels = torch.randint(3, (BATCH_SIZE,), generator=generator).chunk(num_processes)[rank]
+        torch.nn.functional.cross_entropy(wrapped(images), labels).backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
 def main(folder: Path):
     """All scenarios, in each of two processes."""
     for name in SCENARIOS:
         run(name, folder / name, num_processes=2)
     rank = torch.distributed.get_rank()
-    sharded = run_sharded(rank, num_processes=2)
+    sharded, classifier = run_sharded(rank, num_processes=2), run_classifier(rank, num_processes=2)
     if rank == 0:
         torch.save(sharded, folder / "sharded.pt")
+        torch.save(classifier, folder / "classifier.pt")
     leave_processes()
 
 

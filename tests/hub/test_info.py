@@ -4,13 +4,13 @@ from tiny_models import tiny_config
 from transformers import ViTConfig, ViTModel
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.hub.info import model_sizes, show_sizes
+from modeling_dino.hub.info import model_sizes, show_info
 from modeling_dino.hub.options import InfoOptions
 
 
 @pytest.mark.slow
 def test_table_has_a_line_for_every_preset():
-    lines = show_sizes(InfoOptions()).splitlines()
+    lines = show_info(InfoOptions()).splitlines()
     assert [line.split()[0] for line in lines[1:]] == DinoConfig.presets()
     assert len({len(line) for line in lines}) == 1
     (vits16,) = (line.split() for line in lines if line.startswith("dino_vits16"))
@@ -27,7 +27,7 @@ def test_flops_are_those_of_the_literature(name, multiply_adds):
 
 def test_a_model_of_another_library(tmp_path):
     ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
-    assert show_sizes(InfoOptions(model=str(tmp_path))).splitlines()[1].split()[1:5] == ["vit_tiny", "224", "32", "-"]
+    assert show_info(InfoOptions(model=str(tmp_path))).splitlines()[1].split()[1:5] == ["vit_tiny", "224", "32", "-"]
 
 
 @pytest.mark.parametrize("head_type", ["dino", None])
@@ -37,5 +37,5 @@ def test_a_saved_model(tmp_path, family, head_type):
     sizes = model_sizes(str(tmp_path))
     assert sizes["total_params"] == model.num_parameters()
     assert sizes["mebibytes"] == sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20
-    line = show_sizes(InfoOptions(model=str(tmp_path))).splitlines()[1]
+    line = show_info(InfoOptions(model=str(tmp_path))).splitlines()[1]
     assert line.split()[4] == ("24" if head_type else "-")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
-from conversion_scripts.convert import convert
+from conversion_scripts.convert import convert_checkpoint
 from conversion_scripts.options import ConvertOptions
 from modeling_dino import DinoImageProcessor, DinoModel
 from modeling_dino.hub.loading import load_image_processor, load_model
@@ -42,7 +42,7 @@ def test_weights_that_are_not_finite(tmp_path, family, name, value, dtype):
     for source in ("model", "file.pth"):
         options = ConvertOptions(source=str(tmp_path / source), output=str(tmp_path / "out"), verify=True, num_heads=4)
         with pytest.raises(ValueError, match=message):
-            convert(options)
+            convert_checkpoint(options)
     assert not (tmp_path / "out").exists()
 
 
@@ -53,7 +53,7 @@ def test_features_that_are_not_finite_are_not_verified(tmp_path):
     model.save_pretrained(tmp_path / "model")
     options = ConvertOptions(source=str(tmp_path / "model"), output=str(tmp_path / "out"), verify=True)
     with pytest.raises(ValueError, match="or the source's are infinite or not numbers"):
-        convert(options)
+        convert_checkpoint(options)
 
 
 BAD_TRANSFORMS = [
@@ -98,7 +98,7 @@ def test_a_transform_that_cannot_work(tmp_path, changed, message):
     for load in (
         lambda: load_image_processor(str(tmp_path), model.config),
         lambda: DinoModel.from_pretrained(tmp_path),
-        lambda: convert(options),
+        lambda: convert_checkpoint(options),
     ):
         with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below, as plain text)
             load()

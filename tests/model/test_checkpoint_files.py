@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
-from conversion_scripts.convert import convert
+from conversion_scripts.convert import convert_checkpoint
 from conversion_scripts.options import ConvertOptions
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.hub.loading import load_model
@@ -50,7 +50,7 @@ def test_a_conversion_of_what_may_not_be_read(tmp_path, locked, name):
     torch.save(model.state_dict(), tmp_path / "file.pth")
     locked(tmp_path / name if name != "model" else tmp_path / "model" / "model.safetensors")
     with pytest.raises(PermissionError, match="Permission denied"):
-        convert(ConvertOptions(source=str(tmp_path / name), output=str(tmp_path / "out"), num_heads=4))
+        convert_checkpoint(ConvertOptions(source=str(tmp_path / name), output=str(tmp_path / "out"), num_heads=4))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
@@ -59,7 +59,7 @@ def test_saved_files_follow_the_umask(tmp_path, umask):
     try:
         DinoModel(tiny_config(num_attention_heads=2)).save_pretrained(tmp_path / "model", max_shard_size="20KB")
         for to in ("dino", "transformers", "timm"):
-            convert(ConvertOptions(source=str(tmp_path / "model"), output=str(tmp_path / to), to=to))
+            convert_checkpoint(ConvertOptions(source=str(tmp_path / "model"), output=str(tmp_path / to), to=to))
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -9,7 +9,7 @@ from tiny_models import tiny_config
 from modeling_dino import DinoModel
 from modeling_dino.data.video import Video, write_video
 from modeling_dino.pictures import components
-from modeling_dino.pictures.components import paint_components, patch_tokens
+from modeling_dino.pictures.components import draw_pca, patch_tokens
 from modeling_dino.pictures.options import PcaOptions
 from modeling_dino.pictures.patch_images import PatchTransform
 
@@ -36,7 +36,7 @@ def folder(tmp_path):
 def paint(folder, model="model", images="images", output="out", size=SIZE, **options):
     paths = {"model": folder / model, "images": folder / images, "output": folder / output}
     paths = {name: str(path) for name, path in paths.items()}
-    return paint_components(PcaOptions(**paths, size=size, progress=False, **options))
+    return draw_pca(PcaOptions(**paths, size=size, progress=False, **options))
 
 
 def tokens_and_attention(folder) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from modeling_dino import DinoConfig
+from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.multi_crop import MultiCropConfig
 from modeling_dino.training.recipes import AUTO, KEYS, RECIPE_FOLDER, Recipe, load_recipe, recipes
 
@@ -69,6 +70,46 @@ def test_the_originals_arguments():
     assert args.learning_rate == pytest.approx(0.03 * 512 / 256)
     assert resnet.crops.global_crop_scale == (0.14, 1.0)
     assert resnet.crops.local_crop_scale == (0.05, 0.14)
+
+
+SGD_RATES = (0.03 * 2, 1e-4, 1e-4)  # of a batch of 512
+
+
+def rates(args: DinoTrainingArguments) -> tuple[float, float, float]:
+    return args.learning_rate, args.weight_decay, args.final_weight_decay
+
+
+def test_sgd_has_the_rates_of_the_originals_resnet(tmp_path):
+    """Also where a recipe was written for another optimizer; not where a rate is given with it."""
+    assert rates(arguments(load_recipe("resnet50"))) == pytest.approx(SGD_RATES)
+    sgd = ["training.optim=sgd", "model={backbone: resnet18}"]
+    for name in ("vit_small_100", "small_data"):
+        recipe = load_recipe(name, [*sgd, "batch_size=512"]).without_auto(10_000)
+        assert rates(arguments(recipe)) == pytest.approx(SGD_RATES)
+    given = ["base_learning_rate=0.1", "training.weight_decay=0.01"]
+    recipe = load_recipe("small_data", [*sgd, *given, "batch_size=64"]).without_auto(10_000)
+    assert rates(arguments(recipe)) == (0.025, 0.01, 1e-4)
+    assert rates(arguments(load_recipe("vit_small_100", ["training.optim=adamw"]))) == (0.001, 0.04, 0.4)
+    (tmp_path / "own.yaml").write_text("batch_size: 512\ntraining: {optim: sgd, final_weight_decay: 0.001}")
+    assert rates(arguments(load_recipe(tmp_path / "own.yaml"))) == pytest.approx((0.06, 1e-4, 0.001))
+    (tmp_path / "none.yaml").write_text("")
+    assert rates(arguments(load_recipe(tmp_path / "none.yaml"))) == (0.001, 0.04, 0.4)
+
+
+def test_the_rates_that_a_run_takes_are_told():
+    recipe = load_recipe("vit_small_100", ["training.optim=sgd"])
+    assert "base_learning_rate" not in recipe.flat()
+    assert recipe.without_auto(10_000).base_learning_rate == 0.03
+
+
+def test_a_trainer_of_ones_own_has_them_too(tmp_path):
+    def made(**values):
+        return rates(DinoTrainingArguments(tmp_path, per_device_train_batch_size=16, **values))
+
+    assert made() == (5e-4 * 16 / 256, 0.04, 0.4)
+    assert made(optim="sgd") == (0.03 * 16 / 256, 1e-4, 1e-4)
+    assert made(optim="sgd", learning_rate=0.5, weight_decay=0) == (0.5, 0, 1e-4)
+    assert made(optim="sgd", gradient_accumulation_steps=4)[0] == 0.03 * 64 / 256
 
 
 def test_processes_and_accumulation_share_the_batch():

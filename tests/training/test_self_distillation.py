@@ -10,7 +10,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from tiny_models import shallow_config, tiny_config
 from transformers import AutoModel, AutoModelForPreTraining
 
-from conversion_scripts.convert import convert
+from conversion_scripts.convert import convert_checkpoint
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import to_dino
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
@@ -197,6 +197,29 @@ def test_a_network_of_what_pretraining_saved(trained, tmp_path, caplog):
     assert_same_state(classifier.backbone, trained.student.backbone)
 
 
+@pytest.mark.parametrize("saved", ["model", "teacher", "student"])
+@pytest.mark.parametrize("model_class", [DinoModel, DinoBackbone, DinoForImageClassification])
+def test_a_head_that_is_not_wanted_is_left_out_without_a_report(model_class, saved, trained, tmp_path, messages):
+    network = trained.student if saved == "student" else trained.teacher
+    (network if saved == "model" else trained).save_pretrained(tmp_path)
+    arguments = {"which": None if saved == "model" else saved, "output_loading_info": True}
+    arguments |= {"head_type": None} if model_class is DinoModel else {}
+    model, report = model_class.from_pretrained(tmp_path, **arguments)
+    assert_same_state(model.backbone, network.backbone)
+    assert model.config.head_type is None
+    assert not report["unexpected_keys"]
+    assert "UNEXPECTED" not in "".join(messages())
+
+
+def test_what_else_is_unexpected_is_reported(trained, messages):
+    state_dict = {**trained.teacher.state_dict(), "surplus": torch.zeros(1)}
+    config = copy.deepcopy(trained.config)
+    config.head_type = None
+    _, report = DinoModel.from_pretrained(None, config=config, state_dict=state_dict, output_loading_info=True)
+    assert report["unexpected_keys"] == {"surplus"}
+    assert "surplus" in "".join(messages())
+
+
 def test_a_network_that_is_not_there_is_refused(tmp_path):
     DinoModel(tiny_config()).save_pretrained(tmp_path)
     for which, message in (("student", "only a single network"), ("both", "unknown network")):
@@ -227,8 +250,8 @@ def test_a_run_of_the_original_goes_on_from_its_center(tmp_path):
     metadata, _ = read_golden("training")
     heads = metadata["vit"]["num_attention_heads"]
     source = str(GOLDEN_DIR / "full_checkpoint.pth")
-    convert(ConvertOptions(source=source, output=str(tmp_path / "both"), which="both", num_heads=heads))
-    convert(ConvertOptions(source=source, output=str(tmp_path / "teacher"), num_heads=heads))
+    convert_checkpoint(ConvertOptions(source=source, output=str(tmp_path / "both"), which="both", num_heads=heads))
+    convert_checkpoint(ConvertOptions(source=source, output=str(tmp_path / "teacher"), num_heads=heads))
     both, teacher = (DinoForPreTraining.from_pretrained(tmp_path / name) for name in ("both", "teacher"))
     networks = {which: to_dino(source, which, heads).build_model() for which in ("student", "teacher")}
     center = torch.load(source, weights_only=False)["dino_loss"]["center"]
@@ -242,7 +265,7 @@ def test_a_run_of_the_original_goes_on_from_its_center(tmp_path):
     exported = ConvertOptions(
         source=str(tmp_path / "both"), output=str(tmp_path / "exported.pth"), to="original", which="student"
     )
-    assert convert(exported).lines
+    assert convert_checkpoint(exported).lines
     assert_same_state(to_dino(str(tmp_path / "exported.pth"), num_heads=heads).build_model(), networks["student"])
 
 

@@ -83,6 +83,11 @@ def test_sharded_parameters_are_clipped_and_averaged_as_whole_ones(two_processes
     assert_close_weights(actual, trainer_processes.run_sharded(rank=0, num_processes=1))
 
 
+def test_a_classifier_of_a_users_own_trains_in_two_processes(two_processes):
+    actual = torch.load(two_processes / "classifier.pt")
+    assert_close_weights(actual, trainer_processes.run_classifier(rank=0, num_processes=1))
+
+
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
 def test_synchronized_batch_norm_in_one_process_is_batch_norm(shape):
     """With the process group of one, so that its own arithmetic is used; forward, backward and statistics."""
