@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..runtime.printing import printable
+from .help import LongHelpCommand
 
 
 def add_command(app: typer.Typer, function: Callable):
@@ -34,7 +35,7 @@ def add_command(app: typer.Typer, function: Callable):
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(function.__name__, help=inspect.getdoc(function).partition("\n\n")[0])(run)
+    app.command(function.__name__, cls=LongHelpCommand, help=inspect.getdoc(function).partition("\n\n")[0])(run)
 
 
 def _parameter(field: Field, kind: Any) -> inspect.Parameter:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
-from ..runtime.extras import require
+from ..runtime.extras import check_extra, require
 from ..runtime.processes import processes
 from .evaluation_data import (
     EvaluationFeatures,
@@ -98,6 +98,7 @@ def knn(options: KnnOptions) -> EvaluationSummary | None:
     Returns a summary with the [`KnnAccuracy`], and None on processes other than the main one. Raises what
     [`features_of`] and [`evaluate_knn`] raise.
     """
+    check_extra("knn")
     check_results_file(options.json_file)
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
     accuracy = evaluate_knn(train, test, options.k, options.temperature)

@@ -33,6 +33,7 @@ from ..hub.evaluation_results import (
 )
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
+from ..runtime.extras import check_extra
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_output
 from .evaluation_data import (
@@ -298,6 +299,7 @@ def linear(options: LinearOptions) -> EvaluationSummary | None:
     Returns a summary with the [`LinearAccuracy`], and None on processes other than the main one. Raises ValueError if
     the output is not empty, and what [`features_of`] and [`evaluate_linear`] raise.
     """
+    check_extra("linear")
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: choose another one")

@@ -18,7 +18,7 @@ import torch
 
 from ..extraction.principal_components import learn_whitening
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
-from ..runtime.extras import require
+from ..runtime.extras import check_extra, require
 from ..runtime.marked_files import check_marked, marked_file
 from ..runtime.processes import processes
 from .contact_sheet import RIGHT, SHEET_MARK, UNKNOWN, WRONG, Tile, draw_contact_sheet
@@ -85,6 +85,7 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     Returns what was found, and None on processes other than the main one. Raises ValueError, OSError or ImportError if
     an option cannot work, or there is nothing to evaluate for the JSON file.
     """
+    check_extra("retrieve")
     for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
         file = getattr(options, name)
         if file is not None and Path(file).suffix not in suffixes:

@@ -21,7 +21,7 @@ from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
-from ..runtime.extras import require
+from ..runtime.extras import check_extra
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
@@ -65,7 +65,7 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
         ValueError: if no image can be read, or (with `on_error="fail"`) one cannot, or the folder has something else.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    require("pyarrow")
+    check_extra("extract")
     started, state = time.perf_counter(), processes()
     source = options.open_source()
     if source.num_images == 0:
