@@ -46,6 +46,8 @@ class ExtractionSummary:
         return remarks_on_images(self.skipped, self.notes)
 
     def __str__(self) -> str:
+        if not self.computed:
+            return f"the features of {self.rows} images are complete: nothing to do -> {self.output}"
         before = f", {self.rows - self.computed} of them from before" if self.rows > self.computed else ""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         rate = self.computed / self.seconds

@@ -3,9 +3,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 from processes import run_python
+from tiny_models import tiny_config
 
 import dino_command
+from modeling_dino import DinoModel
 from modeling_dino.cli.app import app
 from modeling_dino.runtime import extras
 
@@ -147,3 +150,65 @@ def test_help_and_other_commands_need_no_extra(monkeypatch):
         dino_command.answer_without_import(arguments)
     with pytest.raises(SystemExit):
         dino_command.answer_without_import(["extract"])
+
+
+def test_a_benchmark_of_extraction_says_first_what_is_missing(dino, nothing_installed):
+    code, _, err = dino("bench", "--what", "features,extraction", "--models", "nowhere")
+    assert code == 2
+    assert err.startswith("dino: `dino bench --what extraction` needs accelerate, datasets, ")
+    assert "[demo]" in err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a `model` and labelled `images`."""
+    folder = tmp_path_factory.mktemp("extras")
+    DinoModel(tiny_config()).save_pretrained(folder / "model")
+    for i in range(8):
+        (folder / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 36), 90).convert("RGB").save(folder / "images" / "ab"[i % 2] / f"{i}.png")
+    mask = Image.new("P", (40, 36), 1)
+    mask.putpalette([0, 0, 0, 255, 0, 0])
+    mask.save(folder / "mask.png")
+    return folder
+
+
+MODEL, IMAGES, SIDES = "--model model", "--images images", "--train images --test images"
+SMALL = "batch_size=4 model.backbone=vit_tiny model.hidden_size=24 model.num_attention_heads=3 model.image_size=32"
+SMALL += " model.num_hidden_layers=1 model.projection_dim=16 crops.global_crop_size=32 crops.local_crop_size=16"
+WITH_EXTRA = {
+    "": ["info model", "convert model converted", "bench --models model --rounds 1 --against timm"],
+    "cli": [
+        f"extract {MODEL} {IMAGES} --output features",
+        f"attention {MODEL} {IMAGES} --output attention --size 32",
+        f"pca {MODEL} {IMAGES} --output pca --size 32",
+        f"segment {MODEL} --video images/a --mask mask.png --output masks --size 32",
+        f"knn {MODEL} {SIDES} --k 1",
+        f"linear {MODEL} {SIDES} --output linear",
+        f"retrieve {MODEL} --index images --queries images",
+    ],
+    "report": [f"extract {MODEL} {IMAGES} --output reported", "report reported --k 2"],
+    "train": [
+        f"pretrain small_data {SMALL} training.max_steps=1 --data images --output run",
+        f"finetune {MODEL} {SIDES} --epochs 1 --batch-size 4 --output tuned",
+    ],
+}
+OTHERS = {*extras.EXTRAS["demo"], *extras.EXTRAS["video"], *extras.EXTRAS["tiff"], "faiss", "pandas", "timm"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", WITH_EXTRA)
+def test_each_command_needs_its_extra_alone(folder, extra):
+    # PyYAML comes with the hub's client, and pandas with `datasets`
+    brought = {"yaml", *extras.EXTRAS.get(extra, ()), *(["pandas"] if extra else [])}
+    code = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from modeling_dino.cli import main
+for line in {WITH_EXTRA[extra]!r}:
+    sys.argv = ["dino", *line.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, line
+"""
+    run_python(code, folder, blocked=tuple(OTHERS - brought))
