@@ -19,7 +19,7 @@ test-fast:  ## what a developer runs while working: all but the tests that take 
 
 demo:  ## in a virtual environment of its own
 	python3 -m venv .venv-demo
-	.venv-demo/bin/pip install -q ".[train]"
+	.venv-demo/bin/pip install -q ".[demo]"
 	.venv-demo/bin/dino demo --output demo
 
 RESULTS = tests/benchmarks/results

@@ -1,14 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts `dino`. Importing the package takes seconds, in which Ctrl-C is quiet, too."""
+"""
+Starts `dino`. Importing the package takes seconds, in which Ctrl-C is quiet; before, it says what needs no import.
+"""
 
 import os
 import signal
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 
 
 def main():
     """Runs the command line."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    keep_interrupts_quiet()
+    answer_without_import(sys.argv[1:])
     from modeling_dino.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
+
+
+def keep_interrupts_quiet():
+    """Makes Ctrl-C end the process at once, without a traceback."""
+    with suppress(ValueError):  # only the main thread can
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
+
+def answer_without_import(arguments: list[str]):
+    """Shows the versions, if they are asked for, or says that the command needs an extra, and exits then."""
+    package = Path(find_spec("modeling_dino").origin).parent
+    extras = run_path(str(package / "runtime" / "extras.py"))
+    if arguments == ["--version"]:
+        print(extras["versions"]())
+        sys.exit()
+    if "--help" in arguments:
+        return
+    try:
+        extras["check_extra"](next((argument for argument in arguments if not argument.startswith("-")), ""))
+    except ImportError as error:
+        print(f"dino: {error}", file=sys.stderr)
+        sys.exit(2)

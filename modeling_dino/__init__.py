@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every DINO as one Hugging Face model. Importing this registers it with transformers' Auto classes."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+
+if sys.argv[:1] == ["-m"]:  # `python -m modeling_dino` imports this first, which takes seconds
+    from dino_command import keep_interrupts_quiet
+
+    keep_interrupts_quiet()
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 

@@ -1,6 +1,6 @@
 """`python -m modeling_dino`, so that `accelerate launch -m modeling_dino` works."""
 
-from .cli.app import main
+from dino_command import main
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Repository, running_hub
-from pages import PAGES, ROOT, Step, extras, modules_not_installed, others, steps
+from pages import PAGES, ROOT, Step, installed, modules_not_installed, steps
 from PIL import Image
 from processes import BLOCK
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
@@ -78,7 +78,7 @@ def test_page_runs_as_it_is_shown(page, hub, tmp_path):
     shown = [step for step in steps(page) if not (step.kind == "command" and step.content[0] in NOT_RUN)]
     if not shown:
         pytest.skip("nothing on this page is run")
-    hidden = modules_not_installed(extras(page), others(page))
+    hidden = modules_not_installed(*installed(page))
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(BLOCK.format(blocked=hidden))

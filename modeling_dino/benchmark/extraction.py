@@ -19,7 +19,6 @@ from transformers import pipeline
 
 from ..data.evaluation_transform import ImageTransform
 from ..data.reader import ImageReader, read_batches
-from ..demo.images import copy_photographs
 from ..extraction.compute import FeatureComputer, computing_threads, feature_shapes
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import FeatureFolder, load_features
@@ -38,6 +37,8 @@ BATCH_SIZE, WORKERS = 32, 1
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
     """Writes different crops of photographs."""
+    from ..demo.images import copy_photographs  # which needs the extra `demo`
+
     photographs = [Image.open(path).convert("RGB") for path in copy_photographs(folder / "photographs")]
     draw = random.Random(0)
     (folder / "images").mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .contests import measure_attention, measure_features, measure_imports, measure_loading
@@ -58,6 +59,8 @@ def run_bench(options: BenchOptions) -> BenchResults:
     Raises:
         ValueError: if the file for the results could not be written, or has something else.
     """
+    if "extraction" in options.what:
+        check_extra("bench --what extraction", "demo")
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise ValueError(f"there is no folder for {options.output}: make it first")
     check_marked(options.output, RESULTS_FORMAT)

@@ -22,9 +22,11 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from ..runtime.extras import versions
 from ..runtime.printing import printable
 from ..runtime.processes import leave_processes
 from .commands import COMMANDS
+from .help import WholeHelpGroup
 from .options import add_command
 
 
@@ -32,6 +34,7 @@ USERS_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, StrictData
 TRACEBACK = "--traceback"
 
 app = typer.Typer(
+    cls=WholeHelpGroup,
     help="Every DINO as one Hugging Face model.",
     no_args_is_help=True,
     add_completion=False,
@@ -42,9 +45,25 @@ for command in COMMANDS:
     add_command(app, command)
 
 
+def show_versions(is_asked_for: bool):
+    """Prints the versions and exits, if they are asked for."""
+    if is_asked_for:
+        print(versions())
+        raise typer.Exit()
+
+
 @app.callback()
 def of_all_commands(
     traceback: Annotated[bool, typer.Option(TRACEBACK, help="Show where in the code an error arises.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of this package, torch and transformers.",
+            callback=show_versions,
+            is_eager=True,
+        ),
+    ] = False,
 ):
     """Every DINO as one Hugging Face model."""  # `run` looks for the option, before typer has read any
 

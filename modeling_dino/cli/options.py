@@ -17,6 +17,7 @@ import typer
 from ..runtime.options import is_list, item_type, required_first
 from ..runtime.printing import printable
 from .commands import Command
+from .help import LongHelpCommand
 
 
 def add_command(app: typer.Typer, command: Command):
@@ -31,7 +32,7 @@ def add_command(app: typer.Typer, command: Command):
     parameters = [_parameter(field, types[field.name]) for field in shown]
     run.__signature__ = inspect.Signature(parameters)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(command.name, help=command.options_class.summary)(run)
+    app.command(command.name, cls=LongHelpCommand, help=command.options_class.summary)(run)
 
 
 def _parameter(field: Field, kind: Any) -> inspect.Parameter:

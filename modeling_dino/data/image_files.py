@@ -9,6 +9,15 @@ from .decoding import ARRAY_SUFFIX, IMAGE_SUFFIXES, as_text
 from .image_source import ImageRecord, IndexedSource, files_fingerprint, is_hidden, natural_key
 
 
+SPLITS = (
+    "train",
+    "val",
+    "valid",
+    "validation",
+    "test",
+)  # names of sub-folders that are parts of a data set, no classes
+
+
 class ImageFiles(IndexedSource):
     """
     A source of image files.
@@ -57,6 +66,15 @@ def images_of_folder(folder: str) -> ImageFiles:
         if suffix in IMAGE_SUFFIXES or suffix == ARRAY_SUFFIX:
             by_kind[suffix == ARRAY_SUFFIX].append(path)
     return ImageFiles(folder, by_kind[False] or by_kind[True], root=folder)
+
+
+def split_folders(folder: str) -> list[str]:
+    """Returns the names of a folder's sub-folders if all of them are splits, and there is no image beside them."""
+    names = sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return []
+    folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+    return folders if all(name in SPLITS for name in folders) else []
 
 
 def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:

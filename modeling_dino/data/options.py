@@ -8,7 +8,8 @@ from ..runtime.options import StrPath, option
 
 IMAGES_HELP = (
     "Folder of images, tars or Parquet files; one of these; a text file with a path a line; a CSV or TSV file with "
-    "columns `path` and `label`; or the id of a data set, user/name[/subset]. A split after a colon."
+    "columns `path` and `label`; or the id of a data set, user/name[/subset]. Where there are splits, such as folders "
+    "`train` and `test`, one is named after a colon: folder:train."
 )
 PROGRESS_HELP = "Show a progress bar."
 ON_ERROR_HELP = "What to do about an unreadable image: skip or fail."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..runtime.extras import require
 from .decoding import ARRAY_SUFFIX, IMAGE_SUFFIXES
-from .image_files import ImageFiles, images_of_folder, walk
+from .image_files import SPLITS, ImageFiles, images_of_folder, split_folders, walk
 from .image_lists import images_of_list
 from .image_source import ImageSource, is_hidden
 from .image_tables import SAVED_DATASETS, ParquetImages, choose_split, open_dataset, open_saved_dataset
@@ -33,7 +33,8 @@ def open_source(
     Args:
         name: a folder of images, searched to any depth, or of tars, Parquet files or a saved data set; a tar, Parquet
             or image file; a text file with a path a line; a pattern such as `"shards/*.tar"`; the id of a data set on
-            the hub, `user/name` or `user/name/subset`. The split follows after a colon, where there are several.
+            the hub, `user/name` or `user/name/subset`. The split follows after a colon, where there are several; the
+            folders `train`, `val`, `valid`, `validation` and `test` are splits, not classes.
         streaming: read a data set of the hub without storing it.
         image_column, label_column: columns of a table or list, where they cannot be told from types and names.
         image_root: folder where the paths in a table or list start, and below which they must stay; by default that
@@ -73,6 +74,9 @@ def _files_of_pattern(pattern: str) -> list[str]:
 def _open_folder(folder: str, split: str | None, columns: TableOptions) -> ImageSource:
     if any(Path(folder, file).is_file() for file in SAVED_DATASETS):
         return open_saved_dataset(folder, split, columns)
+    is_folder = split in SPLITS and os.path.isdir(os.path.join(folder, split))
+    if folders := [split] if is_folder else split_folders(folder):
+        return _open_folder(os.path.join(folder, choose_split(folder, split, folders)), None, columns)
     images = images_of_folder(folder)
     if images.num_images and split is None:
         return images

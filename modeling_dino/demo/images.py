@@ -32,7 +32,7 @@ VIEW_SIZE = 64  # pixels
 
 def copy_photographs(folder: Path) -> list[Path]:
     """Copies scikit-image's photographs into a folder; returns the copies."""
-    source = Path(require("skimage.data").__file__).parent
+    source = Path(require("skimage.data", "demo").__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(source / name, folder / name)) for name in PHOTOGRAPHS if (source / name).is_file()]
 

@@ -26,6 +26,7 @@ from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_config, load_image_processor
 from ..pictures.attention import draw_attention
 from ..pictures.options import AttentionOptions
+from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.run_folder import RunFolder
 from ..training.options import PretrainOptions
@@ -92,6 +93,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
             an override cannot work.
         OSError: if the extraction fails.
     """
+    check_extra("demo")
     with DemoFolder(options.output, {}).opened(overwrite=False):
         return run_steps(options, Path(options.output))
 

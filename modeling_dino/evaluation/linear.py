@@ -33,6 +33,7 @@ from ..hub.evaluation_results import (
 )
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
+from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_output
@@ -302,6 +303,7 @@ def evaluate_linear(options: LinearOptions) -> EvaluationSummary | None:
         ValueError: if the output is not empty, and as [`features_of`] and [`classify_linearly`] do.
         FloatingPointError: see [`classify_linearly`].
     """
+    check_extra("linear")
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: choose another one")

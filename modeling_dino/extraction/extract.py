@@ -21,7 +21,7 @@ from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
-from ..runtime.extras import require
+from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
@@ -47,6 +47,8 @@ class ExtractionSummary:
         return remarks_on_images(self.skipped, self.notes)
 
     def __str__(self) -> str:
+        if not self.computed:
+            return f"the features of {self.rows} images are complete: nothing to do -> {self.output}"
         before = f", {self.rows - self.computed} of them from before" if self.rows > self.computed else ""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         rate = self.computed / self.seconds
@@ -65,7 +67,7 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
         ValueError: if no image can be read, or (with `on_error="fail"`) one cannot, or the folder has something else.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    require("pyarrow")
+    check_extra("extract")
     started, state = time.perf_counter(), processes()
     source = options.open_source()
     if source.num_images == 0:

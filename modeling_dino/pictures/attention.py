@@ -13,6 +13,7 @@ import torch
 
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
+from ..runtime.extras import check_extra
 from ..runtime.finite import check_finite
 from ..runtime.options import takes_options
 from .attention_pictures import attention_pictures
@@ -46,6 +47,7 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         ValueError: if the model has no attention or no such layer, an option cannot work, or no image can be read.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
+    check_extra("attention")
     model = load_model(options.model)
     model.check_attention(True)
     model.resolve_layers([options.layer])  # raises ValueError if there is no such layer

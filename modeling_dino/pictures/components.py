@@ -19,6 +19,7 @@ from ..data.frames import Frame
 from ..extraction.principal_components import Moments, PrincipalComponents
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
+from ..runtime.extras import check_extra
 from ..runtime.finite import check_finite
 from ..runtime.options import takes_options
 from .options import PcaOptions
@@ -66,6 +67,7 @@ def draw_pca(options: PcaOptions) -> PaintingSummary:
         ValueError: if an option cannot work, no image can be read, or there are too few patches.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
+    check_extra("pca")
     model = load_model(options.model)
     drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     images = TokensOfFrames(drawing)

@@ -27,6 +27,7 @@ from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import open_features
+from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
@@ -82,6 +83,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
         ValueError: if the folder has no features of images, or the output is a file of something else.
         OSError: if the page cannot be written; the file that was there before is kept.
     """
+    check_extra("report")
     started = time.perf_counter()
     open_features(options.folder)  # raises ValueError for a folder of images
     output = Path(options.folder, DEFAULT_OUTPUT) if options.output is None else Path(options.output)

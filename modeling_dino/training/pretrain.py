@@ -21,6 +21,7 @@ from ..data.image_values import EIGHT_BITS, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
+from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
@@ -77,6 +78,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
+    check_extra("pretrain")
     given = load_recipe(options.recipe, options.overrides)
     source = open_source(options.data, **options.of_tables).indexed()
     recipe = resolve_recipe(given, options, source)

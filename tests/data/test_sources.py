@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -294,13 +295,63 @@ def test_tars_and_parquet_that_are_hidden(tmp_path):
     assert open_source(str(tmp_path / "shards")).num_images == 0
 
 
-def test_a_folder_that_was_taken_for_a_split(tmp_path):
-    for name in ("train/cat/0.png", "test/cat/0.png"):
-        save_picture(tmp_path / "root" / name, 0)
-    with pytest.raises(ValueError, match=f"but a folder of this name: write {tmp_path}/root/train"):
-        open_source(f"{tmp_path}/root:train")
-    with pytest.raises(ValueError, match=f"has no split 'val', as it has no splits: write {tmp_path}/root"):
-        open_source(f"{tmp_path}/root:val")
+@pytest.fixture
+def splits(tmp_path) -> Path:
+    """A folder with `train` and `test`, which have folders of classes."""
+    for number, name in enumerate(["train/cat/0.png", "train/dog/1.png", "test/cat/2.png", "test/dog/3.png"]):
+        save_picture(tmp_path / "tiles" / name, number)
+    (tmp_path / "tiles" / "README.md").touch()
+    (tmp_path / "tiles" / ".cache").mkdir()
+    return tmp_path / "tiles"
+
+
+def test_folders_that_are_splits(splits):
+    for split, numbers in (("train", [0, 1]), ("test", [2, 3])):
+        source = open_source(f"{splits}:{split}")
+        assert_pictures(source, numbers)
+        assert [row["label"] for row in columns(source)] == ["cat", "dog"]
+        assert source.fingerprint() == open_source(str(splits / split)).fingerprint()
+    with pytest.raises(ValueError, match=f"several splits: choose one of {splits}:test, {splits}:train$"):
+        open_source(str(splits))
+    with pytest.raises(ValueError, match="no split 'val': choose one of"):
+        open_source(f"{splits}:val")
+
+
+def test_a_single_split_is_understood(splits):
+    shutil.rmtree(splits / "test")
+    assert [row["label"] for row in columns(open_source(str(splits)))] == ["cat", "dog"]
+
+
+def test_a_split_beside_other_folders_is_understood_if_it_is_named(splits):
+    save_picture(splits / "extra" / "4.png", 4)
+    assert_pictures(open_source(f"{splits}:train"), [0, 1])
+    assert open_source(str(splits)).num_images == 5
+    with pytest.raises(ValueError, match=f"has no split 'extra', but a folder of this name: write {splits}/extra"):
+        open_source(f"{splits}:extra")
+    with pytest.raises(ValueError, match=f"has no split 'val', as it has no splits: write {splits}$"):
+        open_source(f"{splits}:val")
+
+
+def test_a_train_is_a_class_beside_other_vehicles(tmp_path):
+    for name in ("bus/0.png", "train/1.png"):
+        save_picture(tmp_path / name, 0)
+    assert [row["label"] for row in columns(open_source(str(tmp_path)))] == ["bus", "train"]
+
+
+def test_images_beside_folders_that_are_called_as_splits(splits):
+    save_picture(splits / "4.png", 4)
+    assert open_source(str(splits)).num_images == 5
+
+
+def test_splits_of_parquet_and_tars_in_folders(tmp_path):
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        table_of(numbers).to_parquet(str(tmp_path / "parquet" / split / "0.parquet"))
+        write_tar(tmp_path / "tars" / split / "0.tar", webdataset(numbers))
+        for folder in ("parquet", "tars"):
+            assert_pictures(open_source(f"{tmp_path / folder}:{split}"), numbers)
+    assert_pictures(open_source(f"{tmp_path / 'parquet'}:val"), range(4, 6))
+    with pytest.raises(ValueError, match="several splits: choose one of"):
+        open_source(str(tmp_path / "tars"))
 
 
 @pytest.mark.parametrize("names", [["fine_label", "coarse_label"], ["kind", "group"]])

@@ -132,7 +132,7 @@ def test_names(tmp_path):
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r"av is not installed: run `pip install 'modeling-dino\[video\]'`"):
+    with pytest.raises(ImportError, match=r"av is not installed: run `pip install .*\[video\]"):
         Video("video.mp4")
 
 

@@ -17,7 +17,6 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-INSTALLATION = re.compile(r'pip install "?\.(?:\[([\w,]+)\])?')
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,15 @@ def steps(page: Path) -> list[Step]:
     return found
 
 
-def extras(page: Path) -> frozenset[str]:
-    """The extras that the page installs."""
-    named = INSTALLATION.findall(page.read_text(encoding="utf-8"))
-    return frozenset(extra for names in named for extra in names.split(",") if extra)
+def installed(page: Path) -> tuple[set[str], set[str]]:
+    """The extras, and the other distributions, that the page says to install."""
+    words = [word for step in steps(page) if step.content[:2] == ["pip", "install"] for word in step.content[2:]]
+    extras = {name for word in words if word.startswith(".[") for name in word[2:-1].split(",")}
+    return extras, {word for word in words if not word.startswith((".", "-"))}
 
 
-def others(page: Path) -> list[str]:
-    """Distributions that an example says it needs besides, `# requires: NAME`."""
-    return re.findall(r"^# requires: ([\w-]+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-
-
-def modules_not_installed(chosen: frozenset[str], besides: list[str]) -> set[str]:
-    """The top-level modules of this environment that are not there for who installs only these extras."""
+def modules_not_installed(extras: set[str], others: set[str]) -> set[str]:
+    """The top-level modules of this environment that are not there for who installs these extras and others alone."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = content["optional-dependencies"]
     installed: set[str] = {"modeling-dino"}
@@ -81,7 +76,7 @@ def modules_not_installed(chosen: frozenset[str], besides: list[str]) -> set[str
             for one in {"", *wanted.extras}:
                 install(line, one)
 
-    for line in [*content["dependencies"], *besides, *(line for extra in chosen for line in optional[extra])]:
+    for line in [*content["dependencies"], *others, *(line for extra in extras for line in optional[extra])]:
         install(line)
     owners = packages_distributions().items()
     return {module for module, names in owners if not {_canonical(name) for name in names} & installed}

@@ -562,4 +562,4 @@ except ImportError as error:
 """
     blocked = ("PIL", "accelerate", "datasets", "matplotlib", "pandas", "pyarrow", "skimage", "sklearn", "timm")
     done = run_python(code, tmp_path, blocked=(*blocked, "torchvision", "peft", "scipy", "typer"))
-    assert "pyarrow is not installed: run `pip install 'modeling-dino[cli]'`" in done.stdout
+    assert "pyarrow is not installed: run `pip install " in done.stdout
