@@ -1,4 +1,4 @@
-.PHONY: install lint docs test test-fast demo bench bench-gpu
+.PHONY: install lint docs test test-fast demo demo-table bench bench-gpu
 
 install:  ## for development: the package as it lies here, and what the tests need
 	python -m pip install -e ".[test,docs]"
@@ -19,8 +19,11 @@ test-fast:  ## what a developer runs while working: all but the tests that take 
 
 demo:  ## in a virtual environment of its own
 	python3 -m venv .venv-demo
-	.venv-demo/bin/pip install -q ".[demo]"
+	.venv-demo/bin/pip install ".[demo]"
 	.venv-demo/bin/dino demo --output demo
+
+demo-table:  ## the demo with five seeds, evaluated in three ways: the README's table
+	python tests/benchmarks/evaluation.py photographs --folder demos --json $(RESULTS)/$(TODAY)-photographs.json
 
 RESULTS = tests/benchmarks/results
 TODAY := $(shell date +%F)

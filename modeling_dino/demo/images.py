@@ -23,7 +23,7 @@ PHOTOGRAPHS += ["motorcycle_left.png", "motorcycle_right.png", "page.png", "reti
 SAME_SCENE = "motorcycle_right.png"  # left out: its left part shows the right part of motorcycle_left.png
 TRAINED_ON = 0.6  # share of the width of a photograph
 TILES = 64  # from each photograph, to train on
-TILE_SIZE = 96  # pixels
+TILE_SIZE = 64  # pixels
 TILE_SCALE = (0.25, 0.5)  # of the shorter side of the photograph
 PLACES = 3  # along the shorter side of the photograph
 VIEWS = 8  # plain and distorted ones, of each place
@@ -103,4 +103,4 @@ def view_transforms():
 def save(image: PilImage, file: Path):
     """Saves an image, and makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file)
+    image.save(file, compress_level=1)  # the time matters more than the size

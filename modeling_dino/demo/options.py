@@ -25,6 +25,7 @@ class DemoOptions:
     output: StrPath = option("Folder to write to; with an interrupted demo of the same options, that goes on.", "demo")
     seed: int = option("Seed of the images and the network.", 0)
     overwrite: bool = option("Start anew where the folder has another demo.", False)
+    no_open: bool = option("Do not open the report in the browser.", False)
 
     def __post_init__(self):
         if self.seed < 0:

@@ -26,6 +26,7 @@ from ..checkpoint_files import check_finite_weights, read_tensors
 from ..runtime.extras import require
 from ..runtime.json_files import read_json
 from ..runtime.whole_files import is_partial, whole_file
+from .progress import show_progress
 
 
 logger = logging.get_logger(__name__)
@@ -56,7 +57,14 @@ class WeightIndex(TypedDict):
 
 
 class CheckpointedTrainer(Trainer):
-    """[`~transformers.Trainer`] that knows which of its checkpoints are whole, and goes on from the last of these."""
+    """
+    [`~transformers.Trainer`] that knows which of its checkpoints are whole, goes on from the last of these, and shows
+    its progress by [`TrainingProgress`].
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        show_progress(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers.utils import logging
 
 from ..data.image_values import EIGHT_BITS, rescaled, states_8_bits
@@ -182,31 +182,31 @@ class MultiCrop:
         image = rescaled(image, self.rescale_factor)
         self._check(image)
         with seeded(seed):
-            return [self._pixel_values(view(image)) for view in self.views]
+            return self._pixel_values([view(image) for view in self.views])
 
-    def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> nn.Module:
+    def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> "View":
         config = self.config
-        steps = [
-            v2.RandomResizedCrop(size, scale, config.crop_ratio, v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(config.flip_probability),
-            v2.RandomApply([self._jitter()], config.jitter_probability),
+        steps: list[tuple[v2.Transform, float | None]] = [
+            (v2.RandomResizedCrop(size, scale, config.crop_ratio, v2.InterpolationMode.BICUBIC), None),
+            (v2.RandomHorizontalFlip(), config.flip_probability),
+            (self._jitter(), config.jitter_probability),
         ]
         if self.num_channels == 3:
-            steps.append(v2.RandomGrayscale(config.grey_probability))
+            steps.append((v2.RandomGrayscale(), config.grey_probability))
         if blur:
-            steps.append(v2.RandomApply([GaussianBlur(config.blur_radius)], blur))
+            steps.append((GaussianBlur(config.blur_radius), blur))
         if solarize and not self.are_measurements:
-            steps.append(RandomSolarize(config.solarize_threshold, solarize))
-        return v2.Compose(steps)
+            steps.append((RandomSolarize(config.solarize_threshold), solarize))
+        return View(steps)
 
-    def _jitter(self) -> nn.Module:
+    def _jitter(self) -> v2.Transform:
         config = self.config
         if self.num_channels == 3:
-            return v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
+            return ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
         if self.are_measurements:
             return MeasurementJitter(config.brightness, config.contrast)
-        jitter = v2.ColorJitter(config.brightness, config.contrast)
-        return jitter if self.num_channels == 1 else EachChannel(jitter)
+        jitter = ColorJitter if self.num_channels == 1 else ChannelJitter
+        return jitter(config.brightness, config.contrast)
 
     def _check(self, image: PilImage | torch.Tensor):
         if not isinstance(image, torch.Tensor):
@@ -217,22 +217,70 @@ class MultiCrop:
         elif image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"images of {image.dtype}: pass uint8, or floating point from 0 to 1")
 
-    def _pixel_values(self, image: PilImage | torch.Tensor) -> torch.Tensor:
-        pixels = image if isinstance(image, torch.Tensor) else v2.functional.pil_to_tensor(image)
-        # torchvision's own conversion multiplies by 1 / 255, which rounds otherwise than the original's division
-        pixels = pixels.float() if pixels.is_floating_point() else pixels.float().div(255)
-        return v2.functional.normalize(pixels, self.mean, self.std)
+    def _pixel_values(self, views: list[PilImage | torch.Tensor]) -> list[torch.Tensor]:
+        """Rescales and normalises views, those of one size together: (C, h, w) each."""
+        tensors = [view if isinstance(view, torch.Tensor) else v2.functional.pil_to_tensor(view) for view in views]
+        found: list[torch.Tensor] = []
+        for _, alike in groupby(tensors, key=torch.Tensor.size):
+            pixels = torch.stack(list(alike))
+            # torchvision's own conversion multiplies by 1 / 255, which rounds otherwise than the original's division
+            pixels = pixels.float() if pixels.is_floating_point() else pixels.float().div_(255)
+            found += v2.functional.normalize(pixels, self.mean, self.std)
+        return found
 
 
-class EachChannel(nn.Module):
-    """Applies a transform of grey images with the same parameters to each channel: (C, H, W) -> (C, H, W)."""
+class View:
+    """
+    Draws one view of an image, by transforms of torchvision: (C, H, W) or Pillow's -> the same.
 
-    def __init__(self, transform: nn.Module):
-        super().__init__()
-        self.transform = transform
+    The transforms are called without their search for images among the inputs, which takes longer than a small image.
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.transform(image.unsqueeze(1)).squeeze(1)
+    Args:
+        steps: transforms in their order, and the probability of each, which stands for the transform's own; None if a
+            step is always taken.
+    """
+
+    def __init__(self, steps: list[tuple[v2.Transform, float | None]]):
+        self.steps = steps
+
+    def __call__(self, image: PilImage | torch.Tensor) -> PilImage | torch.Tensor:
+        for transform, probability in self.steps:
+            if probability is None or torch.rand(1) < probability:
+                image = transform.transform(image, transform.make_params([image]))
+        return image
+
+
+class ColorJitter(v2.ColorJitter):
+    """Jitters colours as torchvision does, to the last bit, in less time."""
+
+    def transform(self, inpt: PilImage | torch.Tensor, params: dict) -> PilImage | torch.Tensor:
+        """Changes the image by the factors, in the order that was drawn."""
+        changes = (
+            (v2.functional.adjust_brightness, params["brightness_factor"]),
+            (v2.functional.adjust_contrast if isinstance(inpt, torch.Tensor) else contrast, params["contrast_factor"]),
+            (v2.functional.adjust_saturation, params["saturation_factor"]),
+            (v2.functional.adjust_hue, params["hue_factor"]),
+        )
+        for number in params["fn_idx"].tolist():
+            change, factor = changes[number]
+            if factor is not None:
+                inpt = change(inpt, factor)
+        return inpt
+
+
+def contrast(image: PilImage, factor: float) -> PilImage:
+    """Returns what Pillow's ImageEnhance.Contrast does, whose mean of the grey values is slow on small images."""
+    pillow = require("PIL.Image", "train")
+    mean = int(np.asarray(image.convert("L")).mean() + 0.5)
+    return pillow.blend(pillow.new(image.mode, image.size, (mean,) * len(image.getbands())), image, factor)
+
+
+class ChannelJitter(ColorJitter):
+    """Jitters each channel (C, H, W) as a grey image, all with the same factors."""
+
+    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
+        """Changes the channels by the factors, in the order that was drawn."""
+        return super().transform(inpt.unsqueeze(1), params).squeeze(1)
 
 
 class MeasurementJitter(v2.ColorJitter):

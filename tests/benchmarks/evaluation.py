@@ -112,11 +112,12 @@ def train_digits(folder: Path, seed: int) -> Trained:
 
 def train_photographs(folder: Path, seed: int) -> Trained:
     """Pretrains on the left parts of the photographs, as the demo does; the right parts are the images."""
-    demo = run_demo(DemoOptions(output=str(folder / f"demo{seed}"), seed=seed)).output
+    demo = run_demo(DemoOptions(output=str(folder / f"demo{seed}"), seed=seed, no_open=True)).output
     parts = tuple(str(demo / f"seed-{seed}" / part) for part in ("views", "distorted"))
     return Trained({"untrained": str(demo / "untrained"), "DINO": str(demo / "model")}, parts, ks=(5,))
 
 
+NAMES = {"pixels": "pixels", "untrained": "the same network, untrained", "DINO": "features, pretrained"}
 DATA_SETS = {"digits": train_digits, "photographs": train_photographs}
 
 
@@ -152,6 +153,20 @@ def evaluate_seed(trained: Trained, seed: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def table(data_set: str, found: dict[str, list[dict[str, float]]]) -> str:
+    """A table in Markdown: means over seeds ± standard deviations, and the first column of each seed."""
+    columns = list(found["DINO"][0])
+    lines = [
+        f"| {data_set}, % | {' | '.join(columns)} | {columns[0]}, each seed |",
+        "| --- " * (len(columns) + 2) + "|",
+    ]
+    for name, rows in found.items():
+        cells = [[row[column] for row in rows] for column in columns]
+        means = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells]
+        lines.append(f"| {' | '.join([NAMES[name], *means, ', '.join(f'{value:.1f}' for value in cells[0])])} |")
+    return "\n".join(lines)
+
+
 @app.command()
 def main(
     data_set: Annotated[str, typer.Argument(help=f"{' or '.join(DATA_SETS)}.")],
@@ -164,11 +179,7 @@ def main(
     for seed in map(int, seeds.split(",")):
         for name, values in evaluate_seed(DATA_SETS[data_set](folder, seed), seed).items():
             found[name].append(values)
-    columns = list(found["DINO"][0])
-    print(f"| features | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
-    for name, rows in found.items():
-        cells = [[row[column] for row in rows] for column in columns]
-        print(f"| {name} | " + " | ".join(f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells) + " |")
+    print(table(data_set, found))
     if output:
         versions = {name: version(name) for name in ("torch", "transformers", "scikit-learn", "scikit-image")}
         report = {"data_set": data_set, "date": str(date.today()), "versions": versions, "machine": platform.machine()}

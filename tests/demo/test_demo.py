@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_dino import DinoModel, load_features
+from modeling_dino.demo import browser, images
 from modeling_dino.demo.images import copy_photographs, cut_photographs, halves
 from modeling_dino.demo.options import DemoOptions
 from modeling_dino.demo.run import K, pixels_of, run_demo
@@ -14,26 +16,38 @@ from modeling_dino.evaluation.evaluation_data import features_of
 
 
 # what is set up once takes long, so all of it runs in one process
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("demo")]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def few_images():
+    """Fewer tiles and views of each photograph than in the demo."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "TILES", 3)
+        patch.setattr(images, "VIEWS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, few_images):
     """A demo of two steps."""
     folder = tmp_path_factory.mktemp("demo")
     return run_demo(DemoOptions(output=str(folder), seed=3, overrides=("training.max_steps=2",)))
 
 
+@pytest.mark.slow
 def test_it_pretrains_extracts_evaluates_and_draws(demo):
     folder = demo.output
     assert DinoModel.from_pretrained(folder / "model").config.head_type == "dino"
     views, distorted = (load_features(folder / "features" / name) for name in ("views", "distorted"))
     assert len(set(views["label"])) == demo.places
     assert views["label"].tolist() == distorted["label"].tolist()
-    for picture in ("model/curves.png", "neighbours.png", "attention/astronaut-attention.png"):
+    for picture in ("seed-3/crops.png", "model/curves.png", "neighbours.png", "attention/astronaut-attention.png"):
         assert Image.open(folder / picture).size > (100, 100)
-    *_, pictures, seconds = str(demo).splitlines()
+    *_, pictures, page, seconds = str(demo).splitlines()
     assert all(Path(file).is_file() for file in pictures.removeprefix("look at ").split(", "))
+    assert page == f"open {(folder / 'report.html').as_uri()}, a map of the places"
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")[:1000]
     assert seconds.endswith(" s")
     (result,) = [
         result
@@ -43,6 +57,7 @@ def test_it_pretrains_extracts_evaluates_and_draws(demo):
     assert result["value"] == pytest.approx(demo.accuracies["trained"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_pixels_are_what_the_network_sees(demo):
     views, distorted = (
         pixels_of(features_of(str(demo.output / "features" / name)), str(demo.output / "model"))
@@ -59,11 +74,61 @@ def test_pixels_are_what_the_network_sees(demo):
     assert demo.accuracies["pixels"] == pytest.approx(100 * score, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused_before_anything_is_replaced(demo):
     before = {file: file.stat().st_mtime_ns for file in demo.output.rglob("*.*") if file.parent.name != "photographs"}
     with pytest.raises(ValueError, match="a run of other settings"):
         run_demo(DemoOptions(output=str(demo.output), seed=4, overrides=("training.max_steps=2",)))
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+
+
+@pytest.mark.slow
+def test_run_again_it_goes_on(demo, capsys):
+    state = demo.output / "model" / "checkpoint-2" / "trainer_state.json"
+    (demo.output / "report.html").unlink()
+    before = state.stat().st_mtime_ns
+    again = run_demo(DemoOptions(output=str(demo.output), seed=3, overrides=("training.max_steps=2",)))
+    assert again.accuracies == demo.accuracies
+    assert state.stat().st_mtime_ns == before
+    assert again.report.is_file()
+    said = capsys.readouterr().err
+    assert "pretraining by the recipe photographs" in said
+    assert "{'" not in said
+
+
+def test_what_is_missing_is_named_before_the_work_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openTSNE", None)
+    with pytest.raises(
+        ImportError, match=r"openTSNE is not installed: run `pip install 'modeling-dino\[train,report\]'`"
+    ):
+        run_demo(DemoOptions(output=str(tmp_path / "demo")))
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "display", "opened"), [(True, ":0", True), (True, None, False), (False, ":0", False)]
+)
+def test_the_report_is_opened_where_somebody_sees_it(is_terminal, display, opened, tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr(browser.webbrowser, "open", pages.append)
+    monkeypatch.setattr(browser.sys, "platform", "linux")
+    monkeypatch.setattr(browser.sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    browser.open_page(tmp_path / "report.html")
+    assert pages == ([(tmp_path / "report.html").as_uri()] if opened else [])
+
+
+def test_a_browser_that_fails_is_passed_over(tmp_path, monkeypatch):
+    def fail(page):
+        raise browser.webbrowser.Error("no browser")
+
+    monkeypatch.setattr(browser.webbrowser, "open", fail)
+    monkeypatch.setattr(browser.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    browser.open_page(tmp_path / "report.html")
 
 
 def test_a_negative_seed_is_refused():

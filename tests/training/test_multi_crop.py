@@ -9,17 +9,17 @@ import pytest
 import torch
 from golden_data import assert_close
 from photographs import open_photograph
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy.stats import ks_2samp, kstest
 from torchvision import transforms as v1
-from torchvision.transforms import v2
 
 from modeling_dino.training.multi_crop import (
-    EachChannel,
+    ChannelJitter,
     MeasurementJitter,
     MultiCrop,
     MultiCropConfig,
     box_blurs,
+    contrast,
     logger,
 )
 
@@ -79,6 +79,17 @@ def test_with_the_same_draws_the_crops_are_those_of_the_first_transforms(name):
         torch.manual_seed(seed)
         for crop, view in zip(crops, views, strict=True):
             assert torch.equal(crop, view(image))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", ["astronaut.png", "moon.png"])
+def test_contrast_is_pillows(name, mode):
+    image = open_photograph(name).convert(mode)
+    for box in [(0, 0, 32, 32), (7, 11, 70, 40), (100, 3, 101, 5)]:
+        part = image.crop(box)
+        for factor in (0.0, 0.6, 1.0, 1.4):
+            wanted = ImageEnhance.Contrast(part).enhance(factor)
+            assert contrast(part, factor).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("size", [(96, 90), (16, 40), (7, 5)])
@@ -393,7 +404,7 @@ def test_measurements_are_distorted_but_not_clipped(num_channels):
             assert crop.min() < -0.3
             assert crop.max() > 1.2
     inside = torch.rand(num_channels, 40, 40) * 0.2 + 0.4
-    jitter, clipping = MeasurementJitter(0.4, 0.4), EachChannel(v2.ColorJitter(0.4, 0.4))
+    jitter, clipping = MeasurementJitter(0.4, 0.4), ChannelJitter(0.4, 0.4)
     for seed in range(5):
         torch.manual_seed(seed)
         found = jitter(inside)
