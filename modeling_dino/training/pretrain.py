@@ -25,7 +25,6 @@ from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
-from .curves import draw_curves
 from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
 from .options import PretrainOptions
@@ -34,7 +33,7 @@ from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer
 from .training_data import MultiCropDataset, SourceImages, UnreadableImage, gather_unreadable
-from .training_folder import CURVES, TrainingFolder, opened_together
+from .training_folder import TrainingFolder, opened_together
 
 
 logger = logging.get_logger(__name__)
@@ -126,7 +125,6 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         unreadable = gather_unreadable(dataset)
         if not trainer.is_world_process_zero():
             return None
-        draw_curves(trainer.state.log_history, folder.path / CURVES)
         folder.close(results=results, unreadable=unreadable)
     return PretrainingSummary(folder.path, results, unreadable, source.notes)
 

@@ -18,6 +18,8 @@ All that changes over a run is a function of the step, so that a resumed run goe
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch.utils.data import RandomSampler
@@ -27,11 +29,13 @@ from transformers.utils import logging
 from ..modeling_dino import DinoModel
 from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
+from .curves import draw_curves
 from .optimization import LARS, MOMENTUM, clip_each_gradient, parameter_groups
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining
 from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
+from .training_folder import CURVES
 
 
 logger = logging.get_logger(__name__)
@@ -73,7 +77,7 @@ class DinoTrainer(CheckpointedTrainer):
 
     ```python
     >>> trainer = DinoTrainer(DinoForPreTraining(config), DinoTrainingArguments("run"), train_dataset=crops)
-    >>> trainer.train()
+    >>> trainer.train()  # run/curves.png shows how it went
     >>> trainer.save_model()  # then DinoModel.from_pretrained("run") is the teacher
     ```
     """
@@ -198,7 +202,8 @@ class DinoTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
-        Does what [`CheckpointedTrainer.train`] does.
+        Does what [`CheckpointedTrainer.train`] does, and draws what was logged as `curves.png` in the output folder,
+        where matplotlib is installed.
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the last whole one in the output folder.
@@ -208,7 +213,11 @@ class DinoTrainer(CheckpointedTrainer):
         """
         if self.evaluation is not None:
             self.args.eval_on_start = not resume_from_checkpoint
-        return super().train(resume_from_checkpoint, **kwargs)
+        trained = super().train(resume_from_checkpoint, **kwargs)
+        if self.is_world_process_zero():
+            with suppress(ImportError):  # of matplotlib
+                draw_curves(self.state.log_history, Path(self.args.output_dir) / CURVES)
+        return trained
 
     def _save_checkpoint(self, model, trial):
         self.state.stateful_callbacks[STATE] = self.steps.to_dict()
