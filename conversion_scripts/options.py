@@ -30,7 +30,9 @@ class ConvertOptions:
     from_format: str | None = option("Format of the source, where several have the same names.", None, flag="--from")
     which: str = option("Network of a full checkpoint: teacher, student, or both for pretraining to go on.", "teacher")
     num_heads: int | None = option("Attention heads, if not width / 64.", None)
-    verify: bool = option("Compare outputs with the source's library.", False)
+    verify: bool = option(
+        "Compare the features of source and output, each by the library of its format, which must be installed.", False
+    )
 
     def __post_init__(self):
         if self.to not in TARGETS:

@@ -7,13 +7,14 @@ views, and views that are mirrored, blurred, and distorted in colour. To recogni
 features must keep what it shows and ignore how it was taken, which is what DINO learns.
 """
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..runtime.extras import PilImage, require
-from ..training.multi_crop import seeded
+from ..runtime.seeds import seeded
 
 
 # the photographs inside the package; it would download others
@@ -30,21 +31,21 @@ VIEWS = 8  # plain and distorted ones, of each place
 VIEW_SIZE = 64  # pixels
 
 
-def copy_photographs(folder: Path) -> list[Path]:
+def copy_photographs(folder: str | os.PathLike) -> list[Path]:
     """Copies scikit-image's photographs into a folder; returns the copies."""
-    source = Path(require("skimage.data", "demo").__file__).parent
+    folder, source = Path(folder), Path(require("skimage.data", "demo").__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(source / name, folder / name)) for name in PHOTOGRAPHS if (source / name).is_file()]
 
 
-def cut_photographs(photographs: list[Path], folder: Path, seed: int) -> tuple[Path, Path, Path]:
+def cut_photographs(photographs: list[Path], folder: str | os.PathLike, seed: int = 0) -> tuple[Path, Path, Path]:
     """
     Cuts photographs into images to train and test on.
 
     Returns:
         the folders of the tiles to train on, of plain views, and of distorted views; views are in a folder a place.
     """
-    tiles, views, distorted = (folder / name for name in ("tiles", "views", "distorted"))
+    tiles, views, distorted = (Path(folder) / name for name in ("tiles", "views", "distorted"))
     draw = random.Random(seed)
     crop, distort = view_transforms()
     for path in photographs:

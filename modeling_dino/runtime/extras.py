@@ -98,10 +98,11 @@ def install_command(extra: str) -> str:
 
 def versions() -> str:
     """Returns the versions of this package, torch and transformers in one line, without importing them."""
-    return ", ".join(f"{name} {_version(name)}" for name in (DISTRIBUTION, "torch", "transformers"))
+    return ", ".join(f"{name} {installed_version(name)}" for name in (DISTRIBUTION, "torch", "transformers"))
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Returns the version of a distribution, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:

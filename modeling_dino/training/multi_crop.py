@@ -10,8 +10,7 @@ image of Pillow's, with other rounding; so are images that are not of 8 bits, an
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -350,17 +349,6 @@ class RandomSolarize(v2.RandomSolarize):
         """Inverts what is bright."""
         is_float = isinstance(inpt, torch.Tensor) and inpt.is_floating_point()
         return v2.functional.solarize(inpt, self.threshold / 255 if is_float else self.threshold)
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds PyTorch's global generator of the CPU, from which v2 draws, and puts its state back at the end."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would start the devices' anew, too
-        yield
 
 
 def _ith(values: tuple[float, ...], i: int) -> float:

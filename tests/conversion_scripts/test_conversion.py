@@ -7,6 +7,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -383,9 +384,9 @@ def test_swapped_query_and_key_are_noticed(tmp_path, monkeypatch):
         return to_our_names(self, {names[name]: tensor for name, tensor in state.items()})
 
     monkeypatch.setattr(transformers_vit.TransformersViT, "to_our_names", swapped)
-    wrong = convert(str(tmp_path / "vit"), str(tmp_path / "wrong"), verify=True)
     assert float(right[-1].split()[-4]) < 1e-5
-    assert float(wrong[-1].split()[-4]) > 1e-3
+    with pytest.raises(ValueError, match=r"wrong is written, but is wrong: .*, which is more than 1e-04"):
+        convert(str(tmp_path / "vit"), str(tmp_path / "wrong"), verify=True)
 
 
 @pytest.mark.parametrize("row", range(len(transformers_vit.KEYS)))
@@ -592,11 +593,42 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, to):
     assert [path.name for path in tmp_path.iterdir()] == ["dino"]
 
 
-def test_what_cannot_be_verified_is_said(tmp_path):
+def test_what_is_compared_is_said(tmp_path):
+    config = DinoConfig(backbone="vit_tiny", num_hidden_layers=1, image_size=32, head_type=None)
+    DinoModel(config).save_pretrained(tmp_path / "dino")
+    lines = convert(str(tmp_path / "dino"), str(tmp_path / "timm"), to="timm", verify=True)
+    ours = f"by modeling-dino {version('modeling-dino')} from {tmp_path / 'dino'}"
+    theirs = f"by timm {timm.__version__} from {tmp_path / 'timm'}"
+    images = "the 192 features of 2 random images of 3 x 32 x 32"
+    assert lines[-1].startswith(f"verified: {images}, {ours} and {theirs}, differ by ")
+    assert float(lines[-1].split()[-4]) < 1e-5
+    back = convert(str(tmp_path / "timm"), str(tmp_path / "transformers"), to="transformers", verify=True)
+    assert back[-1].startswith(f"verified: {images}, {theirs} and by transformers ")
+
+
+def test_what_no_library_knows_is_not_verified(tmp_path):
+    DinoModel(tiny_config()).save_pretrained(tmp_path / "dino")
+    line = convert(str(tmp_path / "dino"), str(tmp_path / "original.pth"), to="original", verify=True, num_heads=4)[-1]
+    assert line.startswith("read back (original and dino have no library to compare with): ")
+    assert "verified" not in line
+    assert line.endswith("differ by 0.0e+00 of the largest")
+
+
+def test_without_the_library_nothing_is_verified_nor_written(tmp_path, monkeypatch):
+    DinoModel(tiny_config()).save_pretrained(tmp_path / "dino")
+    monkeypatch.setattr("conversion_scripts.convert.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match="timm is not installed, which --verify compares with: run `pip install timm`"
+    ):
+        convert(str(tmp_path / "dino"), str(tmp_path / "out"), to="timm", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_verified_is_not_written(tmp_path):
     torch.save(timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "bare.pth")
-    lines = convert(str(tmp_path / "bare.pth"), str(tmp_path / "out"), verify=True)
-    assert lines[0].endswith("as timm: vit_tiny, 192 wide, patch 16, no head")
-    assert lines[-1] == "not verified: a bare state dict does not name its timm model: verify from a folder"
+    with pytest.raises(ValueError, match=r"^a bare state dict does not name its timm model: verify from a folder$"):
+        convert(str(tmp_path / "bare.pth"), str(tmp_path / "out"), verify=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
