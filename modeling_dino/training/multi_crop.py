@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..data.image_values import EIGHT_BITS, rescaled, states_8_bits
 from ..image_processing_dino import channel_statistics
 from ..runtime.extras import PilImage, require
+from ..runtime.seeds import seeded
 
 
 v2 = require("torchvision.transforms.v2", "train")
