@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from .options import DEFAULT_FEATURES, FeatureOptions
 
 
 Label = str | int
+Found = TypeVar("Found")
 # settings in which two sets of features must agree to be compared
 SHARED = ("last_blocks", "dtype", "model_fingerprint", "transform", "gem_p", "scales")
 # settings that a folder of features must have where they are asked for
@@ -83,10 +84,10 @@ class EvaluationFeatures:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
+class EvaluationSummary(Generic[Found]):
     """Holds what an evaluation found: the object with the numbers, the text to print, and remarks on the images."""
 
-    found: Any
+    found: Found
     text: str
     remarks: list[str]
 

@@ -93,10 +93,10 @@ class KnnAccuracy:
 
 
 @takes_options(KnnOptions)
-def evaluate_knn(options: KnnOptions) -> EvaluationSummary | None:
+def evaluate_knn(options: KnnOptions) -> EvaluationSummary[KnnAccuracy] | None:
     """
     Returns:
-        a summary with the [`KnnAccuracy`] as its `accuracy`; None on processes other than the main one.
+        a summary whose `found` is the [`KnnAccuracy`]; None on processes other than the main one.
 
     Raises:
         ValueError, OSError: see [`features_of`] and [`classify_by_neighbours`].

@@ -294,10 +294,10 @@ class LinearAccuracy:
 
 
 @takes_options(LinearOptions)
-def evaluate_linear(options: LinearOptions) -> EvaluationSummary | None:
+def evaluate_linear(options: LinearOptions) -> EvaluationSummary[LinearAccuracy] | None:
     """
     Returns:
-        a summary with the [`LinearAccuracy`] as its `accuracy`; None on processes other than the main one.
+        a summary whose `found` is the [`LinearAccuracy`]; None on processes other than the main one.
 
     Raises:
         ValueError: if the output is not empty, and as [`features_of`] and [`classify_linearly`] do.

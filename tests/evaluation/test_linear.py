@@ -156,10 +156,11 @@ def test_the_command_line(tmp_path, dino, family):
     assert (top1["metric_name"], top1["dataset"]) == ("linear top-1", "colours")
     assert (top1["value"], top5["value"]) == (pytest.approx(100 * np.mean(right), abs=1e-4), 100.0)
     assert sorted((folder / "model").iterdir()) == before
-    evaluate_linear(
+    again = evaluate_linear(
         train=folder / "train", test=folder / "test", model=folder / "model", dataset="colours", record=True
     )
     assert json.loads((folder / "model" / "evaluation_results.json").read_text()) == [top1, top5]
+    assert again.found.top1 == pytest.approx(top1["value"], abs=1e-4)
 
 
 def test_features_that_were_extracted_before(tmp_path, folder, dino):

@@ -102,7 +102,7 @@ def test_segment(dino, folder):
     (folder / "truth").mkdir()
     for name in names:
         (folder / "out" / name).rename(folder / "truth" / name)
-    code, out, _ = dino(*arguments.split(), "--overwrite", "--ground-truth", "truth")
+    code, out, _ = dino(*arguments.split(), "--overwrite", "--ground-truth", "truth", "--record")
     assert code == 0
     assert "J&F 100.0, J mean 100.0, J recall 100.0, J decay 0.0, F mean 100.0" in out
     results = json.loads((folder / "vit" / "evaluation_results.json").read_text())
