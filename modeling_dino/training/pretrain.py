@@ -124,7 +124,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         unreadable = gather_unreadable(dataset)
         if not trainer.is_world_process_zero():
             return None
-        draw_curves(trainer.state.log_history, folder.path / CURVES)
+        draw_curves(trainer.state.log_history, folder.path / CURVES, model.config.projection_dim)
         folder.close(results=results, unreadable=unreadable)
     return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
