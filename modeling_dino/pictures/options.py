@@ -70,5 +70,9 @@ class AttentionOptions(ImagesOptions):
 class PcaOptions(ImagesOptions):
     """How patch tokens are painted."""
 
-    split: bool = option("Paint the foreground alone, by its own components.", True, flag="--split/--no-split")
+    split: bool | None = option(
+        "Paint the foreground alone, by its own components; by default where the patches clearly part in two.",
+        None,
+        flag="--split/--no-split",
+    )
     save_arrays: bool = option("Also save the components, as components.safetensors.", False)
