@@ -19,6 +19,7 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_models import tiny_config
@@ -529,6 +530,10 @@ def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(page.parent.iterdir()) == [page]
 
 
+IS_RESIZED = """
+    const box = $("map").getBoundingClientRect();
+    return width === box.width && height === box.height && innerWidth;
+"""
 # shares of the width and the height of the map that the images extend over, without what the legend takes
 EXTENT = """
     const [x, y] = [[], []];
@@ -549,8 +554,12 @@ def test_in_a_browser(tmp_path):
         browser.get((tmp_path / "features" / "report.html").as_uri())
         wait_for_mark(browser, "pictures")
         canvas = browser.find_element(By.ID, "canvas")
-        assert min(browser.execute_script(EXTENT)[:2]) > 0.85  # the map fills its canvas
-        assert min(browser.execute_script(EXTENT)[2:]) > 20
+        for size in (1800, 700), (1440, 900):  # the map fills its canvas
+            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            WebDriverWait(browser, 20, 0.05).until(lambda b, size=size: b.execute_script(IS_RESIZED) == size[0])
+            assert min(browser.execute_script(EXTENT)[:2]) > 0.85
+            assert min(browser.execute_script(EXTENT)[2:]) > 20
 
         place = browser.execute_script("return [0, 1, 2].map(i => [screenX(i) - width / 2, screenY(i) - height / 2])")
         ActionChains(browser).move_to_element_with_offset(canvas, *map(round, place[1])).click().perform()
