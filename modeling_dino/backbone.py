@@ -10,6 +10,30 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+@torch.no_grad()
+def has_initial_weights(model: nn.Module) -> bool:
+    """
+    Returns whether a model was never trained: all norms have their initial weights (1, or 0 where they end a residual
+    branch), biases (0) and statistics, and all linears have the bias 0. Any step of an optimizer moves some of these.
+
+    A model without norms tells nothing, and counts as trained.
+    """
+    found = False
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None and module.bias.any():
+            return False
+        if not type(module).__name__.rstrip("123d").endswith("Norm"):
+            continue
+        weight, bias, mean = (getattr(module, name, None) for name in ("weight", "bias", "running_mean"))
+        if weight is not None:
+            found = True
+            if not ((weight == 1).all() or (weight == 0).all()):
+                return False
+        if any(values is not None and values.any() for values in (bias, mean)):
+            return False
+    return found
+
+
 class Stage:
     """A ViT's block or a ResNet's resolution: output capturing records what it returns as a hidden state."""
 

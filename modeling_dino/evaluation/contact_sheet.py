@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.image_source import ImageRecord
 from ..data.reader import all_records, decode_record
 from ..data.sources import open_source
+from ..pictures.patch_images import SMALL, shortened, with_lines
 from ..pictures.picture_files import save_picture
 from ..runtime.extras import PilImage, require
 from ..runtime.marked_files import MARK
@@ -39,7 +40,11 @@ class Tile:
 
 
 def draw_contact_sheet(
-    file: Path, rows: Sequence[tuple[Tile, Sequence[Tile]]], queries: EvaluationFeatures, index: EvaluationFeatures
+    file: Path,
+    rows: Sequence[tuple[Tile, Sequence[Tile]]],
+    queries: EvaluationFeatures,
+    index: EvaluationFeatures,
+    about: Sequence[str] = (),
 ):
     """
     Reads queries and their neighbours again, and draws them into a PNG file.
@@ -47,6 +52,7 @@ def draw_contact_sheet(
     Args:
         rows: queries, and the neighbours of each.
         queries, index: the features of the images, which say where they are.
+        about: sentences that stand above the rows.
 
     Raises:
         ValueError: if an image is no longer there, or the file is not a contact sheet.
@@ -62,7 +68,7 @@ def draw_contact_sheet(
         place_tile(sheet, (GAP, top), query, of_queries[query.name])
         for column, tile in enumerate(tiles[:MAX_COLUMNS], 1):
             place_tile(sheet, (3 * GAP + column * width, top), tile, of_index[tile.name])
-    save_picture(sheet, file, SHEET_MARK)
+    save_picture(with_lines(sheet, above=about), file, SHEET_MARK)
 
 
 def place_tile(sheet: PilImage, corner: tuple[int, int], tile: Tile, thumbnail: PilImage):
@@ -73,16 +79,13 @@ def place_tile(sheet: PilImage, corner: tuple[int, int], tile: Tile, thumbnail: 
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=tile.color)
     sheet.paste(ImageOps.pad(thumbnail, (inside, inside), color="white"), (left + BORDER, top + BORDER))
-    draw.text((left + BORDER, top + TILE + 2), tile.caption, fill="black", font_size=13)
+    draw.text((left, top + TILE + 2), shortened(tile.caption, TILE, SMALL), fill="black", font_size=SMALL)
 
 
 def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[Name, PilImage]:
     """Reads images by their names, and makes them small. Raises ValueError if an image cannot be found or read."""
-    records = {name: ImageRecord(name, {}, name) for name in names if isinstance(name, str) and Path(name).is_file()}
-    if len(records) < len(names):
-        records |= find_in_source(part, set(names) - set(records))
     thumbnails = {}
-    for name, record in records.items():
+    for name, record in find_in_source(part, set(names)).items():
         try:
             thumbnails[name], _ = decode_record(record, num_channels=None)
         except ValueError as error:
@@ -93,8 +96,9 @@ def read_thumbnails(part: EvaluationFeatures, names: Collection[Name]) -> dict[N
 
 def find_in_source(part: EvaluationFeatures, names: set[Name]) -> dict[Name, ImageRecord]:
     """
-    Finds images that lie in tars or tables, which are read through up to the last of them. Raises ValueError if an
-    image is not there.
+    Finds images in the source that they were extracted from, which is read through up to the last of them. A name is
+    compared with those of the source, and never opened as a path: features from elsewhere may name any file. Raises
+    ValueError if an image is not there.
     """
     settings, found = part.settings, {}
     if settings["streaming"]:

@@ -18,11 +18,12 @@ import torch
 
 from ..extraction.principal_components import learn_whitening
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
+from ..pictures.patch_images import RANDOM_WEIGHTS
 from ..runtime.extras import check_extra, require
 from ..runtime.marked_files import check_marked, marked_file
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
-from .contact_sheet import RIGHT, SHEET_MARK, UNKNOWN, WRONG, Tile, draw_contact_sheet
+from .contact_sheet import MAX_COLUMNS, RIGHT, SHEET_MARK, WRONG, Tile, draw_contact_sheet
 from .evaluation_data import EvaluationFeatures, Label, check_pair, features_of, no_labels, one_class, remarks_on
 from .ground_truth import GroundTruth, read_ground_truth
 from .options import RetrieveOptions
@@ -128,7 +129,7 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
     if options.output is not None:
         write_neighbours(retrieval, Path(options.output))
     if options.sheet is not None:
-        draw_contact_sheet(Path(options.sheet), rows_of_sheet(retrieval), asked, found)
+        draw_contact_sheet(Path(options.sheet), rows_of_sheet(retrieval), asked, found, about_sheet(retrieval))
     return retrieval
 
 
@@ -258,13 +259,47 @@ def rows_of_sheet(retrieval: Retrieval) -> list[tuple[Tile, list[Tile]]]:
     """Returns queries that are evenly spread over all, with their neighbours, in colors where both have labels."""
     index, queries = retrieval.index, retrieval.queries
     rows = []
-    for row in torch.linspace(0, len(queries.names) - 1, min(SHEET_ROWS, len(queries.names))).long().tolist():
+    for row in shown_queries(retrieval):
         label = None if queries.labels is None else queries.labels[row]
         tiles = []
         for similarity, place in zip(retrieval.similarities[row].tolist(), retrieval.places[row].tolist()):
             other = None if index.labels is None else index.labels[place]
-            color = UNKNOWN if label is None or other is None else RIGHT if label == other else WRONG
-            tiles.append(Tile(index.names[place], f"{similarity:.4f}", color))
+            if label is None or other is None:
+                tiles.append(Tile(index.names[place], f"{similarity:.3f}"))
+            else:
+                color = RIGHT if label == other else WRONG
+                tiles.append(Tile(index.names[place], f"{similarity:.3f} {other}", color))
         caption = Path(str(queries.names[row])).name if label is None else str(label)
-        rows.append((Tile(queries.names[row], caption[-18:]), tiles))
+        rows.append((Tile(queries.names[row], caption), tiles))
     return rows
+
+
+def shown_queries(retrieval: Retrieval) -> list[int]:
+    """Returns the queries that the contact sheet shows, evenly spread over all."""
+    count = len(retrieval.queries.names)
+    return torch.linspace(0, count - 1, min(SHEET_ROWS, count)).long().tolist()
+
+
+def about_sheet(retrieval: Retrieval) -> list[str]:
+    """Returns what the contact sheet says about its rows: which of the queries they are, and how good these are."""
+    index, queries = retrieval.index, retrieval.queries
+    shown, count, top = shown_queries(retrieval), len(queries.names), retrieval.places.shape[1]
+    which = f"All {count} queries" if len(shown) == count else f"{len(shown)} of {count} queries, evenly spaced"
+    lines = [f"{which}, each at the left of its {min(top, MAX_COLUMNS)} nearest neighbours with their cosines."]
+    of_sheet, of_all = (share_of_label(retrieval, rows) for rows in (shown, range(count)))
+    if of_sheet is not None:
+        all_queries = "" if len(shown) == count else f"; of those of all queries, {of_all:.0%} have"
+        lines.append(f"Of the neighbours, {of_sheet:.0%} have the label of the query, in green{all_queries}.")
+    settings = index.settings
+    lines.append(f"Features: {index.kind} of {settings['model']}.")
+    return [*lines, *([RANDOM_WEIGHTS] if settings.get("random_weights") else [])]
+
+
+def share_of_label(retrieval: Retrieval, rows: Sequence[int]) -> float | None:
+    """Computes which share of the neighbours of some queries has the label of the query; None where none has one."""
+    index, queries = retrieval.index, retrieval.queries
+    if index.labels is None or queries.labels is None:
+        return None
+    pairs = [(queries.labels[row], index.labels[place]) for row in rows for place in retrieval.places[row].tolist()]
+    pairs = [pair for pair in pairs if None not in pair]
+    return sum(label == other for label, other in pairs) / len(pairs) if pairs else None

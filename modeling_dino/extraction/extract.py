@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
+from ..backbone import has_initial_weights
 from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
@@ -140,6 +141,7 @@ def describe(
         "transform": processor.to_dict(),
         "device": device.type,
         "versions": {name: version(name) for name in ("modeling-dino", "torch", "transformers", "pillow")},
+        **({"random_weights": True} if has_initial_weights(model.backbone) else {}),
     }
 
 

@@ -56,6 +56,7 @@ class ManifestSettings(TypedDict):
     device: str
     transform: dict[str, Any]
     versions: dict[str, str]
+    random_weights: NotRequired[bool]
     gem_p: NotRequired[float | int]
     scales: NotRequired[list[float | int]]
     resize: NotRequired[str]

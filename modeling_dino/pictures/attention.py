@@ -50,8 +50,9 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
     check_extra("attention")
     model = load_model(options.model)
     model.check_attention(True)
-    model.resolve_layers([options.layer])  # raises ValueError if there is no such layer
+    (layer,) = model.resolve_layers([options.layer])  # raises ValueError if there is no such layer
     drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
+    about = [*drawing.about, f"Attention of the CLS token in block {layer}, counted from 0."]
     num_frames, files = 0, {}  # in order, each once
     with picture_files(drawing.folder, drawing.frames, drawing.fps, VIDEO_KINDS) as save:
         for frame in drawing.iterate():
@@ -63,10 +64,10 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
                 save_attention(attention, file)
                 files[file] = None
             picture = drawing.transform.picture(image)
-            pictures = attention_pictures(picture, attention, drawing.transform.patch_size, options.mass)
+            pictures = attention_pictures(picture, attention, drawing.transform.patch_size, about, options.mass)
             files |= dict.fromkeys(save(frame.name, pictures))
             num_frames += 1
-    return AttentionSummary(num_frames, drawing.frames.skipped, list(files))
+    return AttentionSummary(num_frames, drawing.frames.skipped, drawing.about, list(files))
 
 
 @torch.inference_mode()

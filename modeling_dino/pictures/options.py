@@ -80,5 +80,9 @@ class PcaOptions(ImagesOptions):
         "Paints a ViT's patch tokens in the colors of their first three principal components, which all images share."
     )
 
-    split: bool = option("Paint the foreground alone, by its own components.", True, flag="--split/--no-split")
+    split: bool | None = option(
+        "Paint the foreground alone, by its own components; by default where the patches clearly part in two.",
+        None,
+        flag="--split/--no-split",
+    )
     save_arrays: bool = option("Also save the components, as components.safetensors.", False)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..data.image_values import EIGHT_BITS, Decoded, as_picture, rescaled, resized, size_of
 from ..runtime.extras import PilImage, require
 
 
 GAP, CAPTION, FONT_SIZE = 8, 24, 16  # pixels
+LINE, SMALL = 18, 13  # of the sentences around pictures, in pixels
+QUIET, WARNING = "#555555", "#cf222e"
+RANDOM_WEIGHTS = "These are random weights: the model was never trained."
 
 
 @dataclass(frozen=True)
@@ -74,27 +78,79 @@ def paint_patches(colors: torch.Tensor, patch_size: int) -> PilImage:
     return picture.resize((colors.shape[1] * patch_size, colors.shape[0] * patch_size), Image.Resampling.NEAREST)
 
 
-def mosaic(tiles: Mapping[str, PilImage], columns: int, swatches: Mapping[str, tuple] | None = None) -> PilImage:
+def enlarge(maps: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
+    """Interpolates maps of patches to the pixels of an image of size (height, width): (n, h, w) -> (n, H, W)."""
+    return nn.functional.interpolate(maps[None], size, mode=mode)[0]
+
+
+def mosaic(
+    rows: Sequence[Mapping[str, PilImage]], below: Sequence[str], swatches: Mapping[str, tuple] | None = None
+) -> PilImage:
     """
     Puts pictures side by side, under their titles.
 
     Args:
-        tiles: pictures by their titles.
+        rows: from top to bottom; the pictures of each by their titles.
+        below: sentences under the pictures.
         swatches: colors by the titles that they are shown behind.
     """
     Image, ImageDraw = require("PIL.Image"), require("PIL.ImageDraw")
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    width = max(tile.width for tile in tiles.values()) + GAP
-    heights = [max(tile.height for tile in list(tiles.values())[i * columns :][:columns]) for i in range(rows)]
-    picture = Image.new("RGB", (columns * width + GAP, sum(heights) + rows * (GAP + CAPTION) + GAP), "white")
+    width = max(tile.width for row in rows for tile in row.values()) + GAP
+    heights = [max(tile.height for tile in row.values()) + CAPTION + GAP for row in rows]
+    picture = Image.new("RGB", (max(map(len, rows)) * width + GAP, sum(heights) + GAP), "white")
     draw = ImageDraw.Draw(picture)
-    for i, (title, tile) in enumerate(tiles.items()):
-        row, column = divmod(i, columns)
-        left, top = GAP + column * width, GAP + sum(heights[:row]) + row * (GAP + CAPTION)
-        draw.text((left, top), title, fill="black", font_size=FONT_SIZE)
-        if title in (swatches or {}):
-            begin = left + draw.textlength(title, font_size=FONT_SIZE) + GAP
-            draw.rectangle((begin, top + 2, begin + FONT_SIZE, top + 2 + FONT_SIZE), fill=swatches[title])
-        picture.paste(tile, (left, top + CAPTION))
-    return picture
+    top = GAP
+    for row, height in zip(rows, heights):
+        for column, (title, tile) in enumerate(row.items()):
+            left, color = GAP + column * width, (swatches or {}).get(title)
+            title = shortened(title, width - 2 * GAP - (FONT_SIZE if color else 0))
+            draw.text((left, top), title, fill="black", font_size=FONT_SIZE)
+            if color:
+                begin = left + draw.textlength(title, font_size=FONT_SIZE) + GAP
+                draw.rectangle((begin, top + 2, begin + FONT_SIZE, top + 2 + FONT_SIZE), fill=color)
+            picture.paste(tile, (left, top + CAPTION))
+        top += height
+    return with_lines(picture, below=below)
+
+
+def with_lines(picture: PilImage, above: Sequence[str] = (), below: Sequence[str] = ()) -> PilImage:
+    """Adds sentences above and below a picture, each on lines of its own; `RANDOM_WEIGHTS` is red."""
+    Image, ImageDraw = require("PIL.Image"), require("PIL.ImageDraw")
+    parts = [
+        [(line, text == RANDOM_WEIGHTS) for text in texts for line in wrapped(text, picture.width - 2 * GAP)]
+        for texts in (above, below)
+    ]
+    header, footer = (len(lines) * LINE + GAP if lines else 0 for lines in parts)
+    whole = Image.new("RGB", (picture.width, header + picture.height + footer), "white")
+    whole.paste(picture, (0, header))
+    draw = ImageDraw.Draw(whole)
+    for lines, top in zip(parts, (GAP, header + picture.height)):
+        for i, (line, is_warning) in enumerate(lines):
+            draw.text((GAP, top + i * LINE), line, fill=WARNING if is_warning else QUIET, font_size=SMALL)
+    return whole
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Breaks a sentence between words, into lines of so many pixels."""
+    lines = []
+    for word in text.split():
+        if lines and text_width(f"{lines[-1]} {word}", SMALL) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [shortened(line, width, SMALL) for line in lines]
+
+
+def shortened(text: str, width: int, font_size: int = FONT_SIZE) -> str:
+    """Returns a text that is at most so many pixels wide, with … in place of its middle where it is too long."""
+    for kept in range(len(text), 0, -1):
+        end = kept // 2
+        found = text if kept == len(text) else f"{text[: kept - end]}…{text[len(text) - end :]}"
+        if text_width(found, font_size) <= width:
+            return found
+    return ""
+
+
+def text_width(text: str, font_size: int) -> float:
+    """Returns the width of a text in pixels."""
+    return require("PIL.ImageFont").load_default(font_size).getlength(text)

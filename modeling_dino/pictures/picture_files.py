@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from ..backbone import has_initial_weights
 from ..data.frames import Frame, Frames, open_frames
 from ..data.image_source import remarks_on_images
 from ..data.image_values import check_bands, range_of
@@ -22,7 +23,7 @@ from ..runtime.extras import PilImage, require
 from ..runtime.marked_files import MARK, marked_file
 from ..runtime.processes import processes
 from .options import PictureOptions
-from .patch_images import PatchTransform
+from .patch_images import RANDOM_WEIGHTS, PatchTransform
 
 
 PICTURE_MARK, ARRAYS_MARK = f"{MARK} picture", f"{MARK} arrays"
@@ -35,6 +36,7 @@ class Drawing:
 
     Args:
         fps: frames a second of the video to make of the pictures; None if they are written as PNGs.
+        about: sentences about the model, which are written on the pictures.
     """
 
     model: DinoModel
@@ -43,6 +45,7 @@ class Drawing:
     fps: Fraction | float | None
     folder: Path
     progress: bool
+    about: list[str]
 
     def shown(self, frame: Frame) -> PilImage:
         """Returns the picture of a frame to look at, cropped to whole patches."""
@@ -84,7 +87,15 @@ def open_drawing(
     frames = open_frames(images, model.config.num_channels, options.size, on_error, factor, is_video, **of_tables)
     folder = new_folder(options.output, options.overwrite)
     model = model.to(processes().device)
-    return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress)
+    about = describe_model(options.model, model, options.size)
+    return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress, about)
+
+
+def describe_model(name: str, model: DinoModel, size: int) -> list[str]:
+    """Returns what pictures say about the model, and about the shorter side of the images that it looks at."""
+    config = model.config
+    line = f"{name}: {config.backbone}, {model.backbone.describe(config)}. Images: {size} px, the shorter side."
+    return [line, *([RANDOM_WEIGHTS] if has_initial_weights(model.backbone) else [])]
 
 
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -102,15 +113,21 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class PictureSummary:
-    """How many images there are pictures of, and why others were skipped."""
+    """
+    How many images there are pictures of, and why others were skipped.
+
+    Args:
+        about: sentences about the model.
+    """
 
     num_frames: int
     skipped: dict[str, str]
+    about: list[str]
 
     @property
     def remarks(self) -> list[str]:
-        """Lines about images that were skipped."""
-        return remarks_on_images(self.skipped)
+        """Lines about images that were skipped, and about weights that are random."""
+        return [line for line in self.about if line == RANDOM_WEIGHTS] + remarks_on_images(self.skipped)
 
     def __str__(self) -> str:
         return f"{self.num_frames} images" + (f", {len(self.skipped)} skipped" if self.skipped else "")

@@ -32,7 +32,9 @@ class ReportOptions(ReaderOptions):
     num_clusters: int | None = option(
         "Number of clusters of k-means; by default sqrt(images / 2), at most 20.", None, flag="--clusters"
     )
-    duplicates: float = option("Least cosine similarity of near-duplicates.", 0.95)
+    duplicates: float | None = option(
+        "Least cosine similarity of near-duplicates; by default a limit that follows the features.", None
+    )
     max_images: int = option("Size of the random sample that is shown if there are more images.", 20_000)
 
     def __post_init__(self):
@@ -40,7 +42,7 @@ class ReportOptions(ReaderOptions):
             raise ValueError(f"k={self.k} must be between 1 and {NEIGHBOURS}")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"clusters={self.num_clusters} must be at least 1")
-        if not -1 <= self.duplicates <= 1:
+        if self.duplicates is not None and not -1 <= self.duplicates <= 1:
             raise ValueError(f"duplicates={self.duplicates} is a cosine, and must be between -1 and 1")
         if not 1 <= self.max_images <= MAX_IMAGES:
             raise ValueError(f"max_images={self.max_images} must be between 1 and {MAX_IMAGES} for a browser's sake")

@@ -122,6 +122,7 @@ for (const grouping of Object.values(groupings)) {
 let grouping = groupings.label || groupings.cluster;
 
 const isDark = matchMedia("(prefers-color-scheme: dark)");
+const isNarrow = matchMedia("(max-width: 760px)"); // a phone
 
 /* Ten hues, of which successive ones differ most; for more categories, hues at the golden angle. */
 const HUES = [255, 50, 145, 25, 310, 195, 90, 350, 225, 120];
@@ -184,21 +185,31 @@ function images(condition) {
 const canvas = $("canvas");
 const context = canvas.getContext("2d");
 const view = { x: 0.5, y: 0.5, zoom: 1 }; // the place in the middle, and pixels per width of the map
+const stretch = { x: 1, y: 1 }; // of the map, along the longer side of the canvas
 const state = { chosen: null, found: null, isFound: null, hovered: null };
 let width = 1, height = 1, drawRequested = false, fitted = true;
 
-const screenX = (image) => (places[2 * image] - view.x) * view.zoom + width / 2;
-const screenY = (image) => (places[2 * image + 1] - view.y) * view.zoom + height / 2;
+const screenX = (image) => (places[2 * image] - view.x) * view.zoom * stretch.x + width / 2;
+const screenY = (image) => (places[2 * image + 1] - view.y) * view.zoom * stretch.y + height / 2;
 /* Returns the pixels that the open legend takes at the left, where there is room beside it. */
 const legendWidth = () => (width > 700 && $("legend").open ? $("legend").offsetWidth + 12 : 0);
-const fitZoom = () => Math.min(width - legendWidth(), height) * 0.9;
+const MARGIN = 32; // pixels around the whole map, more than half a thumbnail
+const MAX_STRETCH = 2;
+const fitZoom = () => Math.max(1, Math.min((width - legendWidth() - 2 * MARGIN) / stretch.x, (height - 2 * MARGIN) / stretch.y));
+
+/* Stretches the map, which is square, to the shape of the canvas. */
+function fitShape() {
+  const shape = Math.max(1, width - legendWidth() - 2 * MARGIN) / Math.max(1, height - 2 * MARGIN);
+  [stretch.x, stretch.y] = [Math.min(MAX_STRETCH, Math.max(1, shape)), Math.min(MAX_STRETCH, Math.max(1, 1 / shape))];
+}
 const MAX_ZOOM = 200 / page.levels[page.levels.length - 1][0];
 const MAX_DRAWN = 200; // pixels of a thumbnail on the map
 
 /* Returns how many images are shown as thumbnails at this magnification, and their size. */
 function detail() {
-  // small from afar, so that the colours of the dots between them can be seen
-  const least = Math.min(width < 500 ? 38 : 46, 26 + 8 * Math.max(0, Math.log2(view.zoom / fitZoom())));
+  // small from afar, so that the colours of the dots between them can be seen; larger where there are few dots
+  const fromAfar = count < 1000 && width >= 500 ? 40 : 26;
+  const least = Math.min(width < 500 ? 38 : 46, fromAfar + 8 * Math.max(0, Math.log2(view.zoom / fitZoom())));
   let shown = 0, side = least;
   for (const [distance, number] of page.levels) {
     if (distance * view.zoom < least) break;
@@ -313,8 +324,14 @@ function moveTo(x, y, zoom) {
   requestDraw();
 }
 
+/* Moves what is shown by pixels. */
+function moveBy(x, y) {
+  moveTo(view.x + x / (view.zoom * stretch.x), view.y + y / (view.zoom * stretch.y), view.zoom);
+}
+
 function fit() {
-  moveTo(0.5 - legendWidth() / 2 / fitZoom(), 0.5, fitZoom());
+  fitShape();
+  moveTo(0.5 - legendWidth() / 2 / (fitZoom() * stretch.x), 0.5, fitZoom());
   fitted = true;
 }
 
@@ -322,7 +339,7 @@ function fit() {
 function zoomAt(x, y, factor) {
   const zoom = Math.min(MAX_ZOOM, Math.max(fitZoom() / 2, view.zoom * factor));
   const change = 1 / view.zoom - 1 / zoom;
-  moveTo(view.x + (x - width / 2) * change, view.y + (y - height / 2) * change, zoom);
+  moveTo(view.x + ((x - width / 2) * change) / stretch.x, view.y + ((y - height / 2) * change) / stretch.y, zoom);
 }
 
 /* Returns the image at a point of the canvas: a thumbnail that covers it, else the nearest dot. */
@@ -340,7 +357,7 @@ function imageAt(x, y, reach = 14) {
 /* Moves the map so that an image and its nearest neighbours fill it. */
 function zoomTo(image) {
   const near = [...neighboursOf(image).slice(0, 8)].map((other) =>
-    Math.max(Math.abs(places[2 * other] - places[2 * image]), Math.abs(places[2 * other + 1] - places[2 * image + 1])));
+    Math.max(Math.abs(places[2 * other] - places[2 * image]) * stretch.x, Math.abs(places[2 * other + 1] - places[2 * image + 1]) * stretch.y));
   near.sort((a, b) => a - b);
   const reach = near[near.length >> 1] || 0; // the median, as one may lie far off
   moveTo(places[2 * image], places[2 * image + 1], Math.max(fitZoom() * 2, Math.min(width, height) / (3 * Math.max(reach, 1e-6))));
@@ -375,7 +392,7 @@ canvas.addEventListener("pointermove", (event) => {
   moved += Math.hypot(after.x - before.x, after.y - before.y) + Math.abs(after.spread - before.spread);
   if (moved < 4) return;
   canvas.classList.add("dragged");
-  moveTo(view.x - (after.x - before.x) / view.zoom, view.y - (after.y - before.y) / view.zoom, view.zoom);
+  moveBy(before.x - after.x, before.y - after.y);
   if (before.spread && after.spread) zoomAt(after.x, after.y, after.spread / before.spread);
 });
 for (const end of ["pointerup", "pointercancel"]) {
@@ -396,10 +413,10 @@ canvas.addEventListener("wheel", (event) => {
 
 const STEP = 60; // pixels
 const KEYS = {
-  ArrowLeft: () => moveTo(view.x - STEP / view.zoom, view.y, view.zoom),
-  ArrowRight: () => moveTo(view.x + STEP / view.zoom, view.y, view.zoom),
-  ArrowUp: () => moveTo(view.x, view.y - STEP / view.zoom, view.zoom),
-  ArrowDown: () => moveTo(view.x, view.y + STEP / view.zoom, view.zoom),
+  ArrowLeft: () => moveBy(-STEP, 0),
+  ArrowRight: () => moveBy(STEP, 0),
+  ArrowUp: () => moveBy(0, -STEP),
+  ArrowDown: () => moveBy(0, STEP),
   "+": () => zoomAt(width / 2, height / 2, 1.5),
   "=": () => zoomAt(width / 2, height / 2, 1.5),
   "-": () => zoomAt(width / 2, height / 2, 1 / 1.5),
@@ -536,14 +553,14 @@ function showImage() {
     return [
       paragraph("Click an image to see its nearest neighbours."),
       paragraph("Drag to move the map. Scroll or pinch to zoom in, and more images appear. Click a colour of the legend to highlight its images."),
-      paragraph(`Keyboard, while the map has the focus: ${$("keys").textContent}`, "quiet"),
+      ...(isNarrow.matches ? [] : [paragraph(`Keyboard, while the map has the focus: ${$("keys").textContent}`, "quiet")]),
     ];
   }
   const further = distances.reduce((sum, distance) => sum + (distance < distances[image]), 0);
   const pairs = [["cluster", groupings.cluster.names[clusterOf[image]]]];
   if (labelOf) pairs.unshift(["label", labelText(image)]);
   if (predicted && predicted[image] >= 0) pairs.splice(1, 0, ["k-NN predicts", page.classes[predicted[image]]]);
-  if (page.k) pairs.push(["distance", `${distances[image].toFixed(3)}, greater than that of ${Math.floor((100 * further) / count)} % of the images`]);
+  if (page.k) pairs.push(["distance", `${distances[image].toFixed(3)}, above that of ${Math.floor((100 * further) / count)} % of all`]);
   if (missing.has(image)) pairs.push(["no picture", missing.get(image)]);
   const details = definitions(pairs);
   if (predicted && predicted[image] >= 0 && predicted[image] !== labelOf[image]) details.querySelectorAll("dd")[1].className = "wrong";
@@ -569,11 +586,10 @@ function showFound() {
 
 const GROUPS_AT_ONCE = 30;
 function showDuplicates() {
-  const { groups, threshold } = page.duplicates;
+  const { groups, rule } = page.duplicates;
   const total = groups.reduce((sum, group) => sum + group.length, 0);
-  const largest = Math.max(0, ...groups.map((group) => group.length));
-  const advice = largest > count / 4 && largest > 2 ? ` The largest group has ${plural(largest, "image")}; a higher --duplicates splits it.` : "";
-  const intro = paragraph(`${plural(total, "image")} in ${plural(groups.length, "group")}. Each image has a cosine similarity of at least ${threshold} to another one of its group. The most similar come first.${advice}`, "quiet");
+  const found = groups.length ? `${plural(total, "image")} in ${plural(groups.length, "group")}, the most similar first.` : "There are no near-duplicates.";
+  const intro = paragraph(`${found} ${rule}`, "quiet");
   const list = element("div", {});
   const more = element("button", { type: "button", className: "plain", textContent: "Show more groups" });
   let shown = 0;
@@ -643,7 +659,7 @@ function matrix(classes, cells, highlight) {
 
 function showRun() {
   const skipped = Object.entries(page.skipped);
-  const shown = [element("h2", { textContent: page.title }), definitions([...page.facts, ["Without a picture", missing.size.toLocaleString("en")]])];
+  const shown = [element("h2", { textContent: page.title }), ...(page.warning ? [paragraph(page.warning, "wrong")] : []), definitions([...page.facts, ["Without a picture", missing.size.toLocaleString("en")]])];
   if (skipped.length) shown.push(element("h3", { textContent: "Skipped at extraction" }), definitions(skipped));
   if (missing.size) {
     const reasons = Object.entries(page.thumbnails.missing).map(([reason, list]) => [plural(list.length, "image"), reason]);
@@ -659,19 +675,21 @@ function resize() {
   [width, height] = [Math.max(1, box.width), Math.max(1, box.height)];
   canvas.width = Math.round(width * devicePixelRatio);
   canvas.height = Math.round(height * devicePixelRatio);
-  if (fitted) fit();
-  else requestDraw();
+  if (fitted) return fit();
+  fitShape();
+  requestDraw();
 }
 
 $("summary").textContent = [plural(count, "image"), page.classes && plural(page.classes.length, "class").replace("classs", "classes"),
   page.knn && page.knn.accuracy !== null && `k-NN ${page.knn.accuracy.toFixed(1)} %`].filter(Boolean).join(" · ");
+if (page.warning) $("summary").append(element("span", { className: "wrong", textContent: ` · ${page.warning}` }));
 $("colours").replaceChildren(...Object.keys(groupings).map((name) => element("option", { value: name, textContent: name })));
 $("legend").addEventListener("toggle", () => fitted && fit());
 $("colours").onchange = (event) => {
   find(null);
   groupBy(groupings[event.target.value]);
 };
-if (matchMedia("(max-width: 760px)").matches) $("legend").open = false;
+if (isNarrow.matches) $("legend").open = false;
 readColours();
 isDark.addEventListener("change", readColours);
 openTab("image");

@@ -27,11 +27,19 @@ from ..data.sources import open_source
 from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of, number_labels
 from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import open_features
+from ..pictures.patch_images import RANDOM_WEIGHTS
 from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
-from .neighbourhoods import cluster_images, leave_one_out, near_duplicates, nearest_others, neighbour_distances
+from .neighbourhoods import (
+    cluster_images,
+    duplicates_rule,
+    leave_one_out,
+    near_duplicates,
+    nearest_others,
+    neighbour_distances,
+)
 from .options import ReportOptions
 from .thumbnails import atlases, image_key, read_thumbnails, side_for
 
@@ -95,6 +103,7 @@ def write_report(options: ReportOptions) -> ReportSummary:
     page["thumbnails"] = {"side": side, "missing": missing}
     page["title"] = as_text(os.path.join(*Path(options.folder).resolve().parts[-2:]))
     page["facts"] = describe_run(shown, rows, page, notes)
+    page["warning"] = RANDOM_WEIGHTS if shown.settings.get("random_weights") else None
     page["skipped"] = dict(list(shown.skipped.items())[:MAX_SKIPPED])
     output.parent.mkdir(parents=True, exist_ok=True)
     with marked_file(output, PAGE_MARK) as partial, open(partial, "w", encoding="utf-8") as file:
@@ -131,6 +140,7 @@ def analyse_images(shown: EvaluationFeatures, options: ReportOptions) -> tuple[d
     """Returns what the page shows of the images, in the order in which it shows them; and this order."""
     similarities, neighbours = nearest_others(shown.features, NEIGHBOURS, options.progress)
     groups = near_duplicates(similarities, neighbours, options.duplicates)
+    rule = duplicates_rule(similarities, options.duplicates)
     places = place_images(shown.features, similarities, neighbours)
     order, levels = levels_of_detail(places)
     rank = np.argsort(order)
@@ -147,7 +157,7 @@ def analyse_images(shown: EvaluationFeatures, options: ReportOptions) -> tuple[d
         "neighbours": encode_array(rank[neighbours.numpy()][order].astype("uint32")),
         "similarities": encode_array(similarities.numpy()[order]),
         "distances": encode_array(neighbour_distances(similarities).numpy()[order]),
-        "duplicates": {"threshold": options.duplicates, "groups": [rank[group].tolist() for group in groups]},
+        "duplicates": {"rule": rule, "groups": [rank[group].tolist() for group in groups]},
         "clusters": encode_array(cluster_images(shown.features, num_clusters)[order].astype("int32")),
         **classify_images(shown.features, shown.labels, options.k, order),
     }
@@ -231,7 +241,7 @@ def describe_run(shown: EvaluationFeatures, rows: int, page: dict, notes: list[s
         "Images fingerprint": settings["images_fingerprint"],
         **{f"{name} version": version for name, version in settings["versions"].items()},
         "Neighbours": f"the {page['k']} images of the greatest cosine similarity, compared with all images",
-        "Map": "t-SNE of the cosine similarities",
+        "Map": "t-SNE of the cosine similarities, with the gaps between groups narrowed",
         "Thumbnails": f"{page['thumbnails']['side']} px",
         **{f"Note {number}": note for number, note in enumerate(notes, 1)},
     }

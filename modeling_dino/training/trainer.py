@@ -216,7 +216,9 @@ class DinoTrainer(CheckpointedTrainer):
         trained = super().train(resume_from_checkpoint, **kwargs)
         if self.is_world_process_zero():
             with suppress(ImportError):  # of matplotlib
-                draw_curves(self.state.log_history, Path(self.args.output_dir) / CURVES)
+                draw_curves(
+                    self.state.log_history, Path(self.args.output_dir) / CURVES, self.model.config.projection_dim
+                )
         return trained
 
     def _save_checkpoint(self, model, trial):

@@ -8,16 +8,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from feature_folders import write_features
 from PIL import Image, ImageDraw
 from tiny_models import tiny_config
 
 from modeling_dino import DinoImageProcessor, DinoModel, load_features
-from modeling_dino.evaluation import contact_sheet
+from modeling_dino.evaluation import contact_sheet, retrieval
 from modeling_dino.evaluation.options import RetrieveOptions
-from modeling_dino.evaluation.retrieval import Retrieval, retrieve
+from modeling_dino.evaluation.retrieval import Retrieval, about_sheet, retrieve, shown_queries
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
 from modeling_dino.extraction.options import ExtractOptions
+from modeling_dino.pictures.patch_images import RANDOM_WEIGHTS
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,12 +162,13 @@ def test_what_the_command_writes(dino, here, tmp_path):
 
     with Image.open(files[1]) as sheet:
         side, step = contact_sheet.TILE, contact_sheet.TILE + contact_sheet.CAPTION + contact_sheet.GAP
-        assert sheet.height == 12 * step + contact_sheet.GAP
+        header = sheet.height - 12 * step - contact_sheet.GAP  # the sentences above the rows
+        assert header > 0
         for row in range(12):
             for column in range(3):
                 left = 3 * contact_sheet.GAP + (column + 1) * (side + contact_sheet.GAP)
                 right = rows[3 * row + column]["query_label"] == rows[3 * row + column]["neighbour_label"]
-                color = sheet.getpixel((left + 1, contact_sheet.GAP + row * step + 1))
+                color = sheet.getpixel((left + 1, header + contact_sheet.GAP + row * step + 1))
                 assert f"#{bytes(color).hex()}" == (contact_sheet.RIGHT if right else contact_sheet.WRONG)
 
     assert dino(*arguments, "--output", files[3])[0] == 0
@@ -216,6 +219,36 @@ def test_images_in_tars_and_tables(here, tmp_path, folder):
     first, *others = [np.asarray(Image.open(sheet)) for sheet in sheets]
     for other in others:  # without labels, so without captions of them and colours; the pictures are the same
         np.testing.assert_array_equal(other, first)
+
+
+def test_the_sheet_says_which_queries_it_shows(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "SHEET_ROWS", 4)
+    found = search("index", model="model", top=2)
+    labels = [found.queries.labels, found.index.labels]
+    right = [[labels[0][q] == labels[1][i] for i in places] for q, places in enumerate(found.places.tolist())]
+    rows = shown_queries(found)
+    assert (len(rows), rows[0], rows[-1]) == (4, 0, len(right) - 1)
+    which, share, features, *others = about_sheet(found)
+    assert which.startswith(f"4 of {len(right)} queries, evenly spaced, each at the left of its 2 nearest neighbours")
+    of_sheet, of_all = np.mean([right[row] for row in rows]), np.mean(right)
+    assert share.startswith(f"Of the neighbours, {of_sheet:.0%} have the label of the query")
+    assert share.endswith(f"of those of all queries, {of_all:.0%} have.")
+    assert features == "Features: cls of model."
+    assert others == [RANDOM_WEIGHTS]
+    monkeypatch.setattr(retrieval, "SHEET_ROWS", 100)
+    assert about_sheet(found)[0].startswith(f"All {len(right)} queries")
+
+
+def test_a_path_that_features_name_is_not_opened_for_a_sheet(here, tmp_path, folder):
+    """Features from elsewhere may name any file; only images of their source are shown."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    names = [*sorted(map(str, folder.glob("index/red/*.png")))[:2], str(secret)]
+    rows = [{"path": name, "label": "red"} for name in names]
+    write_features(tmp_path / "features", folder / "index", np.eye(3, 4), rows)
+    with pytest.raises(ValueError, match=r"secret.png is no longer in .*index: no sheet without it"):
+        retrieve(RetrieveOptions(index=str(tmp_path / "features"), top=2, sheet=str(tmp_path / "sheet.png")))
+    assert not (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize(

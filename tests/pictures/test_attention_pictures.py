@@ -3,7 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_dino.pictures.attention_pictures import attention_pictures, head_colors, mass_masks
+from modeling_dino.pictures.attention_pictures import (
+    attention_pictures,
+    head_colors,
+    mass_masks,
+    share_of_less,
+    stretch,
+)
 
 
 def original_masks(attention: torch.Tensor, mass: float) -> torch.Tensor:
@@ -61,13 +67,36 @@ def test_each_head_has_its_color():
     for head in range(3):
         place = (8 + 16 * head, 8)  # the middle of its patch
         np.testing.assert_allclose(pictures["heads"].getpixel(place), colors[head], atol=12)
-        blended = 0.6 * colors[head] + 0.4 * 255
+        blended = 0.6 * colors[head] + 0.4 * 255  # over white, which stays white in grey
         np.testing.assert_allclose(pictures["masks"].getpixel(place), blended, atol=1)
         assert np.array(pictures[f"mask{head}"]).sum() == 255 * 16 * 16
         assert pictures[f"mask{head}"].getpixel(place) == 255
     assert pictures["masks"].getpixel((8, 24)) == (255, 255, 255)  # in no mask
     grey = pictures["heads"].getpixel((47, 31))  # attended to by none
     assert max(grey) - min(grey) < 2
+
+
+def test_a_broad_head_does_not_hide_a_narrow_one():
+    """Head 0 attends to all patches alike but one; head 1 to the first most, with less than head 0 there."""
+    attention = torch.tensor([[4.0, 4, 4, 4, 4, 1], [1.0, 0, 0, 0, 0, 0.01]]).view(2, 2, 3) / 100
+    heads = attention_pictures(Image.new("RGB", (48, 32), "white"), attention, 16)["heads"]
+    red, cyan = (head_colors(2) * 255).int().tolist()
+    np.testing.assert_allclose(heads.getpixel((8, 8)), cyan, atol=12)
+    np.testing.assert_allclose(heads.getpixel((24, 24)), red, atol=12)
+
+
+def test_the_share_of_what_a_head_attends_to_less_by_hand():
+    attention = torch.tensor([[1.0, 2, 2, 5], [0.1, 0.1, 0.1, 0.1]]).view(2, 2, 2)
+    expected = torch.tensor([[0, 0.2, 0.2, 1], [0, 0, 0, 0]]).view(2, 2, 2)
+    torch.testing.assert_close(share_of_less(attention), expected)
+
+
+def test_a_few_patches_do_not_take_all_of_the_color_map():
+    attention = torch.linspace(0, 1, 400).view(1, 20, 20).clone()
+    attention[0, 0, 0] = 1000
+    values = stretch(attention)
+    assert values.max() == 1
+    torch.testing.assert_close(values[0, 10], attention[0, 10], rtol=0.02, atol=0)
 
 
 def test_a_grey_image_and_a_flat_map():

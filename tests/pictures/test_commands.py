@@ -86,7 +86,7 @@ def test_pca(dino, folder):
     arguments = "pca --model vit --images images --output out --size 64 --no-split --save-arrays"
     code, out, _ = dino(*arguments.split())
     assert code == 0
-    assert out.startswith("3 images, 100% of the patches in the foreground, three components with ")
+    assert out.startswith("3 images, all patches painted, three components with ")
     files = sorted(str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*.*"))
     assert files == ["a/1-pca.png", "a/2-pca.png", "b/1-pca.png", "components.safetensors", "overview.png"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from browser import chromium, requests, wait_for_mark
 from feature_folders import records_of, write_features
@@ -18,13 +19,17 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
+from tiny_models import tiny_config
 
+from modeling_dino import DinoModel
 from modeling_dino.extraction.feature_files import MANIFEST
+from modeling_dino.pictures.patch_images import RANDOM_WEIGHTS
 from modeling_dino.report import page as report
 from modeling_dino.report import thumbnails
-from modeling_dino.report.feature_map import FINEST, levels_of_detail, place_images
+from modeling_dino.report.feature_map import FINEST, fill_square, levels_of_detail, place_images
 from modeling_dino.report.neighbourhoods import leave_one_out, near_duplicates, nearest_others
 from modeling_dino.report.options import ReportOptions
 from modeling_dino.report.page import ReportSummary, write_report
@@ -194,12 +199,101 @@ def test_the_map_keeps_neighbourhoods_and_is_the_same_again():
     places = place_images(features, similarities, neighbours)
     assert places.min() >= 0
     assert places.max() <= 1
-    assert np.ptp(places, axis=0).max() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(np.ptp(places, axis=0), 1, atol=1e-6)
     unit = torch.nn.functional.normalize(features).numpy()
     assert trustworthiness(unit, places, n_neighbors=10) > 0.85
     shuffled = np.random.default_rng(0).permutation(places)
     assert trustworthiness(unit, shuffled, n_neighbors=10) < 0.6  # so the check can fail
     np.testing.assert_array_equal(place_images(features, similarities, neighbours), places)
+
+
+def test_the_map_fills_its_square_and_keeps_the_order_along_its_axes():
+    """An island far away does not squeeze the others."""
+    generator = np.random.default_rng(0)
+    places = np.concatenate([generator.random((99, 2)) * [4, 1], [[400, 0]]])
+    filled = fill_square(places)
+    assert filled.min() == 0
+    assert filled.max() == 1
+    for axis in (0, 1):
+        others = filled[:99, axis]
+        assert np.ptp(others) > 0.45
+    order = np.argsort(filled[:, 0])
+    assert np.array_equal(order, np.argsort(places[:, 0])) or np.array_equal(order, np.argsort(-places[:, 0]))
+    tall = fill_square(places[:, ::-1])  # turned, so that it extends most from left to right
+    np.testing.assert_allclose(
+        np.minimum(tall[:, 0], 1 - tall[:, 0]), np.minimum(filled[:, 0], 1 - filled[:, 0]), atol=1e-6
+    )
+    same = fill_square(places[[3, 5, 3, 3, 7]])
+    assert np.array_equal(same[0], same[2])
+    assert len(np.unique(same, axis=0)) == 3
+
+
+def tiles_and_copies() -> tuple[list[Image.Image], list[int]]:
+    """Tiles of photographs that do not overlap, then copies of some, compressed or resized; and of which they are."""
+    tiles = []
+    for name in ("astronaut.png", "coffee.png", "chelsea.png", "motorcycle_left.png"):
+        with Image.open(Path(skimage.data.__file__).parent / name) as opened:
+            photograph = opened.convert("RGB")
+        side = min(photograph.size) // 4
+        corners = [(x, y) for x in range(0, 3 * side + 1, side) for y in range(0, 3 * side + 1, side)]
+        tiles += [photograph.crop((x, y, x + side, y + side)).resize((64, 64)) for x, y in corners]
+    copied = list(range(0, len(tiles), 8))
+    copies = []
+    for i in copied:
+        file = io.BytesIO()
+        tiles[i].save(file, "JPEG", quality=60)
+        copies.append(Image.open(file).convert("RGB") if i % 16 else tiles[i].resize((48, 48)).resize((64, 64)))
+    return tiles + copies, copied
+
+
+def test_copies_are_duplicates_and_tiles_of_a_model_of_random_weights_are_not():
+    torch.manual_seed(0)
+    images, copied = tiles_and_copies()
+    count = len(images) - len(copied)
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - 0.5 for image in images])
+    with torch.inference_mode():
+        features = DinoModel(tiny_config(image_size=64)).eval()(4 * pixels).pooler_output
+    similarities, neighbours = nearest_others(features, 90)
+    assert (similarities[:, 0] > 0.95).double().mean() > 0.9  # a limit of this cosine would link almost all
+    groups = [set(group.tolist()) for group in near_duplicates(similarities, neighbours)]
+    wrong = [group for group in groups if len(group & set(range(count))) > 1]
+    assert sum(map(len, wrong)) <= 0.05 * count
+    found = [any({i, count + place} <= group for group in groups) for place, i in enumerate(copied)]
+    assert np.mean(found) >= 0.85
+
+
+def test_copies_among_features_that_tell_images_apart():
+    """In classes of ten, images have cosines of about 0.6 with each other, and copies of 0.99 with the image."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(20, 64, generator=generator).repeat_interleave(10, 0)
+    features = centers + 0.8 * torch.randn(200, 64, generator=generator)
+    copies = (
+        features[:40:4]
+        + 0.13 * features[:40:4].norm(dim=1, keepdim=True) * torch.randn(10, 64, generator=generator) / 8
+    )
+    similarities, neighbours = nearest_others(torch.cat([features, copies]), 90)
+    groups = [group.tolist() for group in near_duplicates(similarities, neighbours)]
+    assert sorted(groups) == [[4 * i, 200 + i] for i in range(10)]
+
+
+def test_equal_features_are_duplicates_however_many_there_are():
+    features = torch.cat([torch.eye(20), torch.eye(20)[:1].repeat(40, 1)])
+    assert [group.tolist() for group in near_duplicates(*nearest_others(features, 90))] == [[0, *range(20, 60)]]
+    assert [group.tolist() for group in near_duplicates(*nearest_others(torch.ones(2, 4), 90))] == [[0, 1]]
+    assert near_duplicates(*nearest_others(torch.ones(1, 4), 90)) == []
+
+
+def test_the_page_says_how_duplicates_are_found_and_that_weights_are_random(tmp_path):
+    page = make(tmp_path, random_features(30))
+    assert "at most 0.2 times that of each to its 10th nearest neighbour" in page.data["duplicates"]["rule"]
+    assert page.data["warning"] is None
+    manifest = tmp_path / "features" / MANIFEST
+    manifest.write_text(
+        manifest.read_text().replace('"streaming": false', '"streaming": false, "random_weights": true')
+    )
+    page = make_again(tmp_path, duplicates=0.97)
+    assert "a cosine similarity of at least 0.97 to another one" in page.data["duplicates"]["rule"]
+    assert page.data["warning"] == RANDOM_WEIGHTS
 
 
 def test_no_thumbnail_covers_another_at_its_level():
@@ -436,6 +530,17 @@ def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(page.parent.iterdir()) == [page]
 
 
+IS_RESIZED = """
+    const box = $("map").getBoundingClientRect();
+    return width === box.width && height === box.height && innerWidth;
+"""
+# shares of the width and the height of the map that the images extend over, without what the legend takes
+EXTENT = """
+    const [x, y] = [[], []];
+    for (let i = 0; i < count; i++) x.push(screenX(i)) && y.push(screenY(i));
+    const extent = (values) => Math.max(...values) - Math.min(...values);
+    return [extent(x) / (width - legendWidth()), extent(y) / height, Math.min(...x) - legendWidth(), Math.min(...y)];
+"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
@@ -449,6 +554,12 @@ def test_in_a_browser(tmp_path):
         browser.get((tmp_path / "features" / "report.html").as_uri())
         wait_for_mark(browser, "pictures")
         canvas = browser.find_element(By.ID, "canvas")
+        for size in (1800, 700), (1440, 900):  # the map fills its canvas
+            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            WebDriverWait(browser, 20, 0.05).until(lambda b, size=size: b.execute_script(IS_RESIZED) == size[0])
+            assert min(browser.execute_script(EXTENT)[:2]) > 0.85
+            assert min(browser.execute_script(EXTENT)[2:]) > 20
 
         place = browser.execute_script("return [0, 1, 2].map(i => [screenX(i) - width / 2, screenY(i) - height / 2])")
         ActionChains(browser).move_to_element_with_offset(canvas, *map(round, place[1])).click().perform()
@@ -494,6 +605,7 @@ def test_on_a_phone(tmp_path, dark):
         browser.get((tmp_path / "features" / "report.html").as_uri())
         wait_for_mark(browser, "pictures")
         assert browser.execute_script("return innerWidth") == 390
+        assert min(browser.execute_script(EXTENT)[:2]) > 0.8
         assert browser.execute_script(f"return {OVERFLOW}") <= 0
         background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(20, 20, 22)" if dark else "rgb(250, 249, 246)")
