@@ -103,12 +103,13 @@ def test_what_a_terminal_obeys_is_escaped(failing, text, shown):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1, 2])
-def test_ctrl_c_is_quiet_from_the_start(tmp_path, seconds):
-    code = "from dino_command import main; print('started', flush=True); main()"
+@pytest.mark.parametrize("start", [["-c", "import dino_command; dino_command.main()"], ["-m", "modeling_dino"]])
+def test_ctrl_c_is_quiet_from_the_start(tmp_path, start, seconds):
+    (tmp_path / "sitecustomize.py").write_text("print('started', flush=True)")  # Python runs it when it starts
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "demo", "--output", "demo"],
+        [sys.executable, *start, "demo", "--output", "demo"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
