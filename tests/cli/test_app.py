@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tqdm import tqdm
 
+import dino_command
 from modeling_dino.runtime.printing import printable
 
 
@@ -120,6 +122,14 @@ def test_ctrl_c_is_quiet_from_the_start(tmp_path, start, seconds):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_ctrl_c_where_python_ignores_exceptions_is_repeated(capsys):
+    """It does so in what it calls when a process is forked, and in `__del__`."""
+    dino_command.interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):
