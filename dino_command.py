@@ -6,10 +6,6 @@ Starts `dino`. Importing the package takes seconds, in which Ctrl-C is quiet; be
 import os
 import signal
 import sys
-from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
-from runpy import run_path
 
 
 def main():
@@ -19,19 +15,37 @@ def main():
     from modeling_dino.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main()
+    sys.unraisablehook = interrupt_again
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        keep_interrupts_quiet()  # while Python ends
 
 
 def keep_interrupts_quiet():
     """Makes Ctrl-C end the process at once, without a traceback."""
-    with suppress(ValueError):  # only the main thread can
-        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+
+
+def interrupt_again(ignored: "sys.UnraisableHookArgs"):
+    """Repeats a Ctrl-C that came where Python ignores exceptions, as while it starts a process."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    from threading import Timer
+
+    Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()  # seconds, in which this function ends
 
 
 def answer_without_import(arguments: list[str]):
     """Shows the versions, if they are asked for, or says that the command needs an extra, and exits then."""
-    package = Path(find_spec("modeling_dino").origin).parent
-    extras = run_path(str(package / "runtime" / "extras.py"))
+    from importlib.util import find_spec  # here, where Ctrl-C is quiet already
+    from runpy import run_path
+
+    package = os.path.dirname(find_spec("modeling_dino").origin)
+    extras = run_path(os.path.join(package, "runtime", "extras.py"))
     if arguments == ["--version"]:
         print(extras["versions"]())
         sys.exit()

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 
-if sys.argv[:1] == ["-m"]:  # `python -m modeling_dino` imports this first, which takes seconds
+# `python -m modeling_dino` imports this first, which takes seconds
+if sys.argv[:1] == ["-m"] and " -m modeling_dino" in " ".join(sys.orig_argv):
     from dino_command import keep_interrupts_quiet
 
     keep_interrupts_quiet()

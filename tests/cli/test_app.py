@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tqdm import tqdm
 
+import dino_command
 from modeling_dino.runtime.printing import printable
 
 
@@ -103,12 +105,13 @@ def test_what_a_terminal_obeys_is_escaped(failing, text, shown):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1, 2])
-def test_ctrl_c_is_quiet_from_the_start(tmp_path, seconds):
-    code = "from dino_command import main; print('started', flush=True); main()"
+@pytest.mark.parametrize("start", [["-c", "import dino_command; dino_command.main()"], ["-m", "modeling_dino"]])
+def test_ctrl_c_is_quiet_from_the_start(tmp_path, start, seconds):
+    (tmp_path / "sitecustomize.py").write_text("print('started', flush=True)")  # Python runs it when it starts
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "demo", "--output", "demo"],
+        [sys.executable, *start, "demo", "--output", "demo"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -119,6 +122,14 @@ def test_ctrl_c_is_quiet_from_the_start(tmp_path, seconds):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_ctrl_c_where_python_ignores_exceptions_is_repeated(capsys):
+    """It does so in what it calls when a process is forked, and in `__del__`."""
+    dino_command.interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):

@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from modeling_dino.runtime import extras
 
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "modeling_dino"
 
 
 def test_the_extras_are_those_that_are_installed():
@@ -145,7 +147,8 @@ def test_where_an_installed_package_comes_from(monkeypatch, tmp_path, record, or
 
 
 def test_help_and_other_commands_need_no_extra(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find_spec(name) if name == PACKAGE else None)
     for arguments in (["extract", "--help"], ["--help"], ["info"], ["convert", "a", "b"], []):
         dino_command.answer_without_import(arguments)
     with pytest.raises(SystemExit):
