@@ -37,7 +37,7 @@ class ConversionSummary:
         return "\n".join(self.lines)
 
 
-@takes_options(ConvertOptions)
+@takes_options(ConvertOptions, command="convert")
 def convert_checkpoint(options: ConvertOptions) -> ConversionSummary:
     """
     Returns:

@@ -50,7 +50,7 @@ class BenchResults(dict):
         return table(self["lines"])
 
 
-@takes_options(BenchOptions)
+@takes_options(BenchOptions, command="bench")
 def run_bench(options: BenchOptions) -> BenchResults:
     """
     Returns:

@@ -32,7 +32,6 @@ from ..pictures.attention import draw_attention
 from ..pictures.options import AttentionOptions
 from ..report.options import ReportOptions
 from ..report.page import write_report
-from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process
 from ..runtime.run_folder import RunFolder
@@ -107,7 +106,7 @@ class DemoFolder(RunFolder):
             super().open(overwrite)
 
 
-@takes_options(DemoOptions)
+@takes_options(DemoOptions, command="demo")
 def run_demo(options: DemoOptions) -> DemoSummary:
     """
     If it is run again, the pretraining continues where it stopped.
@@ -117,7 +116,6 @@ def run_demo(options: DemoOptions) -> DemoSummary:
             an override cannot work.
         ImportError: if something is not installed that the demo needs.
     """
-    check_extra("demo")
     with DemoFolder(options.output, {}).opened(overwrite=False), one_thread():
         summary = run_steps(options, Path(options.output))
     if not options.no_open:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
-from ..runtime.extras import check_extra, require
+from ..runtime.extras import require
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from .evaluation_data import (
@@ -92,7 +92,7 @@ class KnnAccuracy:
         return "\n".join(lines)
 
 
-@takes_options(KnnOptions)
+@takes_options(KnnOptions, command="knn")
 def evaluate_knn(options: KnnOptions) -> EvaluationSummary[KnnAccuracy] | None:
     """
     Returns:
@@ -101,7 +101,6 @@ def evaluate_knn(options: KnnOptions) -> EvaluationSummary[KnnAccuracy] | None:
     Raises:
         ValueError, OSError: see [`features_of`] and [`classify_by_neighbours`].
     """
-    check_extra("knn")
     check_results_file(options.json_file)
     train, test = (features_of(source, options.model, options) for source in (options.train, options.test))
     accuracy = classify_by_neighbours(train, test, options.k, options.temperature)

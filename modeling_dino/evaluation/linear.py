@@ -33,7 +33,6 @@ from ..hub.evaluation_results import (
 )
 from ..hub.loading import load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
-from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
 from ..runtime.whole_files import whole_output
@@ -293,7 +292,7 @@ class LinearAccuracy:
         return "\n".join([*unknown, best, f"linear: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %"])
 
 
-@takes_options(LinearOptions)
+@takes_options(LinearOptions, command="linear")
 def evaluate_linear(options: LinearOptions) -> EvaluationSummary[LinearAccuracy] | None:
     """
     Returns:
@@ -303,7 +302,6 @@ def evaluate_linear(options: LinearOptions) -> EvaluationSummary[LinearAccuracy]
         ValueError: if the output is not empty, and as [`features_of`] and [`classify_linearly`] do.
         FloatingPointError: see [`classify_linearly`].
     """
-    check_extra("linear")
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: choose another one")

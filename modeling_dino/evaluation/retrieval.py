@@ -19,7 +19,7 @@ import torch
 from ..extraction.principal_components import learn_whitening
 from ..hub.evaluation_results import check_results_file, record_evaluation_results
 from ..pictures.patch_images import RANDOM_WEIGHTS
-from ..runtime.extras import check_extra, require
+from ..runtime.extras import require
 from ..runtime.marked_files import check_marked, marked_file
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
@@ -76,7 +76,7 @@ class Retrieval:
         return "\n".join([*lines, *self.notes])
 
 
-@takes_options(RetrieveOptions)
+@takes_options(RetrieveOptions, command="retrieve")
 def retrieve(options: RetrieveOptions) -> Retrieval | None:
     """
     A file that is both in the index and a query is not its own neighbour. Queries of features need no model where that
@@ -90,7 +90,6 @@ def retrieve(options: RetrieveOptions) -> Retrieval | None:
         ValueError, OSError, ImportError: if an option cannot work, or there is nothing to evaluate where results
             are to be recorded.
     """
-    check_extra("retrieve")
     for name, suffixes in (("output", (".csv", ".parquet")), ("sheet", (".png",))):
         file = getattr(options, name)
         if file is not None and Path(file).suffix not in suffixes:

@@ -22,7 +22,7 @@ from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
 from ..pictures.patch_images import PatchTransform
 from ..pictures.picture_files import open_drawing
-from ..runtime.extras import PilImage, check_extra, require
+from ..runtime.extras import PilImage, require
 from ..runtime.finite import check_finite
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
@@ -56,7 +56,7 @@ class SegmentationSummary:
         return "; ".join([done, scores, *self.recorded])
 
 
-@takes_options(SegmentOptions)
+@takes_options(SegmentOptions, command="segment")
 def segment_video(options: SegmentOptions) -> SegmentationSummary:
     """
     It writes a mask of each frame, `FRAME.png`, and with a ground truth `scores.json`. As in DAVIS, the first and the
@@ -66,7 +66,6 @@ def segment_video(options: SegmentOptions) -> SegmentationSummary:
         ValueError: if an option cannot work, or a frame or mask cannot be read or has another size.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    check_extra("segment")
     model = load_model(options.model)
     drawing = open_drawing(options, model, options.video, on_error="fail", is_video=True)
     first = read_mask(options.mask)

@@ -22,7 +22,6 @@ from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
-from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, computing_threads, feature_shapes
@@ -56,7 +55,7 @@ class ExtractionSummary:
         return f"{self.rows} images{before}{skipped}, {self.seconds:.1f} s, {rate:.1f} images/s -> {self.output}"
 
 
-@takes_options(ExtractOptions)
+@takes_options(ExtractOptions, command="extract")
 def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     """
     Under `accelerate launch` every process computes whole shards, so the files are the same for any number.
@@ -68,7 +67,6 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
         ValueError: if no image can be read, or (with `on_error="fail"`) one cannot, or the folder has something else.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    check_extra("extract")
     started, state = time.perf_counter(), processes()
     source = options.open_source()
     if source.num_images == 0:

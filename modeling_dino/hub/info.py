@@ -52,7 +52,7 @@ def backbone_flops(model: DinoModel, config: DinoConfig) -> int:
     return counter.get_total_flops()
 
 
-@takes_options(InfoOptions)
+@takes_options(InfoOptions, command="info")
 def show_info(options: InfoOptions) -> str:
     """
     Returns:

@@ -22,7 +22,7 @@ from .options import PushOptions
 from .repository import HubRepository
 
 
-@takes_options(PushOptions)
+@takes_options(PushOptions, command="push")
 def push_model(options: PushOptions) -> str:
     """
     The model is pushed as it is, in its class and dtype.

@@ -13,7 +13,6 @@ import torch
 
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
-from ..runtime.extras import check_extra
 from ..runtime.finite import check_finite
 from ..runtime.options import takes_options
 from .attention_pictures import attention_pictures
@@ -35,7 +34,7 @@ class AttentionSummary(PictureSummary):
         return f"{len(self.files)} files of {super().__str__()}; all heads: {self.files[-1]}"
 
 
-@takes_options(AttentionOptions)
+@takes_options(AttentionOptions, command="attention")
 def draw_attention(options: AttentionOptions) -> AttentionSummary:
     """
     The pictures of images are `NAME-KIND.png`, those of the frames of a video `NAME-KIND.mp4`.
@@ -47,7 +46,6 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         ValueError: if the model has no attention or no such layer, an option cannot work, or no image can be read.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    check_extra("attention")
     model = load_model(options.model)
     model.check_attention(True)
     (layer,) = model.resolve_layers([options.layer])  # raises ValueError if there is no such layer

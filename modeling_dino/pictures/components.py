@@ -21,7 +21,7 @@ from ..data.frames import Frame
 from ..extraction.principal_components import Moments, PrincipalComponents
 from ..hub.loading import load_model
 from ..modeling_dino import DinoModel
-from ..runtime.extras import PilImage, check_extra
+from ..runtime.extras import PilImage
 from ..runtime.finite import check_finite
 from ..runtime.options import takes_options
 from .options import PcaOptions
@@ -64,7 +64,7 @@ class PaintingSummary(PictureSummary):
         return f"{super().__str__()}, {painted}, three components with {shares} of their variance -> {self.file}"
 
 
-@takes_options(PcaOptions)
+@takes_options(PcaOptions, command="pca")
 def draw_pca(options: PcaOptions) -> PaintingSummary:
     """
     The pictures of images are `NAME-pca.png`, beside an `overview.png`; that of a video is `NAME-pca.mp4`.
@@ -73,7 +73,6 @@ def draw_pca(options: PcaOptions) -> PaintingSummary:
         ValueError: if an option cannot work, no image can be read, or there are too few patches.
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
-    check_extra("pca")
     model = load_model(options.model)
     drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     images = TokensOfFrames(drawing)

@@ -28,7 +28,6 @@ from ..evaluation.evaluation_data import EvaluationFeatures, Label, features_of,
 from ..evaluation.options import FeatureOptions
 from ..extraction.feature_files import open_features
 from ..pictures.patch_images import RANDOM_WEIGHTS
-from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .feature_map import NEIGHBOURS, levels_of_detail, place_images
@@ -81,7 +80,7 @@ class ReportSummary:
         )
 
 
-@takes_options(ReportOptions)
+@takes_options(ReportOptions, command="report")
 def write_report(options: ReportOptions) -> ReportSummary:
     """
     Returns:
@@ -91,7 +90,6 @@ def write_report(options: ReportOptions) -> ReportSummary:
         ValueError: if the folder has no features of images, or the output is a file of something else.
         OSError: if the page cannot be written; the file that was there before is kept.
     """
-    check_extra("report")
     started = time.perf_counter()
     open_features(options.folder)  # raises ValueError for a folder of images
     output = Path(options.folder, DEFAULT_OUTPUT) if options.output is None else Path(options.output)

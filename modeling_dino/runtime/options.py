@@ -9,7 +9,7 @@ Makes options of commands: each is a field of a dataclass, which the command lin
         image: StrPath = option("Image to paint.")
         size: int = option("Shorter side in pixels.", 480)
 
-    @takes_options(PaintOptions)
+    @takes_options(PaintOptions, command="paint")
     def paint(options: PaintOptions) -> Painting: ...
 
     paint(image="photograph.png", size=224)
@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields, replace
 from types import UnionType
 from typing import Any, ParamSpec, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
+
+from .extras import check_extra
 
 
 StrPath = str | os.PathLike[str]  # commands get it as a str
@@ -73,21 +75,24 @@ class OptionsFunction(Protocol[P, Options, Result]):
 
 
 def takes_options(
-    options_class: Callable[P, Options],
+    options_class: Callable[P, Options], command: str
 ) -> Callable[[Callable[[Options], Result]], "OptionsFunction[P, Options, Result]"]:
     """
     Makes a function of one dataclass of options a function of keywords, which takes the dataclass as well.
 
+    Before anything else it checks that the extra is installed that the command of this name needs.
+
     Its signature and its docstring show the options, after the `summary` of the dataclass. The function gets paths as
     texts, and several values as a tuple or a list.
 
-    The new function raises TypeError, in one line, if an option is misspelt, missing or has no name, and what the
-    dataclass and the function raise.
+    The new function raises ImportError if the extra is missing; TypeError, in one line, if an option is misspelt,
+    missing or has no name; and what the dataclass and the function raise.
     """
 
     def decorate(function: Callable[[Options], Result]) -> OptionsFunction[P, Options, Result]:
         @functools.wraps(function)
         def call(*arguments: Any, **values: Any) -> Result:
+            check_extra(command)
             return function(_gathered(function.__name__, options_class, arguments, values))
 
         parameters = inspect.signature(options_class).parameters

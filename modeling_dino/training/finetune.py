@@ -28,7 +28,7 @@ from ..evaluation.linear import classifier_of
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
 from ..modeling_dino import DinoForImageClassification, backbone_class
-from ..runtime.extras import check_extra, require
+from ..runtime.extras import require
 from ..runtime.options import takes_options
 from ..runtime.processes import check_joined, on_cpu, reading_processes, started_processes
 from .checkpoints import CheckpointedTrainer
@@ -180,7 +180,7 @@ class FinetuneTrainer(CheckpointedTrainer):
                 group["lr"] = rate * factor(schedule.last_epoch)
 
 
-@takes_options(FinetuneOptions)
+@takes_options(FinetuneOptions, command="finetune")
 def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
     """
     The model is tested once, at the end.
@@ -193,7 +193,6 @@ def finetune(options: FinetuneOptions) -> FinetuningSummary | None:
         OSError: if a model is missing, or something cannot be written.
         FloatingPointError: if the loss or a gradient is not finite.
     """
-    check_extra("finetune")
     dino = load_model(options.model)
     processor = load_image_processor(options.model, dino.config)
     train_images, test_images = labelled_images(options, processor, dino.config.num_channels)

@@ -21,7 +21,6 @@ from ..data.image_values import EIGHT_BITS, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
-from ..runtime.extras import check_extra
 from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
@@ -66,7 +65,7 @@ class PretrainingSummary:
         return f"{', '.join(results)}{skipped} -> {self.output}"
 
 
-@takes_options(PretrainOptions)
+@takes_options(PretrainOptions, command="pretrain")
 def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     """
     Returns:
@@ -77,7 +76,6 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         OSError: if a model is missing, or something cannot be written; what was saved before stays.
         FloatingPointError: if the loss is not finite.
     """
-    check_extra("pretrain")
     given = load_recipe(options.recipe, options.overrides)
     source = open_source(options.data, **options.of_tables).indexed()
     recipe = resolve_recipe(given, options, source)

@@ -215,10 +215,9 @@ class DinoTrainer(CheckpointedTrainer):
             self.args.eval_on_start = not resume_from_checkpoint
         trained = super().train(resume_from_checkpoint, **kwargs)
         if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / CURVES
             with suppress(ImportError):  # of matplotlib
-                draw_curves(
-                    self.state.log_history, Path(self.args.output_dir) / CURVES, self.model.config.projection_dim
-                )
+                draw_curves(self.state.log_history, path, self.model.config.projection_dim)
         return trained
 
     def _save_checkpoint(self, model, trial):

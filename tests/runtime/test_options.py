@@ -27,7 +27,7 @@ class PaintOptions:
             raise ValueError(f"size={self.size} must be at least 1")
 
 
-@takes_options(PaintOptions)
+@takes_options(PaintOptions, command="paint")
 def paint(options: PaintOptions) -> PaintOptions:
     """
     Colors are those of the image.
