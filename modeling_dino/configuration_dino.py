@@ -420,4 +420,4 @@ def configuration_folder() -> Path:
     for folder in (package / "configuration", package.parent / "configuration"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError("the presets come with the installed package: run `pip install modeling-dino`")
+    raise FileNotFoundError("the presets come with the package modeling-dino, which is not installed")

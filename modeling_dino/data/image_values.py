@@ -10,7 +10,8 @@ All others get arrays (H, W, C) of float32, not yet rescaled, whose channels are
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +29,18 @@ CLIPPED = "values above 255 are clipped, as in the original; convert it to 8 bit
 Decoded = PilImage | np.ndarray
 
 
+def rescale_factor_of(transform: Mapping[str, Any]) -> float:
+    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
+    factor = transform.get("rescale_factor") if transform.get("do_rescale", True) else None
+    return EIGHT_BITS if factor is None else factor
+
+
 def range_of(processor: ImageProcessingMixin) -> float:
-    """
-    Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits, and so
-    are those of other libraries' processors.
-    """
+    """Returns [`rescale_factor_of`] a processor; the images of other libraries' processors are of 8 bits."""
     is_ours = hasattr(processor, "grey_levels")
-    return processor.rescale_factor if is_ours and processor.do_rescale else EIGHT_BITS
+    if not is_ours:
+        return EIGHT_BITS
+    return rescale_factor_of({name: getattr(processor, name) for name in ("do_rescale", "rescale_factor")})
 
 
 def states_8_bits(rescale_factor: float | None) -> bool:

@@ -97,7 +97,7 @@ class FeatureFolder(RunFolder):
 
     @property
     def remarks(self) -> dict[str, dict[str, str]]:
-        """What the shards that were found say of images: `skipped` and `notes`, each name -> text."""
+        """Returns what the shards that were found say of images: `skipped` and `notes`, each name -> text."""
         return {
             kind: {name: text for shard in self.shards.values() for name, text in shard.remarks[kind].items()}
             for kind in ("skipped", "notes")

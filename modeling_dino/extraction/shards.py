@@ -25,7 +25,7 @@ NAMES = ("path", "index")
 
 
 class Remarks(TypedDict):
-    """What a shard says about itself."""
+    """Holds what a shard says about itself."""
 
     skipped: dict[str, str]
     notes: dict[str, str]

@@ -48,7 +48,7 @@ model = {model}.from_pretrained("{repo_id}"{trust}).eval()
 """
 WITH_CODE = {"install": "", "library": "transformers", "processor": "AutoImageProcessor"}
 WITH_CODE |= {"trust": ", trust_remote_code=True"}
-WITHOUT_CODE = {"install": "# pip install modeling-dino\n", "library": "modeling_dino"}
+WITHOUT_CODE = {"install": "# needs the package modeling-dino\n", "library": "modeling_dino"}
 WITHOUT_CODE |= {"processor": "DinoImageProcessor", "trust": ""}
 BODY = """
 # {name}

@@ -65,7 +65,7 @@ class ReportSummary:
 
     @property
     def remarks(self) -> list[str]:
-        """What there is to know about the thumbnails, a line each."""
+        """Returns remarks on the thumbnails, a line each."""
         missing = [f"no picture of {count}: {reason}" for reason, count in self.missing.items()]
         return [f"note {note}" for note in self.notes] + missing
 

@@ -21,7 +21,7 @@ class Format(TypedDict):
 
 
 class RunFacts(TypedDict):
-    """What the JSON file of every run has."""
+    """Holds what the JSON file of every run has."""
 
     format: str
     settings: dict[str, Any]

@@ -37,13 +37,13 @@ CHUNK = 2**24  # bytes that are read at once
 
 
 class Parts(TypedDict):
-    """What is in `parts.json`: the other files, each with its size and CRC-32."""
+    """Holds what is in `parts.json`: the other files, each with its size and CRC-32."""
 
     files: dict[str, list[int]]
 
 
 class TrainerFacts(TypedDict):
-    """What a run needs of `trainer_state.json`."""
+    """Holds what a run needs of `trainer_state.json`."""
 
     global_step: int
     log_history: list[dict[str, Any]]
@@ -51,7 +51,7 @@ class TrainerFacts(TypedDict):
 
 
 class WeightIndex(TypedDict):
-    """What lists the files of weights that are in several."""
+    """Holds the list of files of weights that are in several."""
 
     weight_map: dict[str, str]
 

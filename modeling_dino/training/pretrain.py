@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..checkpoint_files import check_finite_weights
 from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
-from ..data.image_values import EIGHT_BITS, size_of
+from ..data.image_values import rescale_factor_of, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
@@ -227,12 +227,6 @@ def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
     model = DinoForPreTraining.from_pretrained(from_model, dtype=torch.float32, **changed)
     check_finite_weights(model.state_dict(), from_model)
     return model
-
-
-def rescale_factor_of(transform: dict[str, Any]) -> float:
-    """Returns the `rescale_factor` that states the range of a transform's images; without one they are of 8 bits."""
-    factor = transform.get("rescale_factor") if transform.get("do_rescale", True) else None
-    return EIGHT_BITS if factor is None else factor
 
 
 def mean_and_std(model: DinoForPreTraining) -> tuple[list[float], list[float]]:

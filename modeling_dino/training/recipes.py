@@ -131,7 +131,7 @@ class Recipe:
 
     @property
     def image_transform(self) -> dict[str, Any]:
-        """What the recipe sets of the image transform."""
+        """Returns what the recipe sets of the image transform."""
         return {name: getattr(self, name) for name in TRANSFORM if getattr(self, name) is not None}
 
     def without_auto(self, num_images: int) -> "Recipe":

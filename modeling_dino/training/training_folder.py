@@ -35,7 +35,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class TrainingFacts(RunFacts):
-    """What run.json has."""
+    """Holds what run.json has."""
 
     results: NotRequired[dict[str, Any]]
     unreadable: NotRequired[dict[str, str]]

@@ -35,7 +35,7 @@ def test_metadata(tmp_path, family, model_class, with_code):
     assert data.eval_results == results
     assert ModelCardData(**metadata).to_dict() == metadata  # nothing in it that their reader drops or renames
     assert ("trust_remote_code=True" in card) == with_code
-    assert ("pip install modeling-dino" in card) != with_code
+    assert ("needs the package modeling-dino" in card) != with_code
 
 
 def test_the_model_index(tmp_path):
