@@ -3,6 +3,7 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 
 def is_recorded() -> bool:
@@ -23,14 +24,19 @@ class Backbone(nn.Module):
 
     - `forward_stages(pixel_values, stages, **kwargs)`: the outputs of the given stages. Stage 0 is the embedding or
       stem, stage i the i-th module that derives from [`Stage`].
-    - `pool`, `patch_tokens`, `feature_map`: a normed output as the feature, as patch tokens, as a map.
-    - `first_convolution`, `init_convolution`, `layer_of`, `describe`; `normalize` and `init_tokens` where needed.
+    - `pool`, `patch_tokens`, `feature_map`: an output as the feature, as patch tokens, as a map.
+    - `first_convolution`, `layer_of`, `describe`; `normalize` and `init_convolution` where needed.
     - `attention_maps`, `cls_attention` and `patch_tokens_and_attention` if it has attention.
+
+    A module that has parameters outside of its submodules initialises them in a method `init_parameters`.
 
     Attributes:
         tag, kind: what it is called on the hub, and in words.
-        num_prefix_tokens: tokens before those of the patches, the CLS token first.
-        has_attention, has_cls_token, has_patch_tokens, has_drop_path: what it has to offer.
+        num_prefix_tokens: tokens before those of the patches: the CLS token first, and registers after it.
+        has_attention: whether every token attends to all, as `attention_maps` shows.
+        has_cls_attention: whether the CLS token attends to patches.
+        has_cls_token, has_patch_tokens, has_drop_path: what else it has to offer.
+        num_attention_layers: how many layers the CLS token attends in; by default as many as there are stages.
         min_image_size: the least height and width of an image in pixels.
         stage_channels: the width of each stage, from stage 0.
     """
@@ -38,26 +44,51 @@ class Backbone(nn.Module):
     tag: str
     kind: str
     num_prefix_tokens = 0
-    has_attention = has_cls_token = has_patch_tokens = has_drop_path = False
+    has_attention = has_cls_attention = has_cls_token = has_patch_tokens = has_drop_path = False
     min_image_size = 1
     stage_channels: list[int]
 
+    @property
+    def num_attention_layers(self) -> int:
+        """How many layers the CLS token attends in."""
+        return len(self.stage_channels) - 1
+
     def forward(
-        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
+        self, pixel_values: torch.Tensor, stages: list[int] | None = None, local_crops: bool = False, **kwargs
     ) -> torch.Tensor | list[torch.Tensor]:
         """Computes the normed output of the last stage, or `forward_stages`; offloading hooks into this method."""
         if stages is not None:
             return self.forward_stages(pixel_values, stages, **kwargs)
-        (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1], **kwargs)
-        return self.normalize(hidden_states)
+        last = len(self.stage_channels) - 1
+        (hidden_states,) = self.forward_stages(pixel_values, [last], **kwargs)
+        return self.normalize(hidden_states, last, local_crops)
+
+    def normed_stages(
+        self, pixel_values: torch.Tensor, stages: list[int], local_crops: bool = False, **kwargs
+    ) -> list[torch.Tensor]:
+        """Computes the outputs of the given stages, each after its norm."""
+        outputs = self(pixel_values, stages=stages, **kwargs)
+        return [self.normalize(output, stage, local_crops) for output, stage in zip(outputs, stages)]
 
     def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """Computes the features (B, D) of the given stages."""
-        return [self.pool(self.normalize(output)) for output in self(pixel_values, stages=stages, **kwargs)]
+        return [self.pool(output) for output in self.normed_stages(pixel_values, stages, **kwargs)]
 
-    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Applies the final norm to the output of a stage; without one the output stays as it is."""
+    def normalize(
+        self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
+    ) -> torch.Tensor:
+        """
+        Applies the final norm to the output of a stage, the last by default; without one the output stays as it is.
+
+        Args:
+            local_crops: whether it is of local crops, which in training may have a norm of their own.
+        """
         return hidden_states
 
-    def init_tokens(self):
-        """Initialises the parameters that the backbone has outside of its modules."""
+    @staticmethod
+    def init_convolution(module: nn.Conv2d):
+        """Initialises a convolution as PyTorch does by default."""
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            init.uniform_(module.bias, -bound, bound)

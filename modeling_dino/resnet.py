@@ -194,6 +194,8 @@ class ResNet(Backbone):
         """Returns the cells of a map as a sequence: (B, C, h, w) -> (B, h * w, C)."""
         return hidden_states.flatten(2).transpose(1, 2)
 
-    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def feature_map(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
+    ) -> torch.Tensor:
         """Returns the output of a stage, which is a map."""
         return hidden_states

@@ -45,8 +45,10 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     model = load_model(options.model)
-    model.check_attention(True)
-    model.resolve_layers([options.layer])  # raises ValueError if there is no such layer
+    model.check_cls_attention()
+    model.resolve_layers(
+        [options.layer], model.backbone.num_attention_layers
+    )  # raises ValueError if there is no such layer
     drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     num_frames, files = 0, {}  # in order, each once
     with picture_files(drawing.folder, drawing.frames, drawing.fps, VIDEO_KINDS) as save:

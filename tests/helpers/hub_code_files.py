@@ -3,11 +3,13 @@
 
 CODE_FILES = {
     "backbone.py",
+    "block_parts.py",
     "checkpoint_files.py",
     "configuration_dino.py",
     "image_processing_dino.py",
     "inference.py",
     "modeling_dino.py",
+    "positions.py",
     "projection_head.py",
     "resnet.py",
     "vision_transformer.py",

@@ -23,7 +23,16 @@ def test_spellings_of_a_resnet_are_stored_as_one(name):
 
 @pytest.mark.parametrize(
     ("backbone", "hidden_size", "layers", "heads"),
-    [("vit_tiny", 192, 12, 3), ("vit_small", 384, 12, 6), ("vit_base", 768, 12, 12), ("vit_large", 1024, 24, 16)],
+    [
+        ("vit_tiny", 192, 12, 3),
+        ("vit_small", 384, 12, 6),
+        ("vit_base", 768, 12, 12),
+        ("vit_large", 1024, 24, 16),
+        ("vit_giant", 1536, 40, 24),
+        ("vit_7b", 4096, 40, 32),
+        ("xcit_small_12", 384, 12, 8),
+        ("xcit_medium_24", 512, 24, 8),
+    ],
 )
 def test_the_name_of_a_vit_fixes_its_sizes(backbone, hidden_size, layers, heads):
     config = DinoConfig(backbone=backbone)
@@ -45,6 +54,18 @@ def test_the_name_of_a_resnet_fixes_its_sizes(backbone, hidden_size, depths):
     config = DinoConfig(backbone=backbone)
     assert (config.hidden_size, config.depths) == (hidden_size, depths)
     assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "width"),
+    [("vit_small", 1536), ("vit_small_plus", 1536), ("vit_huge_plus", 5120), ("vit_giant", 4096), ("vit_7b", 8192)],
+)
+def test_the_name_of_a_vit_fixes_its_feed_forward_network(backbone, width):
+    config = DinoConfig(backbone=backbone)
+    assert config.feed_forward_width == width
+    assert config.use_swiglu_ffn == (backbone != "vit_small")
+    plain = DinoConfig(backbone=backbone, use_swiglu_ffn=False, mlp_ratio=2)
+    assert plain.feed_forward_width == 2 * plain.hidden_size
 
 
 def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
@@ -75,7 +96,26 @@ def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
         ({"head_type": "mlp"}, "head_type='mlp' is not one of 'dino', 'simple', None"),
         ({"position_interpolation": "bilinear"}, "is not one of 'dino', 'size', 'antialias'"),
         ({"resnet_stem": "small"}, "resnet_stem='small' is not one of 'auto', 'imagenet', 'cifar'"),
-        ({"depths": [1, 1]}, "depths is for ResNets; set num_hidden_layers"),
+        ({"depths": [1, 1]}, "depths is for ResNets and ConvNeXts; set num_hidden_layers for vit_small"),
+        ({"hidden_sizes": [8, 8]}, "hidden_sizes is for ConvNeXts; set hidden_size for vit_small"),
+        ({"backbone": "resnet18", "hidden_sizes": [8]}, "hidden_sizes is for ConvNeXts; set hidden_size for resnet"),
+        (
+            {"backbone": "resnet18", "num_register_tokens": 4},
+            "num_register_tokens=4 is for ViTs; leave it out for res",
+        ),
+        ({"tokens_norm": False}, "tokens_norm=False is for XCiTs; leave it out for vit_small"),
+        ({"num_register_tokens": -1}, "num_register_tokens=-1 must be between 0 and 4096"),
+        ({"rope_min_period": 1.0}, "rotary positions need rope_theta, or rope_min_period and rope_max_period"),
+        ({"rope_theta": 100.0, "rope_max_period": 2.0}, "rotary positions need rope_theta, or rope_min_period and"),
+        ({"rope_theta": 0}, "rope_theta=0 must be greater than 0"),
+        ({"rope_theta": 100.0, "hidden_size": 18}, "hidden_size=18 must be a multiple of 4 * num_attention_heads=24"),
+        ({"rope_coordinates": "mean"}, "rope_coordinates='mean' is not one of 'separate', 'max', 'min'"),
+        ({"rope_dtype": "int8"}, "rope_dtype='int8' is not one of 'float16'"),
+        ({"layerscale_value": math.nan}, "layerscale_value=nan must be a number up to"),
+        ({"patch_projection_dim": 0}, "patch_projection_dim=0 must be greater than 0"),
+        ({"backbone": "xcit_small_12", "patch_size": 14}, "patch_size=14 must be 8 or 16 for xcit_small_12"),
+        ({"backbone": "convnext_tiny", "depths": [1, 1]}, "hidden_sizes=[96, 192, 384, 768] must be 2 numbers"),
+        ({"backbone": "convnext_tiny", "classifier_last_blocks": 2}, "must be 1 for convnext_tiny"),
         ({"backbone": "resnet18", "depths": [1, 0]}, "must be positive integers"),
         ({"backbone": "resnet18", "num_hidden_layers": 3}, "num_hidden_layers=3 must be 4"),
         ({"backbone": "resnet50", "hidden_size": 100}, "hidden_size=100 must be a multiple of 32"),
