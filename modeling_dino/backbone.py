@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of a backbone: what `VisionTransformer` and `ResNet` have, and a new one must have."""
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -9,6 +11,30 @@ from transformers import initialization as init
 def is_recorded() -> bool:
     """Returns whether operations are recorded, to be run later on other batches: they must not depend on this one."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@contextmanager
+def frozen_batch_statistics(module: nn.Module):
+    """Lets batch norms normalise by the batch as before, but keep their running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1
+
+
+def batch_counted_once(block: nn.Module):
+    """
+    Returns a context for the forward pass of a block with batch norms: under gradient checkpointing it runs again in
+    the backward pass, and the batch must count only once.
+    """
+    recomputing = block.gradient_checkpointing and block.training and torch._C._current_graph_task_id() != -1
+    return frozen_batch_statistics(block) if recomputing else nullcontext()
 
 
 class Stage:

@@ -27,8 +27,10 @@ from torch import nn
 
 from .backbone import is_recorded
 from .block_parts import DropPath, LayerScale, Mlp, SwiGlu
+from .convnext import ConvNeXt
 from .resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, ResNetStage
 from .vision_transformer import Attention, Block, LinearWithoutKeyBias, VisionTransformer
+from .xcit import Xcit
 
 
 # Packing takes as long as fifty rows do. What is packed must not depend on what was seen before, as last bits do.
@@ -355,6 +357,14 @@ class InferenceResNet(InferenceBackbone, ResNet):
         return self.maxpool(self._stem(pixel_values.contiguous(memory_format=torch.channels_last)))
 
 
+class InferenceConvNeXt(InferenceBackbone, ConvNeXt):
+    """A ConvNeXt whose linears have packed weights."""
+
+
+class InferenceXcit(InferenceBackbone, Xcit):
+    """An XCiT whose linears have packed weights, with GELU in place."""
+
+
 FASTER: dict[type[nn.Module], type[Faster]] = {
     nn.Linear: InferenceLinear,
     LinearWithoutKeyBias: InferenceLinearWithoutKeyBias,
@@ -366,6 +376,8 @@ FASTER: dict[type[nn.Module], type[Faster]] = {
     BasicBlock: InferenceBasicBlock,
     Bottleneck: InferenceBottleneck,
     ResNet: InferenceResNet,
+    ConvNeXt: InferenceConvNeXt,
+    Xcit: InferenceXcit,
 }
 
 

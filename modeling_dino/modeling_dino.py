@@ -40,7 +40,8 @@ from .checkpoint_files import (
     network_prefix,
     read_tensors,
 )
-from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
+from .configuration_dino import CONVNEXT_SIZES, RESNET_DEPTHS, VIT_SIZES, XCIT_SIZES, DinoConfig
+from .convnext import ConvNeXt
 from .image_processing_dino import (
     check_image_transform,
     image_processor_config,
@@ -52,6 +53,7 @@ from .inference import prepare_for_inference
 from .projection_head import WeightNormLinear, build_head, build_patch_head
 from .resnet import ResNet
 from .vision_transformer import Attention, VisionTransformer
+from .xcit import Xcit
 
 
 logger = logging.get_logger(__name__)
@@ -92,7 +94,12 @@ class DinoModelOutput(BaseModelOutputWithPooling):
     patch_projection: torch.FloatTensor | None = None
 
 
-BACKBONE_CLASSES = {**dict.fromkeys(VIT_SIZES, VisionTransformer), **dict.fromkeys(RESNET_DEPTHS, ResNet)}
+BACKBONE_CLASSES = {
+    **dict.fromkeys(VIT_SIZES, VisionTransformer),
+    **dict.fromkeys(XCIT_SIZES, Xcit),
+    **dict.fromkeys(RESNET_DEPTHS, ResNet),
+    **dict.fromkeys(CONVNEXT_SIZES, ConvNeXt),
+}
 
 
 def backbone_class(config: DinoConfig) -> type[Backbone]:
@@ -108,7 +115,7 @@ class DinoPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block", "BasicBlock", "Bottleneck"]
+    _no_split_modules = ["Block", "BasicBlock", "Bottleneck", "ConvNeXtBlock", "XcitBlock", "ClassAttentionBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

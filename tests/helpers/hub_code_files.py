@@ -6,6 +6,7 @@ CODE_FILES = {
     "block_parts.py",
     "checkpoint_files.py",
     "configuration_dino.py",
+    "convnext.py",
     "image_processing_dino.py",
     "inference.py",
     "modeling_dino.py",
@@ -13,4 +14,5 @@ CODE_FILES = {
     "projection_head.py",
     "resnet.py",
     "vision_transformer.py",
+    "xcit.py",
 }
