@@ -400,7 +400,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(images, family):
     for model in (plain, checkpointed):
         model(images).projection.square().sum().backward()
     for name, parameter in plain.named_parameters():
-        assert torch.equal(checkpointed.get_parameter(name).grad, parameter.grad), name
+        if name != "backbone.mask_token":  # nothing is masked
+            assert torch.equal(checkpointed.get_parameter(name).grad, parameter.grad), name
 
 
 @pytest.mark.parametrize("head_type", ["dino", "simple"])
