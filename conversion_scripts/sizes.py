@@ -10,7 +10,7 @@ from conversion_scripts.checkpoint import StateDict, first_names
 from modeling_dino.checkpoint_files import check_weights
 from modeling_dino.configuration_dino import BOTTLENECK_RESNETS, RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from modeling_dino.modeling_dino import DinoModel
-from modeling_dino.vision_transformer import native_grid_side
+from modeling_dino.positions import native_grid_side
 
 
 PUBLISHED_HEAD_WIDTH = 64  # of all published ViTs

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a backbone: what `VisionTransformer` and `ResNet` have, and a new one must have."""
+"""The interface of a backbone: what all have, and a new one must have."""
+
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 
 def is_recorded() -> bool:
@@ -34,6 +37,30 @@ def has_initial_weights(model: nn.Module) -> bool:
     return found
 
 
+@contextmanager
+def frozen_batch_statistics(module: nn.Module):
+    """Lets batch norms normalise by the batch as before, but keep their running statistics."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1
+
+
+def batch_counted_once(block: nn.Module):
+    """
+    Returns a context for the forward pass of a block with batch norms: under gradient checkpointing it runs again in
+    the backward pass, and the batch must count only once.
+    """
+    recomputing = block.gradient_checkpointing and block.training and torch._C._current_graph_task_id() != -1
+    return frozen_batch_statistics(block) if recomputing else nullcontext()
+
+
 class Stage:
     """A ViT's block or a ResNet's resolution: output capturing records what it returns as a hidden state."""
 
@@ -47,14 +74,20 @@ class Backbone(nn.Module):
 
     - `forward_stages(pixel_values, stages, **kwargs)`: the outputs of the given stages. Stage 0 is the embedding or
       stem, stage i the i-th module that derives from [`Stage`].
-    - `pool`, `patch_tokens`, `feature_map`: a normed output as the feature, as patch tokens, as a map.
-    - `first_convolution`, `init_convolution`, `layer_of`, `describe`; `normalize` and `init_tokens` where needed.
+    - `grid(pixel_values, stage)`, `norm`; or `normalize`, `pool`, `patch_tokens` and `feature_map` of its own, which
+      the methods below define for tokens (B, T, D) of which the first is the CLS token.
+    - `first_convolution`, `layer_of`, `describe`; `init_convolution` where needed.
     - `attention_maps`, `cls_attention` and `patch_tokens_and_attention` if it has attention.
+
+    A module that has parameters outside of its submodules initialises them in a method `init_parameters`.
 
     Attributes:
         tag, kind: what it is called on the hub, and in words.
-        num_prefix_tokens: tokens before those of the patches, the CLS token first.
-        has_attention, has_cls_token, has_patch_tokens, has_drop_path: what it has to offer.
+        num_prefix_tokens: tokens before those of the patches: the CLS token first, and registers after it.
+        has_attention: whether every token attends to all, as `attention_maps` shows.
+        has_cls_attention: whether the CLS token attends to patches.
+        has_cls_token, has_patch_tokens, has_drop_path: what else it has to offer.
+        num_attention_layers: how many layers the CLS token attends in; by default as many as there are stages.
         min_image_size: the least height and width of an image in pixels.
         stage_channels: the width of each stage, from stage 0.
     """
@@ -62,26 +95,66 @@ class Backbone(nn.Module):
     tag: str
     kind: str
     num_prefix_tokens = 0
-    has_attention = has_cls_token = has_patch_tokens = has_drop_path = False
+    has_attention = has_cls_attention = has_cls_token = has_patch_tokens = has_drop_path = False
     min_image_size = 1
     stage_channels: list[int]
 
+    @property
+    def num_attention_layers(self) -> int:
+        """How many layers the CLS token attends in; here, all."""
+        return len(self.stage_channels) - 1
+
     def forward(
-        self, pixel_values: torch.Tensor, stages: list[int] | None = None, **kwargs
+        self, pixel_values: torch.Tensor, stages: list[int] | None = None, local_crops: bool = False, **kwargs
     ) -> torch.Tensor | list[torch.Tensor]:
         """Computes the normed output of the last stage, or `forward_stages`; offloading hooks into this method."""
         if stages is not None:
             return self.forward_stages(pixel_values, stages, **kwargs)
-        (hidden_states,) = self.forward_stages(pixel_values, [len(self.stage_channels) - 1], **kwargs)
-        return self.normalize(hidden_states)
+        last = len(self.stage_channels) - 1
+        (hidden_states,) = self.forward_stages(pixel_values, [last], **kwargs)
+        return self.normalize(hidden_states, last, local_crops)
+
+    def normed_stages(
+        self, pixel_values: torch.Tensor, stages: list[int], local_crops: bool = False, **kwargs
+    ) -> list[torch.Tensor]:
+        """Computes the outputs of the given stages, each after its norm."""
+        outputs = self(pixel_values, stages=stages, **kwargs)
+        return [self.normalize(output, stage, local_crops) for output, stage in zip(outputs, stages)]
 
     def pooled_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """Computes the features (B, D) of the given stages."""
-        return [self.pool(self.normalize(output)) for output in self(pixel_values, stages=stages, **kwargs)]
+        return [self.pool(output) for output in self.normed_stages(pixel_values, stages, **kwargs)]
 
-    def normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Applies the final norm to the output of a stage; without one the output stays as it is."""
-        return hidden_states
+    def normalize(
+        self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
+    ) -> torch.Tensor:
+        """
+        Applies the final norm to the output of a stage, the last by default.
 
-    def init_tokens(self):
-        """Initialises the parameters that the backbone has outside of its modules."""
+        Args:
+            local_crops: whether it is of local crops, which in training may have a norm of their own.
+        """
+        return self.norm(hidden_states)
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Returns the feature of each image, its CLS token: (B, T, D) -> (B, D)."""
+        return last_hidden_state[:, 0]
+
+    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the tokens of the patches: (B, T, D) -> (B, h * w, D)."""
+        return hidden_states[:, self.num_prefix_tokens :]
+
+    def feature_map(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
+    ) -> torch.Tensor:
+        """Returns the patch tokens of a stage, the last by default, on their grid: (B, T, D) -> (B, D, h, w)."""
+        patches = self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values, stage))
+        return patches.permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    def init_convolution(module: nn.Conv2d):
+        """Initialises a convolution as PyTorch does by default."""
+        bound = module.weight[0].numel() ** -0.5
+        init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            init.uniform_(module.bias, -bound, bound)

@@ -23,17 +23,28 @@ NAMED_BY = (
     (r"backbone\.blocks\.(\d+)\.", "num_hidden_layers"),
     (r"backbone\.(layer\d+\.\d+)\.", "depths"),
     (r"attn\.qkv\.(\w+)", "qkv_bias"),
+    (r"backbone\.(pos_embed|rope_embed)", "rope_theta"),
+    (r"blocks\.0\.(mlp\.fc1|mlp\.w1)", "use_swiglu_ffn"),
     (r"head\.(mlp|last_layer)\.", "head_type"),
     (r"head\.last_layer\.weight(_v|$)", "head_weight_norm"),
     (r"head\.mlp\.\d+\.(weight|running_mean)", "head_use_bn"),
     (r"head\.mlp\.(\d+)\.weight", "head_num_layers"),
+)
+# the same of parts that a model may lack
+LACKED_BY = (
+    (r"backbone\.(register_tokens)", "num_register_tokens"),
+    (r"backbone\.(mask_token)", "use_mask_token"),
+    (r"backbone\.blocks\.0\.(ls1)", "layerscale_value"),
+    (r"backbone\.(cls_norm)", "untie_cls_and_patch_norms"),
+    (r"backbone\.(local_cls_norm)", "untie_global_and_local_cls_norm"),
 )
 # values that decide their sizes, one for each dimension
 SIZED_BY = (
     (r"patch_embed\.proj\.weight", ("hidden_size", "num_channels", "patch_size", "patch_size")),
     (r"backbone\.conv1\.weight", ("hidden_size", "num_channels", "resnet_stem", "resnet_stem")),
     (r"pos_embed", (None, "image_size", "hidden_size")),
-    (r"mlp\.fc1\.weight", ("mlp_ratio", "hidden_size")),
+    (r"mlp\.(fc1|w1)\.weight", ("mlp_ratio", "hidden_size")),
+    (r"register_tokens", (None, "num_register_tokens", "hidden_size")),
     (r"head\.last_layer\.weight(_v)?$", ("projection_dim", "head_bottleneck_dim")),
     (r"head\.mlp\.(0\.)?weight", ("head_hidden_dim", "hidden_size")),
     (r"classifier\.weight", ("num_labels", "classifier_last_blocks")),
@@ -88,12 +99,13 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
     """
     if shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}:
         return
-    for pattern, value in NAMED_BY:
+    for pattern, value in (*NAMED_BY, *LACKED_BY):
         ours, theirs = (
             {m[1]: name for name in names if (m := re.search(pattern, name))} for names in (expected, shapes)
         )
         other = ours.keys() ^ theirs.keys()
-        if ours and theirs and other and value not in allowed:
+        is_there = (ours and theirs) or ((pattern, value) in LACKED_BY and any("backbone." in name for name in shapes))
+        if is_there and other and value not in allowed:
             part = min(other)
             have = f"lack {ours[part]}" if part in ours else f"have {theirs[part]!r}"
             raise DisagreementError(

@@ -1,9 +1,12 @@
 # Copyright 2026 The modeling-dino authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One configuration for every DINO: backbone (ViT or ResNet) and projection head.
+"""One configuration for every DINO: backbone (ViT, XCiT, ResNet or ConvNeXt) and projection heads.
 
-Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
-The name of the backbone fixes its sizes; each of them can be overridden.
+Papers: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294; DINOv2,
+https://arxiv.org/abs/2304.07193; Vision Transformers Need Registers, https://arxiv.org/abs/2309.16588; DINOv3,
+https://arxiv.org/abs/2508.10104.
+The name of the backbone fixes its sizes; each of them can be overridden. What distinguishes DINO, DINOv2 and DINOv3 is
+an option each, with the name that transformers has for it.
 """
 
 import difflib
@@ -19,12 +22,34 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .checkpoint_files import refuse_weights_file
 
 
-# width, blocks, heads (section 3.2 of the paper; ViT-tiny as in DeiT)
+# width, blocks, heads (section 3.2 of DINO's paper; ViT-tiny as in DeiT; the larger ones of DINOv2 and DINOv3)
 VIT_SIZES = {
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
+    "vit_small_plus": (384, 12, 6),
     "vit_base": (768, 12, 12),
     "vit_large": (1024, 24, 16),
+    "vit_huge_plus": (1280, 32, 20),
+    "vit_giant": (1536, 40, 24),
+    "vit_7b": (4096, 40, 32),
+}
+XCIT_SIZES = {
+    "xcit_nano_12": (128, 12, 4),
+    "xcit_tiny_12": (192, 12, 4),
+    "xcit_tiny_24": (192, 24, 4),
+    "xcit_small_12": (384, 12, 8),
+    "xcit_small_24": (384, 24, 8),
+    "xcit_medium_24": (512, 24, 8),
+    "xcit_large_24": (768, 24, 16),
+}
+# mlp_ratio of those ViTs that have SwiGLU; it is 4 for all others, with a plain MLP
+SWIGLU_RATIOS = {"vit_small_plus": 6, "vit_huge_plus": 6, "vit_giant": 4, "vit_7b": 3}
+# blocks and width of each of the four stages
+CONVNEXT_SIZES = {
+    "convnext_tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "convnext_small": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "convnext_base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "convnext_large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
 }
 # residual blocks in each of the four stages
 RESNET_DEPTHS = {
@@ -35,14 +60,21 @@ RESNET_DEPTHS = {
     "resnet152": (3, 8, 36, 3),
 }
 BOTTLENECK_RESNETS = ("resnet50", "resnet101", "resnet152")
-BACKBONES = (*VIT_SIZES, *RESNET_DEPTHS)
+BACKBONES = (*VIT_SIZES, *XCIT_SIZES, *RESNET_DEPTHS, *CONVNEXT_SIZES)
 
 HEAD_TYPES = ("dino", "simple", None)
 POSITION_INTERPOLATIONS = ("dino", "size", "antialias")
+ROPE_COORDINATES = ("separate", "max", "min")
+IMAGE_RESIZES = ("crop", "square")
 RESNET_STEMS = ("auto", "imagenet", "cifar")
 CIFAR_STEM_MAX_IMAGE_SIZE = 64
 CLASSIFIER_FEATURES = ("cls", "cls_patch_mean")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# options of one kind of backbone, which others do not have
+OF_VITS = ("num_register_tokens", "use_mask_token", "key_bias", "use_rms_norm", "rope_theta", "rope_min_period")
+OF_VITS += ("rope_max_period", "untie_cls_and_patch_norms", "untie_global_and_local_cls_norm", "use_swiglu_ffn")
+OF_XCITS = ("num_class_attention_layers", "tokens_norm")
 
 # the largest values that are not a slip, or meant to take all memory: far above those of any published model
 LARGEST = {
@@ -56,7 +88,20 @@ LARGEST = {
     "head_hidden_dim": 2**17,
     "head_bottleneck_dim": 2**17,
     "head_num_layers": 64,
+    "swiglu_multiple": 2**16,
+    "token_init_std": 1,
+    "num_class_attention_layers": 64,
 }
+HEAD_SIZES = ("projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers")
+LARGEST_OPTIONAL = {  # values that may be None
+    "evaluation_size": LARGEST["image_size"],
+    **{f"patch_{name}": LARGEST[name] for name in HEAD_SIZES},
+    **dict.fromkeys(("rope_theta", "rope_min_period", "rope_max_period"), 1e9),
+    **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), 1e3),
+}
+XCIT_PATCH_SIZES = (8, 16)
+MAX_REGISTERS = 4096
+MAX_LAYERSCALE = 1e3
 MAX_LABELS = 10**6
 MAX_NESTING = 20  # of lists and mappings in a file
 # what a file may set beside fields and attributes of its own; others are methods and settings of classes
@@ -97,23 +142,55 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         backbone (`str`, defaults to `"vit_small"`):
-            vit_tiny, vit_small, vit_base, vit_large, resnet18, resnet34, resnet50, resnet101 or resnet152. Hyphens,
+            vit_tiny, vit_small, vit_small_plus, vit_base, vit_large, vit_huge_plus, vit_giant or vit_7b; resnet18,
+            resnet34, resnet50, resnet101 or resnet152; convnext_tiny, _small, _base or _large; xcit_nano_12,
+            xcit_tiny_12, xcit_tiny_24, xcit_small_12, xcit_small_24, xcit_medium_24 or xcit_large_24. Hyphens,
             capitals and `deit_*` are accepted.
         image_size (`int`, defaults to 224): side of the square images in pixels; any other size works at run time.
-        patch_size (`int`, defaults to 16): side of a ViT's patch in pixels.
+        patch_size (`int`, *optional*, defaults to 16):
+            side of a ViT's or XCiT's patch in pixels. A ConvNeXt has none by default; with one, its maps are resized
+            to the grid of a ViT with such patches.
         num_channels (`int`, defaults to 3): channels of an image.
         hidden_size (`int`, *optional*): width of the feature; a ResNet's stages scale with it.
-        num_hidden_layers (`int`, *optional*): blocks of a ViT; stages of a ResNet.
-        num_attention_heads (`int`, *optional*): heads of a ViT.
-        depths (`list[int]`, *optional*): residual blocks in each stage; only a ResNet has (and takes) this.
-        mlp_ratio (`float`, defaults to 4): width of a block's MLP over `hidden_size`.
+        num_hidden_layers (`int`, *optional*): blocks of a ViT or XCiT; stages of a ResNet or ConvNeXt.
+        num_attention_heads (`int`, *optional*): heads of a ViT or XCiT.
+        depths (`list[int]`, *optional*): blocks in each stage; only a ResNet or ConvNeXt has (and takes) this.
+        hidden_sizes (`list[int]`, *optional*): width of each stage; only a ConvNeXt has (and takes) this.
+        mlp_ratio (`float`, *optional*): width of a block's MLP over `hidden_size`: 4, or as the backbone's name says.
+        use_swiglu_ffn (`bool`, *optional*):
+            whether the feed-forward network is SwiGLU, of 2/3 of the MLP's width; as the backbone's name says.
+        swiglu_multiple (`int`, defaults to 8): the width of SwiGLU is rounded up to a multiple of this.
         qkv_bias (`bool`, defaults to `True`): whether query, key and value have a bias.
-        layer_norm_eps (`float`, defaults to 1e-6): epsilon of a ViT's layer norms.
-        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): dropout in a ViT.
-        drop_path_rate (`float`, defaults to 0): stochastic depth of a ViT's last block, rising linearly from 0.
+        key_bias (`bool`, defaults to `True`): whether a key's bias is used; it stays in the weights if not.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of the norms over tokens.
+        use_rms_norm (`bool`, defaults to `False`): RMSNorm in the place of LayerNorm.
+        untie_cls_and_patch_norms (`bool`, defaults to `False`):
+            whether the final norm of the CLS token and the registers is another than that of the patches.
+        untie_global_and_local_cls_norm (`bool`, defaults to `False`):
+            whether they have one more final norm for local crops, which is used in training alone.
+        layerscale_value (`float`, *optional*):
+            start of the factors of LayerScale. A ViT has none by default; an XCiT always has them (1, or 1e-5 with 24
+            blocks), and so has a ConvNeXt (1e-6).
+        num_register_tokens (`int`, defaults to 0): registers, tokens between the CLS token and the patches.
+        use_mask_token (`bool`, defaults to `False`): whether patches can be masked.
+        token_init_std (`float`, defaults to 0.02): standard deviation with which CLS token and registers start.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): dropout in a ViT or XCiT.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last block, rising linearly from 0.
+        drop_path_uniform (`bool`, defaults to `False`): the same rate for all blocks of a ViT, as XCiT always has it.
         position_interpolation (`str`, defaults to `"dino"`):
             how positions are resized to a grid other than the native one: `"dino"` as the original, `"size"` as
-            transformers' ViT, `"antialias"` as timm.
+            transformers' ViT, `"antialias"` as timm. DINOv2 is "dino" without registers, and "antialias" with them.
+        rope_theta (`float`, *optional*):
+            base of the periods of rotary positions, which take the place of learned ones.
+        rope_min_period, rope_max_period (`float`, *optional*): the same, by the least and the greatest period.
+        rope_coordinates (`str`, defaults to `"separate"`):
+            what rows and columns of patches are divided by: each by its own number, or both by the `"max"` or `"min"`.
+        rope_dtype (`str`, defaults to `"float32"`): dtype in which queries and keys are rotated.
+        pos_embed_shift, pos_embed_jitter, pos_embed_rescale (`float`, *optional*):
+            in training, rotary coordinates are shifted by up to the first, and stretched by factors up to the second
+            (each axis by itself) and the third (both).
+        num_class_attention_layers (`int`, defaults to 2): blocks of an XCiT in which the CLS token attends.
+        tokens_norm (`bool`, defaults to `True`): whether they norm all tokens of an XCiT, or the CLS token alone.
         resnet_stem (`str`, defaults to `"auto"`):
             `"imagenet"` (7x7 stride 2, max pool), `"cifar"` (3x3 stride 1, no pool), or `"auto"`: cifar up to 64 px.
         zero_init_residual (`bool`, defaults to `False`): start the last batch norm of each residual block at 0.
@@ -124,13 +201,23 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         head_bottleneck_dim (`int`, defaults to 256): output of the MLP of the `"dino"` head.
         head_num_layers (`int`, defaults to 3): linear layers of the head's MLP.
         head_use_bn (`bool`, defaults to `False`): batch norm in the head's MLP.
+        head_bias (`bool`, defaults to `True`): bias in the linears of the head's MLP.
         norm_last_layer (`bool`, defaults to `True`): keep the gain of the last layer frozen at 1.
         head_weight_norm (`bool`, defaults to `True`): whether the last layer of the `"dino"` head is weight-normed.
+        patch_head (`bool`, defaults to `False`): whether patches have a projection head of their own (iBOT's).
+        patch_projection_dim, patch_head_hidden_dim, patch_head_bottleneck_dim, patch_head_num_layers (`int`):
+            sizes of that head, by default those of the other.
         classifier_features (`str`, defaults to `"cls"`):
             input of [`DinoForImageClassification`]: `"cls"` (CLS tokens, or a ResNet's global average pool), or
             `"cls_patch_mean"` (CLS tokens and the mean of the last block's patch tokens).
         classifier_last_blocks (`int`, defaults to 1): number of last blocks that give their CLS tokens.
-        weights_source (`str`, *optional*): origin of converted weights; a conversion fills it in.
+        image_resize (`str`, defaults to `"crop"`):
+            how images are resized for evaluation: `"crop"` (the shorter side to 8/7 of the size, bicubic, and a square
+            from the middle), or `"square"` (squashed to the size, bilinear, as DINOv3).
+        evaluation_size (`int`, *optional*): side of the images after that, in pixels; `image_size` by default.
+        image_mean, image_std (`list[float]`, *optional*): mean and deviation of each channel; ImageNet's by default.
+        weights_source, weights_license (`str`, *optional*):
+            origin and license of converted weights, which a conversion fills in; the license as the hub calls it.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
     Raises:
@@ -150,18 +237,39 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
 
     backbone: str = "vit_small"
     image_size: int = 224
-    patch_size: int = 16
+    patch_size: int | None = None
     num_channels: int = 3
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
-    mlp_ratio: float | int = 4
+    mlp_ratio: float | int | None = None
+    use_swiglu_ffn: bool | None = None
+    swiglu_multiple: int = 8
     qkv_bias: bool = True
+    key_bias: bool = True
     layer_norm_eps: float = 1e-6
+    use_rms_norm: bool = False
+    untie_cls_and_patch_norms: bool = False
+    untie_global_and_local_cls_norm: bool = False
+    layerscale_value: float | int | None = None
+    num_register_tokens: int = 0
+    use_mask_token: bool = False
+    token_init_std: float = 0.02
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
+    drop_path_uniform: bool = False
     position_interpolation: str = "dino"
+    rope_theta: float | int | None = None
+    rope_min_period: float | int | None = None
+    rope_max_period: float | int | None = None
+    rope_coordinates: str = "separate"
+    rope_dtype: str = "float32"
+    pos_embed_shift: float | int | None = None
+    pos_embed_jitter: float | int | None = None
+    pos_embed_rescale: float | int | None = None
+    num_class_attention_layers: int = 2
+    tokens_norm: bool = True
     resnet_stem: str = "auto"
     zero_init_residual: bool = False
     head_type: str | None = "dino"
@@ -170,41 +278,73 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     head_bottleneck_dim: int = 256
     head_num_layers: int = 3
     head_use_bn: bool = False
+    head_bias: bool = True
     norm_last_layer: bool = True
     head_weight_norm: bool = True
+    patch_head: bool = False
+    patch_projection_dim: int | None = None
+    patch_head_hidden_dim: int | None = None
+    patch_head_bottleneck_dim: int | None = None
+    patch_head_num_layers: int | None = None
     classifier_features: str = "cls"
     classifier_last_blocks: int = 1
+    image_resize: str = "crop"
+    evaluation_size: int | None = None
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
     weights_source: str | None = None
+    weights_license: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, depths=None, out_features=None, out_indices=None, **kwargs):
+    def __post_init__(self, depths=None, hidden_sizes=None, out_features=None, out_indices=None, **kwargs):
         self._refuse_misspelt(kwargs)
         if kwargs.get("num_labels") is None:
             kwargs.pop("num_labels", None)
         self._validate_labels(kwargs.get("num_labels"))
         self._validate_dtype(kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
         self.backbone = canonical_backbone(self.backbone)
-        if self.backbone in VIT_SIZES:
-            if depths is not None:
-                raise ValueError(f"depths is for ResNets; set num_hidden_layers for {self.backbone}")
-            self._default_to(VIT_SIZES[self.backbone])
-        else:
-            # An attribute of ResNets alone, so not a field: transformers takes its presence for a staged backbone.
-            self.depths = self._checked_depths(RESNET_DEPTHS[self.backbone] if depths is None else depths)
-            self._default_to((512 * self.resnet_expansion, len(self.depths), None))
+        self._default_to_sizes_of_name(depths, hidden_sizes)
         self.validate_values()  # before the inherited checks, which would fail less clearly
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
 
-    def _default_to(self, sizes: tuple[int, int, int | None]):
-        for name, size in zip(("hidden_size", "num_hidden_layers", "num_attention_heads"), sizes):
+    def _default_to_sizes_of_name(self, depths: object, hidden_sizes: object):
+        """Sets the values that are not given to those that the backbone's name stands for."""
+        if depths is not None and not self.has_stages:
+            raise ValueError(f"depths is for ResNets and ConvNeXts; set num_hidden_layers for {self.backbone}")
+        if hidden_sizes is not None and self.backbone not in CONVNEXT_SIZES:
+            raise ValueError(f"hidden_sizes is for ConvNeXts; set hidden_size for {self.backbone}")
+        # Attributes of staged backbones alone, so not fields: transformers takes their presence for such a backbone.
+        if self.has_stages:
+            own_depths, own_sizes = CONVNEXT_SIZES.get(self.backbone) or (RESNET_DEPTHS[self.backbone], None)
+            self.depths = self._checked_stages("depths", own_depths if depths is None else depths)
+            width = 512 * self.resnet_expansion
+            if own_sizes is not None:
+                own_sizes = own_sizes if hidden_sizes is None else hidden_sizes
+                self.hidden_sizes = self._checked_stages("hidden_sizes", own_sizes)
+                width = self.hidden_sizes[-1]
+            sizes = (width, len(self.depths), None)
+        else:
+            sizes = {**VIT_SIZES, **XCIT_SIZES}[self.backbone]
+        self._default_to(dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads"), sizes)))
+        self._default_to({"mlp_ratio": SWIGLU_RATIOS.get(self.backbone, 4)})
+        self._default_to({"use_swiglu_ffn": self.backbone in SWIGLU_RATIOS})
+        if self.backbone in CONVNEXT_SIZES:
+            self._default_to({"layerscale_value": 1e-6})
+        else:
+            self._default_to({"patch_size": 16})
+        if self.backbone in XCIT_SIZES:
+            self._default_to({"layerscale_value": 1.0 if self.num_hidden_layers < 24 else 1e-5})
+
+    def _default_to(self, values: dict):
+        for name, value in values.items():
             if getattr(self, name) is None:
-                setattr(self, name, size)
+                setattr(self, name, value)
 
     def _refuse_misspelt(self, kwargs: dict):
         """Raises ValueError for likely typos; transformers keeps other unknown arguments as attributes."""
-        known = [*self.__dataclass_fields__, "depths", "out_features", "out_indices", "num_labels"]
+        known = [*self.__dataclass_fields__, "depths", "hidden_sizes", "out_features", "out_indices", "num_labels"]
         for name in kwargs:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.89)
             if name not in known and nearest:
@@ -214,6 +354,22 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     def stage_names(self) -> list[str]:
         """`stem`, `stage1`, and so on; a stage of a ViT is a block."""
         return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+
+    @property
+    def has_stages(self) -> bool:
+        """Returns whether the backbone has convolutional stages, each of a resolution of its own."""
+        return self.backbone in RESNET_DEPTHS or self.backbone in CONVNEXT_SIZES
+
+    @property
+    def has_rotary_positions(self) -> bool:
+        """Returns whether a ViT's positions are rotations; they are learned embeddings else."""
+        return self.rope_theta is not None or self.rope_min_period is not None
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Width within a block's feed-forward network."""
+        width = int(self.hidden_size * self.mlp_ratio)
+        return -(-int(width * 2 / 3) // self.swiglu_multiple) * self.swiglu_multiple if self.use_swiglu_ffn else width
 
     @property
     def resnet_expansion(self) -> int:
@@ -241,10 +397,15 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         """Raises ValueError for a value that cannot work, alone or with others; the message says what is allowed."""
         self._validate_choices()
         self._validate_ranges()
-        if self.backbone in VIT_SIZES:
-            self._validate_vit()
+        if self.has_stages:
+            self._validate_stages()
         else:
-            self._validate_resnet()
+            self._validate_transformer()
+        for names, backbones, kind in ((OF_VITS, VIT_SIZES, "ViTs"), (OF_XCITS, XCIT_SIZES, "XCiTs")):
+            for name in names if self.backbone not in backbones else ():
+                value = getattr(self, name)
+                if (value or False) != (self.__dataclass_fields__[name].default or False):
+                    raise ValueError(f"{name}={value!r} is for {kind}; leave it out for {self.backbone}")
 
     def _validate_labels(self, num_labels: object):
         """Raises ValueError for labels that are too many, or none; transformers would list their names first."""
@@ -264,18 +425,21 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         if dtype is not None and name not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
 
-    def _checked_depths(self, depths: object) -> list[int]:
-        is_list = isinstance(depths, (list, tuple)) and 1 <= len(depths) <= 8
-        if not is_list or any(
-            type(depth) is not int or not 1 <= depth <= LARGEST["num_hidden_layers"] for depth in depths
-        ):
-            raise ValueError(f"depths={depths!r} must be positive integers, one for each of at most 8 stages")
-        return list(depths)
+    def _checked_stages(self, name: str, values: object) -> list[int]:
+        """Returns numbers, one for each stage, as a list; raises ValueError if they are something else."""
+        largest = LARGEST["num_hidden_layers" if name == "depths" else "hidden_size"]
+        is_list = isinstance(values, (list, tuple)) and 1 <= len(values) <= 8
+        if not is_list or any(type(value) is not int or not 1 <= value <= largest for value in values):
+            raise ValueError(f"{name}={values!r} must be positive integers, one for each of at most 8 stages")
+        return list(values)
 
     def _validate_choices(self):
         for name, allowed in (
             ("backbone", BACKBONES),
             ("position_interpolation", POSITION_INTERPOLATIONS),
+            ("rope_coordinates", ROPE_COORDINATES),
+            ("rope_dtype", DTYPES),
+            ("image_resize", IMAGE_RESIZES),
             ("resnet_stem", RESNET_STEMS),
             ("head_type", HEAD_TYPES),
             ("classifier_features", CLASSIFIER_FEATURES),
@@ -284,7 +448,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}")
 
     def _validate_ranges(self):
-        for name, largest in LARGEST.items():
+        optional = {name: most for name, most in LARGEST_OPTIONAL.items() if getattr(self, name) is not None}
+        for name, largest in {**LARGEST, **optional}.items():
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"{name}={value} must be greater than 0")
@@ -295,20 +460,41 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("pos_embed_jitter", "pos_embed_rescale"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, a factor")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_channels:
+                raise ValueError(f"{name}={values!r} must be {self.num_channels} numbers, one for each channel")
+        if not 0 <= self.num_register_tokens <= MAX_REGISTERS:
+            raise ValueError(f"num_register_tokens={self.num_register_tokens} must be between 0 and {MAX_REGISTERS}")
+        if self.layerscale_value is not None and not 0 <= abs(self.layerscale_value) <= MAX_LAYERSCALE:
+            raise ValueError(f"layerscale_value={self.layerscale_value} must be a number up to {MAX_LAYERSCALE}")
         if not 1 <= self.classifier_last_blocks <= self.num_hidden_layers:
             raise ValueError(
                 f"classifier_last_blocks={self.classifier_last_blocks} must be between 1 and {self.num_hidden_layers}"
             )
 
-    def _validate_vit(self):
+    def _validate_transformer(self):
         if not 1 <= self.patch_size <= self.image_size:
             raise ValueError(f"patch_size={self.patch_size} must be between 1 and image_size={self.image_size}")
         heads = self.num_attention_heads
         if heads < 1 or self.hidden_size % heads != 0:
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}")
+        if self.backbone in XCIT_SIZES and (self.patch_size not in XCIT_PATCH_SIZES or self.hidden_size % 8 != 0):
+            sizes = f"patch_size={self.patch_size} must be 8 or 16, and hidden_size={self.hidden_size} a multiple of 8"
+            raise ValueError(f"{sizes}, for {self.backbone}")
+        given = [x is not None for x in (self.rope_theta, self.rope_min_period, self.rope_max_period)]
+        if given not in ([False, False, False], [True, False, False], [False, True, True]):
+            raise ValueError("rotary positions need rope_theta, or rope_min_period and rope_max_period, and not all")
+        if self.has_rotary_positions and self.hidden_size // heads % 4 != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of 4 * num_attention_heads={4 * heads}"
+            )
 
-    def _validate_resnet(self):
-        if (self.classifier_features, self.classifier_last_blocks) != ("cls", 1):
+    def _validate_stages(self):
+        if self.backbone in RESNET_DEPTHS and (self.classifier_features, self.classifier_last_blocks) != ("cls", 1):
             raise ValueError(
                 f"classifier_features={self.classifier_features!r} and classifier_last_blocks="
                 f"{self.classifier_last_blocks} must be 'cls' and 1 for {self.backbone}: its feature is its pool"
@@ -317,9 +503,22 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"num_hidden_layers={self.num_hidden_layers} must be {len(self.depths)}, the stages in depths"
             )
+        if self.backbone in CONVNEXT_SIZES:
+            return self._validate_convnext()
         multiple = self.resnet_expansion * 2 ** (len(self.depths) - 1)
         if self.hidden_size % multiple != 0:
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {multiple} for {self.backbone}")
+
+    def _validate_convnext(self):
+        if self.classifier_last_blocks != 1:
+            raise ValueError(f"classifier_last_blocks={self.classifier_last_blocks} must be 1 for {self.backbone}")
+        if len(self.hidden_sizes) != len(self.depths) or self.hidden_sizes[-1] != self.hidden_size:
+            raise ValueError(
+                f"hidden_sizes={self.hidden_sizes} must be {len(self.depths)} numbers, as depths are, of which the "
+                f"last is hidden_size={self.hidden_size}"
+            )
+        if self.patch_size is not None and not 1 <= self.patch_size <= self.image_size:
+            raise ValueError(f"patch_size={self.patch_size} must be between 1 and image_size={self.image_size}")
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones that are faster and cannot be trained: what `model.prepare_for_inference()` makes of them.
 
-The plain classes in `vision_transformer.py` and `resnet.py` define what is computed, and tests compare with them; the
-classes here compute the same with fewer passes over memory. Parameters, buffers and their names stay as they are, and
-so does what is saved: only the classes of modules change. What is derived from weights is kept beside them, and made
-anew when they change.
+The plain classes in `vision_transformer.py`, `block_parts.py` and `resnet.py` define what is computed, and tests
+compare with them; the classes here compute the same with fewer passes over memory. Parameters, buffers and their names
+stay as they are, and so does what is saved: only the classes of modules change. What is derived from weights is kept
+beside them, and made anew when they change.
 
-- ViT: GELU and residuals are written over their inputs: memory that is allocated and given back costs page faults, up
-  to a tenth of the time on a CPU. There, linears run with weights packed by MKL. Interpolated positions are kept by
-  the size of the image.
+- ViT: GELU, SwiGLU, layer scale and residuals are written over their inputs: memory that is allocated and given back
+  costs page faults, up to a tenth of the time on a CPU. There, linears run with weights packed by MKL. Interpolated
+  positions are kept by the size of the image.
 - ResNet: batch norms are folded into the convolutions, which run in channels_last, on CPUs with packed weights and
   with ReLU and residual applied while the output is still in the cache (oneDNN).
 
@@ -26,8 +26,11 @@ import torch
 from torch import nn
 
 from .backbone import is_recorded
+from .block_parts import DropPath, LayerScale, Mlp, SwiGlu
+from .convnext import ConvNeXt
 from .resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, ResNetStage
-from .vision_transformer import Attention, Block, DropPath, Mlp, VisionTransformer
+from .vision_transformer import Attention, Block, LinearWithoutKeyBias, VisionTransformer
+from .xcit import Xcit
 
 
 # Packing takes as long as fifty rows do. What is packed must not depend on what was seen before, as last bits do.
@@ -44,12 +47,16 @@ def newest(packed: dict, key, value) -> dict:
     return dict([*list(packed.items())[-1:], (key, value)])
 
 
-def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Returns whether a module is of the plain class or of its faster one, and of no subclass."""
-    return type(module) in (kind, FASTER.get(kind))
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
-def can_be_left_out(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_exactly(module: nn.Module, kinds: Kinds) -> bool:
+    """Returns whether a module is of a plain class or of its faster one, and of no subclass."""
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return type(module) in (*kinds, *map(FASTER.get, kinds))
+
+
+def can_be_left_out(module: nn.Module, kind: Kinds) -> bool:
     """Returns whether others can compute what this class does in the module's place: nothing hooks into it."""
     has_hooks = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return is_exactly(module, kind) and not has_hooks
@@ -64,8 +71,8 @@ class Faster:
         left_out: classes of the parts that are not called, since what they compute is known.
     """
 
-    called: dict[str, type[nn.Module]] | None = None
-    left_out: dict[str, type[nn.Module]] = {}
+    called: dict[str, Kinds] | None = None
+    left_out: dict[str, Kinds] = {}
 
     @classmethod
     def knows(cls, plain: nn.Module) -> bool:
@@ -104,9 +111,13 @@ class InferenceLinear(Faster, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if is_recorded() or not self._suits_mkl(x):
-            return super().forward(x)
+            return nn.functional.linear(x, self.weight, self.used_bias())
         rows = x[..., 0].numel()
-        return torch.ops.mkl._mkl_linear(x, self._pack(rows), self.weight, self.bias, rows)
+        return torch.ops.mkl._mkl_linear(x, self._pack(rows), self.weight, self.used_bias(), rows)
+
+    def used_bias(self) -> torch.Tensor | None:
+        """Returns what is added to the product."""
+        return self.bias
 
     def _suits_mkl(self, x: torch.Tensor) -> bool:
         is_float32_on_cpu = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
@@ -123,10 +134,16 @@ class InferenceLinear(Faster, nn.Linear):
         return packed
 
 
+class InferenceLinearWithoutKeyBias(InferenceLinear, LinearWithoutKeyBias):
+    """The same with no bias of the key."""
+
+    used_bias = LinearWithoutKeyBias.used_bias
+
+
 class InferenceAttention(Faster, Attention):
     """Attention that reads the weights of its linears, whichever class they have."""
 
-    linears = (nn.Linear, InferenceLinear)
+    linears = (*Attention.linears, InferenceLinear, InferenceLinearWithoutKeyBias)
 
 
 class InferenceMlp(Faster, Mlp):
@@ -145,18 +162,39 @@ class InferenceMlp(Faster, Mlp):
         return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
 
 
+class InferenceSwiGlu(Faster, SwiGlu):
+    """SwiGLU with gates and their product in place."""
+
+    called = {"w1": nn.Linear, "w2": nn.Linear, "w3": nn.Linear}
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.is_as_prepared():
+            return super().forward(hidden_states)
+        gates = nn.functional.silu(self.w1(hidden_states), inplace=True)
+        return self.w3(gates.mul_(self.w2(hidden_states)))
+
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+LAYER_SCALES = (nn.Identity, LayerScale)
+
+
+def scale_(hidden_states: torch.Tensor, scale: nn.Module) -> torch.Tensor:
+    """Applies a layer scale in place, or nothing where there is none."""
+    return hidden_states.mul_(scale.gamma) if isinstance(scale, LayerScale) else hidden_states
+
+
 class InferenceBlock(Faster, Block):
     """A block with residuals in place."""
 
-    called = {"norm1": nn.LayerNorm, "attn": Attention, "norm2": nn.LayerNorm, "mlp": Mlp}
-    left_out = {"drop_path": DropPath}
+    called = {"norm1": NORMS, "attn": Attention, "norm2": NORMS, "mlp": (Mlp, SwiGlu)}
+    left_out = {"ls1": LAYER_SCALES, "ls2": LAYER_SCALES, "drop_path": DropPath}
 
     def forward(self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs) -> torch.Tensor:
         if not self.is_as_prepared():
             return super().forward(hidden_states, cls_only=cls_only, **kwargs)
         attended, _ = self.attn(self.norm1(hidden_states), cls_only=cls_only, **kwargs)
-        hidden_states = attended.add_(hidden_states[:, :1] if cls_only else hidden_states)
-        return self.mlp(self.norm2(hidden_states)).add_(hidden_states)
+        hidden_states = scale_(attended, self.ls1).add_(hidden_states[:, :1] if cls_only else hidden_states)
+        return scale_(self.mlp(self.norm2(hidden_states)), self.ls2).add_(hidden_states)
 
 
 class InferenceBackbone(Faster):
@@ -179,8 +217,8 @@ class InferenceVisionTransformer(InferenceBackbone, VisionTransformer):
     def prepare(self):
         self._positions = {}
 
-    def positions(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if is_recorded() or pixel_values.is_meta:
+    def positions(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        if self.pos_embed is None or is_recorded() or pixel_values.is_meta:
             return super().positions(pixel_values)
         size, now = tuple(pixel_values.shape[-2:]), fingerprint(self.pos_embed)
         if self._positions.get(size, (None, None))[0] != now:
@@ -319,8 +357,18 @@ class InferenceResNet(InferenceBackbone, ResNet):
         return self.maxpool(self._stem(pixel_values.contiguous(memory_format=torch.channels_last)))
 
 
+class InferenceConvNeXt(InferenceBackbone, ConvNeXt):
+    """A ConvNeXt whose linears have packed weights."""
+
+
+class InferenceXcit(InferenceBackbone, Xcit):
+    """An XCiT whose linears have packed weights, with GELU in place."""
+
+
 FASTER: dict[type[nn.Module], type[Faster]] = {
     nn.Linear: InferenceLinear,
+    LinearWithoutKeyBias: InferenceLinearWithoutKeyBias,
+    SwiGlu: InferenceSwiGlu,
     Attention: InferenceAttention,
     Mlp: InferenceMlp,
     Block: InferenceBlock,
@@ -328,6 +376,8 @@ FASTER: dict[type[nn.Module], type[Faster]] = {
     BasicBlock: InferenceBasicBlock,
     Bottleneck: InferenceBottleneck,
     ResNet: InferenceResNet,
+    ConvNeXt: InferenceConvNeXt,
+    Xcit: InferenceXcit,
 }
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models: backbone (ViT or ResNet) with a projection head, with a classifier, or as feature maps.
+"""The models: a backbone with projection heads, with a classifier, or as feature maps.
 
 Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294.
 Reference: https://github.com/facebookresearch/dino/tree/7c446df, whose parameter names are kept under `backbone.` and
 `head.`. All classes share them, so each loads what another saved.
 
-Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T = 1 + h * w tokens, D width.
+Letters in shapes: B images, C channels, H x W pixels, h x w patches or cells, T = 1 + registers + h * w tokens, D
+width.
 """
 
 import copy
@@ -39,7 +40,8 @@ from .checkpoint_files import (
     network_prefix,
     read_tensors,
 )
-from .configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
+from .configuration_dino import CONVNEXT_SIZES, RESNET_DEPTHS, VIT_SIZES, XCIT_SIZES, DinoConfig
+from .convnext import ConvNeXt
 from .image_processing_dino import (
     check_image_transform,
     image_processor_config,
@@ -48,9 +50,10 @@ from .image_processing_dino import (
     save_image_transform,
 )
 from .inference import prepare_for_inference
-from .projection_head import WeightNormLinear, build_head
+from .projection_head import WeightNormLinear, build_head, build_patch_head
 from .resnet import ResNet
 from .vision_transformer import Attention, VisionTransformer
+from .xcit import Xcit
 
 
 logger = logging.get_logger(__name__)
@@ -75,17 +78,28 @@ class DinoModelOutput(BaseModelOutputWithPooling):
     Output of [`DinoModel`].
 
     Args:
-        last_hidden_state: ViT: (B, T, D), after the final norm; ResNet: (B, C, h, w).
+        last_hidden_state: (B, T, D), after the final norm: CLS token, registers and patches; ResNet: (B, C, h, w).
         pooler_output: (B, D), the feature: CLS token, or global average pool.
         hidden_states: if asked for, the outputs of the embedding (or stem) and each block (or stage), not normed.
         attentions: if asked for, (B, heads, T, T) of each block.
         projection: (B, projection_dim), the output of the head; None without a head.
+        patch_tokens: (B, h * w, D), those of `last_hidden_state`, or the cells of a ResNet's map.
+        register_tokens: (B, registers, D), those of `last_hidden_state`; None without registers.
+        patch_projection: (B, h * w, K), the output of the head on patches, if asked for.
     """
 
     projection: torch.FloatTensor | None = None
+    patch_tokens: torch.FloatTensor | None = None
+    register_tokens: torch.FloatTensor | None = None
+    patch_projection: torch.FloatTensor | None = None
 
 
-BACKBONE_CLASSES = {**dict.fromkeys(VIT_SIZES, VisionTransformer), **dict.fromkeys(RESNET_DEPTHS, ResNet)}
+BACKBONE_CLASSES = {
+    **dict.fromkeys(VIT_SIZES, VisionTransformer),
+    **dict.fromkeys(XCIT_SIZES, Xcit),
+    **dict.fromkeys(RESNET_DEPTHS, ResNet),
+    **dict.fromkeys(CONVNEXT_SIZES, ConvNeXt),
+}
 
 
 def backbone_class(config: DinoConfig) -> type[Backbone]:
@@ -101,7 +115,7 @@ class DinoPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Block", "BasicBlock", "Bottleneck"]
+    _no_split_modules = ["Block", "BasicBlock", "Bottleneck", "ConvNeXtBlock", "XcitBlock", "ClassAttentionBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -190,8 +204,8 @@ class DinoPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialises as https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L161 does."""
-        if isinstance(module, Backbone):
-            module.init_tokens()
+        if hasattr(module, "init_parameters"):  # those outside of its submodules
+            module.init_parameters()
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -247,6 +261,11 @@ class DinoPreTrainedModel(PreTrainedModel):
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         if asked and not backbone_class(self.config).has_attention:
             raise ValueError(f"{self.config.backbone} has no attention: use a ViT, or a ResNet's hidden_states")
+
+    def check_cls_attention(self):
+        """Raises ValueError if the model has no CLS token that attends to patches."""
+        if not backbone_class(self.config).has_cls_attention:
+            raise ValueError(f"{self.config.backbone} has no attention: use a ViT or an XCiT")
 
     def last_stages(self, n: int) -> list[int]:
         """Returns the numbers of the last `n` blocks or stages, from 1; raises ValueError if there are fewer."""
@@ -356,8 +375,10 @@ class DinoModel(DinoPreTrainedModel):
         super().__init__(config)
         self.backbone = backbone_class(config)(config)
         self.head = build_head(config)
-        if self.head is None:  # one in the checkpoint is left out, and not reported
-            self._keys_to_ignore_on_load_unexpected = [r"^head\."]
+        self.patch_head = build_patch_head(config)
+        absent = [name for name in ("head", "patch_head") if getattr(self, name) is None]
+        if absent:  # those in the checkpoint are left out, and not reported
+            self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in absent]
         self.post_init()
 
     @classmethod
@@ -384,8 +405,10 @@ class DinoModel(DinoPreTrainedModel):
                 return cls._from_foreign(pretrained_model_name_or_path, location, *model_args, **kwargs)
         keys = checkpoint_keys(pretrained_model_name_or_path, **kwargs)
         prefix = network_prefix(keys, which)
-        if config is None and "head_type" not in kwargs and not any(key.startswith(f"{prefix}head.") for key in keys):
-            kwargs["head_type"] = None
+        if config is None:
+            for value, name, without in (("head_type", "head", None), ("patch_head", "patch_head", False)):
+                if value not in kwargs and not any(key.startswith(f"{prefix}{name}.") for key in keys):
+                    kwargs[value] = without
         return cls._load_network(prefix, pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
     @classmethod
@@ -411,20 +434,57 @@ class DinoModel(DinoPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        project_patches: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> DinoModelOutput:
         """
         Args:
             pixel_values: (B, C, H, W), any H and W of at least one patch.
+            bool_masked_pos: (B, h * w), true for patches that are replaced by the mask token.
+            project_patches: whether to compute `patch_projection`.
+            local_crops: whether the images are local crops, which in training may have a norm of their own.
 
         Raises:
-            ValueError: if the images do not fit the model, or attention is asked of a ResNet.
+            ValueError: if the images do not fit the model, or it lacks what is asked of it.
         """
         self.check_attention(kwargs.get("output_attentions"))
+        if bool_masked_pos is not None:
+            if not self.config.use_mask_token:
+                raise ValueError("the model has no mask token: leave out bool_masked_pos, or set use_mask_token=True")
+            kwargs["bool_masked_pos"] = bool_masked_pos
         last_hidden_state = self.backbone(self.check_pixel_values(pixel_values), **kwargs)
         pooler_output = self.backbone.pool(last_hidden_state)
-        projection = None if self.head is None else self.head(pooler_output)
-        return DinoModelOutput(last_hidden_state=last_hidden_state, pooler_output=pooler_output, projection=projection)
+        patch_tokens = self.backbone.patch_tokens(last_hidden_state)
+        registers = last_hidden_state[:, 1 : self.backbone.num_prefix_tokens]
+        return DinoModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=pooler_output,
+            projection=None if self.head is None else self.head(pooler_output),
+            patch_tokens=patch_tokens,
+            register_tokens=registers if self.config.num_register_tokens else None,
+            patch_projection=self.project_patches(patch_tokens) if project_patches else None,
+        )
+
+    def project_patches(self, patch_tokens: torch.Tensor) -> torch.Tensor:
+        """
+        Computes the output of the patches' head, or of the head where patches have none of their own.
+
+        Args:
+            patch_tokens: (..., D), after the final norm; the masked ones alone, for example.
+
+        Returns:
+            (..., patch_projection_dim or projection_dim).
+
+        Raises:
+            ValueError: if the model has no head.
+        """
+        head = self.head if self.patch_head is None else self.patch_head
+        if head is None:
+            raise ValueError("the model has no projection head: set patch_head, or head_type")
+        return head(patch_tokens.flatten(0, -2)).unflatten(0, patch_tokens.shape[:-1])
 
     def get_intermediate_layers(
         self,
@@ -456,20 +516,24 @@ class DinoModel(DinoPreTrainedModel):
             raise ValueError(f"{self.config.backbone} has no CLS token: leave return_class_token=False")
         pixel_values = self.check_pixel_values(pixel_values)
         stages = self.last_stages(n) if isinstance(n, int) else [layer + 1 for layer in self.resolve_layers(n)]
-        outputs = self.backbone(pixel_values, stages=sorted(set(stages)))
-        if norm:
-            outputs = [self.backbone.normalize(tokens) for tokens in outputs]
+        stages = sorted(set(stages))
+        compute = self.backbone.normed_stages if norm else self.backbone
+        outputs = compute(pixel_values, stages=stages)
         if reshape:
-            patches = [self.backbone.feature_map(tokens, pixel_values) for tokens in outputs]
+            patches = [self.backbone.feature_map(tokens, pixel_values, i) for tokens, i in zip(outputs, stages)]
         elif return_class_token:
             patches = [self.backbone.patch_tokens(tokens) for tokens in outputs]
         else:
             return tuple(outputs)
         return tuple(zip(patches, map(self.backbone.pool, outputs))) if return_class_token else tuple(patches)
 
-    def get_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Computes only the feature of each image, `pooler_output` to rounding: (B, C, H, W) -> (B, D)."""
-        (feature,) = self.backbone.pooled_stages(self.check_pixel_values(pixel_values), self.last_stages(1))
+    def get_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """
+        Computes only the feature of each image, `pooler_output` to rounding: (B, C, H, W) -> (B, D). `kwargs` are
+        `bool_masked_pos` and `local_crops` of `forward`.
+        """
+        pixel_values = self.check_pixel_values(pixel_values)
+        (feature,) = self.backbone.pooled_stages(pixel_values, self.last_stages(1), **kwargs)
         return feature
 
     def get_cls_tokens(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
@@ -516,21 +580,21 @@ class DinoModel(DinoPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W).
-            layer: a block from 0; negative ones count from the end.
+            layer: a block from 0; negative ones count from the end. An XCiT's are its class-attention blocks.
 
         Returns:
-            (B, heads, h, w); what is missing to a sum of 1 goes to the CLS token itself.
+            (B, heads, h, w); what is missing to a sum of 1 goes to the CLS token itself, and to registers.
 
         Raises:
-            ValueError: for a ResNet, or if there is no such layer.
+            ValueError: for a model without, or if there is no such layer.
         """
-        self.check_attention(True)
-        (layer,) = self.resolve_layers([layer])
+        self.check_cls_attention()
+        (layer,) = self.resolve_layers([layer], self.backbone.num_attention_layers)
         return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
 
-    def resolve_layers(self, layers: Sequence[int]) -> list[int]:
+    def resolve_layers(self, layers: Sequence[int], depth: int | None = None) -> list[int]:
         """Returns layers with negative ones counted from the end; raises ValueError if the model has no such layer."""
-        depth = self.config.num_hidden_layers
+        depth = self.config.num_hidden_layers if depth is None else depth
         wrong = [layer for layer in layers if not -depth <= layer < depth]
         if wrong or not len(layers):
             raise ValueError(f"no such layers, {list(layers)}: {self.config.backbone} has layers 0 to {depth - 1}")
@@ -539,7 +603,8 @@ class DinoModel(DinoPreTrainedModel):
     def get_model_info(self) -> dict[str, str | int | None]:
         """Returns name and sizes. `output_dim` is None without a head; a frozen gain is a buffer, so no parameter."""
         backbone_params = sum(p.numel() for p in self.backbone.parameters())
-        head_params = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        heads = [head for head in (self.head, self.patch_head) if head is not None]
+        head_params = sum(p.numel() for head in heads for p in head.parameters())
         return {
             "backbone": self.config.backbone,
             "feature_dim": self.config.hidden_size,
@@ -554,7 +619,7 @@ class DinoModel(DinoPreTrainedModel):
 def without_head(config: DinoConfig) -> DinoConfig:
     """Returns a copy of a configuration, for a model that has no projection head."""
     config = copy.deepcopy(config)
-    config.head_type = None
+    config.head_type, config.patch_head = None, False
     return config
 
 
@@ -565,7 +630,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
     It has no projection head, and ignores one in the checkpoint.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(patch_)?head\."]
 
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
@@ -599,8 +664,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
         if last_blocks == 1:  # the backbone norms it itself, and without gradients if it is prepared for inference
             outputs = [self.backbone(pixel_values, **kwargs)]
         else:
-            stages = self.last_stages(last_blocks)
-            outputs = [self.backbone.normalize(x) for x in self.backbone(pixel_values, stages=stages, **kwargs)]
+            outputs = self.backbone.normed_stages(pixel_values, self.last_stages(last_blocks), **kwargs)
         features = [self.backbone.pool(x) for x in outputs]
         if self.config.classifier_features == "cls_patch_mean":
             features.append(self.backbone.patch_tokens(outputs[-1]).mean(dim=1))
@@ -610,7 +674,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
 class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
     """Feature maps of `config.out_features` for detection and segmentation, those of a ViT normed. It has no head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(patch_)?head\."]
 
     def __init__(self, config: DinoConfig):
         super().__init__(without_head(config))
@@ -632,6 +696,6 @@ class DinoBackbone(BackboneMixin, DinoPreTrainedModel):
         self.check_attention(kwargs.get("output_attentions"))
         pixel_values = self.check_pixel_values(pixel_values)
         stages = [self.stage_names.index(name) for name in self.out_features]
-        outputs = self.backbone(pixel_values, stages=stages, **kwargs)
-        outputs = [self.backbone.normalize(x) for x in outputs]
-        return BackboneOutput(feature_maps=tuple(self.backbone.feature_map(x, pixel_values) for x in outputs))
+        outputs = self.backbone.normed_stages(pixel_values, stages, **kwargs)
+        maps = [self.backbone.feature_map(x, pixel_values, stage) for x, stage in zip(outputs, stages)]
+        return BackboneOutput(feature_maps=tuple(maps))

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection heads, on whose outputs DINO computes its loss.
+"""The projection heads, on whose outputs the DINOs compute their losses.
 
 `dino`: MLP, L2 norm, weight-normed prototypes; appendix C of the paper (https://arxiv.org/abs/2104.14294) and
 https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L257, whose parameter names are kept.
+DINOv2 trains the gains (`norm_last_layer=False`); DINOv3 has plain prototypes (`head_weight_norm=False`).
 `simple`: MLP with ReLU, L2 norm, as in teaching implementations of DINO.
 Deviation: a frozen gain is a buffer, since `from_pretrained` makes every parameter trainable.
 """
 
+import copy
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .configuration_dino import DinoConfig
+from .configuration_dino import HEAD_SIZES, DinoConfig
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
@@ -21,15 +23,15 @@ def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
 
-def build_mlp(dims: list[int], activation: type[nn.Module], use_bn: bool) -> nn.Module:
+def build_mlp(dims: list[int], activation: type[nn.Module], config: DinoConfig) -> nn.Module:
     """Builds linears with [batch norms and] activations between them; a single linear is not wrapped."""
     layers: list[nn.Module] = []
     for in_dim, out_dim in pairwise(dims[:-1]):
-        layers.append(nn.Linear(in_dim, out_dim))
-        if use_bn:
+        layers.append(nn.Linear(in_dim, out_dim, bias=config.head_bias))
+        if config.head_use_bn:
             layers.append(nn.BatchNorm1d(out_dim))
         layers.append(activation())
-    last = nn.Linear(dims[-2], dims[-1])
+    last = nn.Linear(dims[-2], dims[-1], bias=config.head_bias)
     return nn.Sequential(*layers, last) if layers else last
 
 
@@ -113,7 +115,7 @@ class DinoHead(nn.Module):
         super().__init__()
         hidden_dims = [config.head_hidden_dim] * (config.head_num_layers - 1)
         dims = [config.hidden_size, *hidden_dims, config.head_bottleneck_dim]
-        self.mlp = build_mlp(dims, nn.GELU, config.head_use_bn)
+        self.mlp = build_mlp(dims, nn.GELU, config)
         last_dims = (config.head_bottleneck_dim, config.projection_dim)
         if config.head_weight_norm:
             self.last_layer = WeightNormLinear(*last_dims, frozen_gain=config.norm_last_layer)
@@ -131,7 +133,7 @@ class SimpleHead(nn.Module):
     def __init__(self, config: DinoConfig):
         super().__init__()
         hidden_dims = [config.head_hidden_dim] * (config.head_num_layers - 1)
-        self.mlp = build_mlp([config.hidden_size, *hidden_dims, config.projection_dim], nn.ReLU, config.head_use_bn)
+        self.mlp = build_mlp([config.hidden_size, *hidden_dims, config.projection_dim], nn.ReLU, config)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, hidden_size) -> (B, projection_dim)."""
@@ -142,3 +144,14 @@ def build_head(config: DinoConfig) -> nn.Module | None:
     """Builds the head that the configuration names, or returns None."""
     heads = {"dino": DinoHead, "simple": SimpleHead, None: lambda config: None}
     return heads[config.head_type](config)
+
+
+def build_patch_head(config: DinoConfig) -> nn.Module | None:
+    """Builds the head that patches have of their own (https://arxiv.org/abs/2111.07832), or returns None."""
+    if not config.patch_head:
+        return None
+    config = copy.deepcopy(config)
+    for name in HEAD_SIZES:
+        own = getattr(config, f"patch_{name}")
+        setattr(config, name, getattr(config, name) if own is None else own)
+    return DinoHead(config)

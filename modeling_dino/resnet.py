@@ -10,35 +10,19 @@ Letters in shapes: B images, C channels, H x W pixels, h x w cells of a feature 
 """
 
 import re
-from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbone import Backbone, Stage
+from .backbone import Backbone, Stage, batch_counted_once
 from .configuration_dino import DinoConfig
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     """Returns a convolution that keeps the size but for the stride; the batch norm after it has the bias."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
-
-
-@contextmanager
-def frozen_batch_statistics(module: nn.Module):
-    """Lets batch norms normalise by the batch as before, but keep their running statistics."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1
 
 
 class ResidualBlock(GradientCheckpointingLayer):
@@ -75,9 +59,7 @@ class ResidualBlock(GradientCheckpointingLayer):
         return last_norm(last_conv(hidden_states))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        # Under gradient checkpointing a block runs again in the backward pass, and the batch must count only once.
-        recomputing = self.gradient_checkpointing and self.training and torch._C._current_graph_task_id() != -1
-        with frozen_batch_statistics(self) if recomputing else nullcontext():
+        with batch_counted_once(self):
             residual = hidden_states if self.downsample is None else self.downsample(hidden_states)
             return self.relu(self.branch(hidden_states) + residual)
 
@@ -186,6 +168,12 @@ class ResNet(Backbone):
                 outputs.append(hidden_states)
         return outputs
 
+    def normalize(
+        self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
+    ) -> torch.Tensor:
+        """Returns the output of a stage as it is: there is no final norm."""
+        return hidden_states
+
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Returns the feature of each image, the global average: (B, C, h, w) -> (B, C)."""
         return last_hidden_state.mean(dim=(2, 3))
@@ -194,6 +182,8 @@ class ResNet(Backbone):
         """Returns the cells of a map as a sequence: (B, C, h, w) -> (B, h * w, C)."""
         return hidden_states.flatten(2).transpose(1, 2)
 
-    def feature_map(self, hidden_states: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def feature_map(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
+    ) -> torch.Tensor:
         """Returns the output of a stage, which is a map."""
         return hidden_states

@@ -107,7 +107,7 @@ def _features(
     if {"cls", "projection"}.issuperset(kinds):
         layers = [(None, pooled) for pooled in backbone.pooled_stages(pixel_values, stages)]
     else:
-        outputs = map(backbone.normalize, backbone(pixel_values, stages=stages))
+        outputs = backbone.normed_stages(pixel_values, stages)
         layers = [(backbone.patch_tokens(output), backbone.pool(output)) for output in outputs]
     last_patches, last_cls = layers[-1]
     compute = {

@@ -47,8 +47,9 @@ def draw_attention(options: AttentionOptions) -> AttentionSummary:
         OSError: if the model is missing or damaged, or the output cannot be written.
     """
     model = load_model(options.model)
-    model.check_attention(True)
-    (layer,) = model.resolve_layers([options.layer])  # raises ValueError if there is no such layer
+    model.check_cls_attention()
+    # raises ValueError if there is no such layer
+    (layer,) = model.resolve_layers([options.layer], model.backbone.num_attention_layers)
     drawing = open_drawing(options, model, options.images, options.on_error, **options.of_tables)
     about = [*drawing.about, f"Attention of the CLS token in block {layer}, counted from 0."]
     num_frames, files = 0, {}  # in order, each once

@@ -3,12 +3,16 @@
 
 CODE_FILES = {
     "backbone.py",
+    "block_parts.py",
     "checkpoint_files.py",
     "configuration_dino.py",
+    "convnext.py",
     "image_processing_dino.py",
     "inference.py",
     "modeling_dino.py",
+    "positions.py",
     "projection_head.py",
     "resnet.py",
     "vision_transformer.py",
+    "xcit.py",
 }

@@ -1,8 +1,10 @@
 import copy
+import re
 
 import pytest
 import torch
-from golden_data import assert_close, read_golden, with_prefix
+from golden_data import GOLDEN_DIR, assert_close, read_golden, with_prefix
+from later_dinos import config_of, our_names
 from tiny_models import tiny_config
 
 from modeling_dino import DinoConfig, DinoModel
@@ -10,14 +12,26 @@ from modeling_dino.projection_head import DinoHead, SimpleHead, build_head
 
 
 METADATA, TENSORS = read_golden("head")
+V2_METADATA, V2_TENSORS = read_golden("dinov2_head")
+V2_HEADS = sorted(name for name in V2_METADATA if not name.endswith("_init"))
 NAMES = {"out_dim": "projection_dim", "hidden_dim": "head_hidden_dim", "bottleneck_dim": "head_bottleneck_dim"}
-NAMES |= {"in_dim": "hidden_size", "nlayers": "head_num_layers", "use_bn": "head_use_bn"}
+NAMES |= {"in_dim": "hidden_size", "nlayers": "head_num_layers", "use_bn": "head_use_bn", "mlp_bias": "head_bias"}
+
+
+def fresh_head(arguments: dict, **options) -> DinoHead:
+    arguments = {NAMES.get(key, key): value for key, value in arguments.items()}
+    return DinoModel(DinoConfig(num_attention_heads=1, num_hidden_layers=1, **arguments, **options)).head
 
 
 def golden_head(name: str) -> DinoHead:
-    arguments = {NAMES.get(key, key): value for key, value in METADATA[name].items()}
-    head = build_head(DinoConfig(num_attention_heads=1, **arguments))
+    head = fresh_head(METADATA[name])
     head.load_state_dict(with_prefix(TENSORS, f"{name}.state_dict."))
+    return head
+
+
+def golden_v2_head(name: str) -> DinoHead:
+    head = fresh_head(V2_METADATA[name], norm_last_layer=False)
+    head.load_state_dict(with_prefix(V2_TENSORS, f"{name}.state_dict."))
     return head
 
 
@@ -27,6 +41,71 @@ def test_golden(name):
     features = TENSORS[f"{name}.input"]
     assert_close(golden_head(name).eval()(features), TENSORS[f"{name}.eval_output"])
     assert_close(golden_head(name).train()(features), TENSORS[f"{name}.train_output"])
+
+
+@pytest.mark.parametrize("name", V2_HEADS)
+def test_golden_of_dinov2(name):
+    """Outputs in both modes, and the gradients of the input, the gains and the prototypes."""
+    tensors = with_prefix(V2_TENSORS, f"{name}.")
+    assert_close(golden_v2_head(name).eval()(tensors["input"]), tensors["eval_output"])
+    head, features = golden_v2_head(name).train(), tensors["input"].clone().requires_grad_()
+    output = head(features)
+    assert_close(output, tensors["train_output"])
+    output.backward(tensors["output_grad"])
+    assert_close(features.grad, tensors["input_grad"])
+    assert_close(head.last_layer.weight_g.grad, tensors["weight_g_grad"])
+    assert_close(head.last_layer.weight_v.grad, tensors["weight_v_grad"])
+
+
+@pytest.mark.parametrize("name", V2_HEADS)
+@torch.no_grad()
+def test_a_fresh_head_starts_as_dinov2s(name):
+    facts, head = V2_METADATA[f"{name}_init"], fresh_head(V2_METADATA[name], norm_last_layer=False)
+    gain, prototypes = head.last_layer.weight_g, head.last_layer.weight_v
+    assert gain.unique().tolist() == facts["weight_g"]
+    assert gain.requires_grad == facts["weight_g_requires_grad"]
+    assert abs(prototypes.std() / facts["weight_v_std"] - 1) < 0.1
+    assert abs(prototypes.abs().max() / facts["weight_v_max"] - 1) < 0.03
+    first = head.mlp if isinstance(head.mlp, torch.nn.Linear) else head.mlp[0]
+    assert abs(first.weight.std() / facts["mlp_std"] - 1) < 0.15
+    if V2_METADATA[name]["mlp_bias"]:
+        assert (first.bias == 0).all()
+
+
+@torch.no_grad()
+def test_golden_head_of_dinov3():
+    """Its prototypes are a plain linear, which starts as the other linears do."""
+    metadata, tensors = read_golden("dinov3_losses")
+    head = fresh_head(metadata["head"], head_weight_norm=False)
+    assert abs(head.last_layer.weight.std() - 0.02) < 3e-3
+    head.load_state_dict(with_prefix(tensors, "head.state_dict."))
+    assert_close(head(tensors["head.input"]), tensors["head.output"])
+
+
+@pytest.mark.parametrize("name", ["shared", "separate"])
+@torch.no_grad()
+def test_patches_are_projected_by_their_head_or_by_the_other(name):
+    """The heads of a run of DINOv2 on its normed tokens."""
+    metadata, tensors = read_golden("dinov2_checkpoint_outputs")
+    weights = torch.load(GOLDEN_DIR / f"dinov2_teacher_checkpoint_{name}.pth", weights_only=True)["teacher"]
+    options, facts, expected = {}, metadata[name], with_prefix(tensors, f"{name}.")
+    arguments = {NAMES[key]: value for key, value in facts["dino_head"].items()}
+    if "ibot_head" in facts:
+        sizes = {f"patch_{NAMES[key]}": value for key, value in facts["ibot_head"].items()}
+        options = {key: value for key, value in sizes.items() if hasattr(DinoConfig, key)} | {"patch_head": True}
+    config = config_of(facts["vit"], head_type="dino", norm_last_layer=False, **arguments, **options)
+    model = DinoModel(config).eval()
+    backbone = {re.sub(r"blocks\.\d+\.(\d+)", r"blocks.\1", key): x for key, x in weights.items()}
+    model.backbone.load_state_dict(our_names(with_prefix(backbone, "backbone.")))
+    model.head.load_state_dict(with_prefix(weights, "dino_head."))
+    if model.patch_head is not None:
+        model.patch_head.load_state_dict(with_prefix(weights, "ibot_head."))
+    output = model(expected["input"], project_patches=True)
+    assert_close(output.projection, expected["dino_head"])
+    assert_close(output.patch_projection.flatten(0, 1), expected["ibot_head"])
+    assert model(expected["input"]).patch_projection is None
+    with pytest.raises(ValueError, match="no projection head: set patch_head, or head_type"):
+        DinoModel(tiny_config(head_type=None))(torch.zeros(1, 3, 32, 32), project_patches=True)
 
 
 def test_outputs_are_cosines_with_a_frozen_gain():

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The positions of a vision transformer: embeddings that are learned for a native grid, or rotations.
+
+Deviation: learned positions are interpolated in float32 in every dtype.
+
+Letters in shapes: B images, h x w patches, T tokens, D width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_dino import DinoConfig
+
+
+Angles = tuple[torch.Tensor, torch.Tensor]  # sine and cosine, each (h * w, D / heads)
+
+
+def native_grid_side(positions: torch.Tensor) -> int:
+    """
+    Returns the side of the square grid that position embeddings (1, 1 + N, D) are for; the first is the CLS token's.
+
+    Raises:
+        ValueError: if N is not a square.
+    """
+    num_patches = positions.shape[1] - 1
+    side = math.isqrt(num_patches)
+    if side**2 != num_patches:
+        raise ValueError(f"positions of {num_patches} patches are not those of a square image")
+    return side
+
+
+def interpolate_positions(
+    positions: torch.Tensor, image_size: tuple[int, int], grid: tuple[int, int], method: str
+) -> torch.Tensor:
+    """
+    Resizes the position embeddings of the square native grid to another grid of patches, in the way of one library.
+
+    Args:
+        positions: (1, 1 + N, D), the CLS token's first.
+        image_size: height and width in pixels.
+        grid: height and width in patches.
+        method: `"dino"`: bicubic by the factor `(n + 0.1) / sqrt(N)`, on the native grid unless the image is square
+            (https://github.com/facebookresearch/dino/blob/7c446df/vision_transformer.py#L174); `"size"`: bicubic to
+            the size of the grid, as transformers' ViT; `"antialias"`: the same with antialiasing, as timm.
+
+    Returns:
+        (1, 1 + h * w, D), in the dtype of `positions`.
+    """
+    side = native_grid_side(positions)
+    height, width = grid
+    # An image that is not square goes through the 0.1 of the original even on the native grid.
+    if grid == (side, side) and (method != "dino" or image_size[0] == image_size[1]):
+        return positions
+    cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+    # (1, N, D) -> (1, D, side, side); in float32, since bicubic in half precision shifts the embeddings
+    patch_positions = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    if method == "dino":
+        # What F.interpolate(scale_factor=…) calls, with the size of the result given: it is not computed from the
+        # factor, which goes wrong by one under torch.compile(dynamic=True).
+        factors = [(height + 0.1) / side, (width + 0.1) / side]
+        patch_positions = torch.ops.aten.upsample_bicubic2d(patch_positions, [height, width], False, *factors)
+    else:
+        patch_positions = nn.functional.interpolate(
+            patch_positions, size=(height, width), mode="bicubic", antialias=method == "antialias"
+        )
+    patch_positions = patch_positions.flatten(2).transpose(1, 2).to(positions.dtype)
+    return torch.cat([cls_position, patch_positions], dim=1)
+
+
+class RotaryPositions(nn.Module):
+    """The positions of DINOv3: queries and keys of patches are rotated by angles that depend on row and column.
+
+    Paper: RoFormer, https://arxiv.org/abs/2104.09864; the angles are those of
+    https://github.com/facebookresearch/dinov3/tree/6876159. Half of the elements of a head turn with the row, half
+    with the column, each pair by `2 * pi * coordinate / period`. Coordinates are from -1 to 1 over the image.
+
+    The periods are a buffer that is saved, since published weights may hold them rounded.
+    """
+
+    def __init__(self, config: DinoConfig):
+        super().__init__()
+        self.num_periods = config.hidden_size // config.num_attention_heads // 4
+        self.theta, self.period_range = config.rope_theta, (config.rope_min_period, config.rope_max_period)
+        self.shared_side = {"separate": None, "max": max, "min": min}[config.rope_coordinates]
+        self.dtype = getattr(torch, config.rope_dtype)
+        self.shift, self.jitter = config.pos_embed_shift, config.pos_embed_jitter
+        self.rescale = config.pos_embed_rescale
+        self.register_buffer("periods", self.initial_periods())
+
+    def initial_periods(self) -> torch.Tensor:
+        """Returns a geometric series from 1 to near the base, or from the least to the greatest period."""
+        if self.theta is not None:
+            return (self.theta ** (torch.arange(self.num_periods, dtype=self.dtype) / self.num_periods)).float()
+        least, greatest = self.period_range
+        return (least * (greatest / least) ** torch.linspace(0, 1, self.num_periods, dtype=self.dtype)).float()
+
+    def init_parameters(self):
+        """Initialises the periods."""
+        init.copy_(self.periods, self.initial_periods())
+
+    def forward(self, grid: tuple[int, int]) -> Angles:
+        """Computes sine and cosine of the angles of a grid of patches (h, w), each (h * w, D / heads)."""
+        coordinates = self.coordinates(grid)
+        if self.training:
+            coordinates = self.augmented(coordinates)
+        angles = 2 * math.pi * coordinates.unsqueeze(-1) / self.periods.to(self.dtype)  # (h * w, 2, D / heads / 4)
+        angles = angles.flatten(1).repeat(1, 2)
+        return angles.sin(), angles.cos()
+
+    def coordinates(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Returns rows and columns of the centers of patches, (h * w, 2), from -1 to 1."""
+        sides = grid if self.shared_side is None else [self.shared_side(grid)] * 2
+        centers = [
+            (torch.arange(length, device=self.periods.device) + 0.5).to(self.dtype) / side
+            for length, side in zip(grid, sides)
+        ]
+        return 2 * torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).flatten(0, 1) - 1
+
+    def augmented(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Shifts, stretches each axis by itself, and rescales both; the draws are the same for all images."""
+        if self.shift is not None:
+            coordinates = coordinates + coordinates.new_empty(2).uniform_(-self.shift, self.shift)
+        for largest, size in ((self.jitter, 2), (self.rescale, 1)):
+            if largest is not None:
+                bound = math.log(largest)
+                coordinates = coordinates * coordinates.new_empty(size).uniform_(-bound, bound).exp()
+        return coordinates
+
+
+def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """
+    Rotates the queries or keys of the patches, which come last; those of the tokens before them stay.
+
+    Args:
+        x: (B, heads, T, D / heads).
+        angles: sine and cosine, each (h * w, D / heads), in whose dtype it computes.
+
+    Returns:
+        (B, heads, T, D / heads), in the dtype of `x`.
+    """
+    sine, cosine = angles
+    num_before = x.shape[-2] - sine.shape[0]
+    before, patches = x.to(sine.dtype).split([num_before, sine.shape[0]], dim=-2)
+    first, second = patches.chunk(2, dim=-1)
+    patches = patches * cosine + torch.cat([-second, first], dim=-1) * sine
+    return torch.cat([before, patches], dim=-2).to(x.dtype)
