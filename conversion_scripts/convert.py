@@ -10,7 +10,7 @@ import torch
 from conversion_scripts.checkpoint import save_tensors, write_checkpoint
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.original import training_state
-from conversion_scripts.recognition import FORMATS, Conversion, to_dino
+from conversion_scripts.recognition import FORMATS, Conversion, format_for, format_of, to_dino
 from modeling_dino.checkpoint_files import CENTER_NAME
 from modeling_dino.runtime.whole_files import check_is_free, whole_output
 from modeling_dino.training.self_distillation import DinoForPreTraining
@@ -43,7 +43,7 @@ def convert(options: ConvertOptions) -> ConversionSummary:
     elif options.to == "dino":
         notes = write_dino(conversion, output)
     else:
-        checkpoint = FORMATS[options.to].from_dino(
+        checkpoint = format_for(conversion.config, options.to).from_dino(
             conversion.config, conversion.state_dict, conversion.image_transform, conversion.classifier
         )
         write_checkpoint(checkpoint, output)
@@ -79,7 +79,8 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
     center = training_state(checkpoint).get("center")
     if center is None:
         raise ValueError(f"{checkpoint.source} is not a whole training run of the original: it has no center")
-    config, student = FORMATS["original"].to_dino(replace(checkpoint, notes=[]), "student", num_heads)
+    checkpoint_format = format_of(checkpoint, "original")
+    config, student = checkpoint_format.to_dino(replace(checkpoint, notes=[]), "student", num_heads)
     networks = {"student": student, "teacher": conversion.state_dict}
     state_dict = {f"{which}.{name}": tensor for which, network in networks.items() for name, tensor in network.items()}
     model = DinoForPreTraining.from_pretrained(
@@ -99,8 +100,9 @@ def verify(conversion: Conversion, output: Path, to: str, num_heads: int | None)
     """
     config = conversion.config
     try:
-        checkpoint_format = FORMATS.get(conversion.format)
-        reference = checkpoint_format and checkpoint_format.reference(conversion.checkpoint, config)
+        reference = None
+        if conversion.format in FORMATS:
+            reference = format_of(conversion.checkpoint, conversion.format).reference(conversion.checkpoint, config)
     except (ModuleNotFoundError, ValueError) as error:
         return f"not verified: {error}"
     by = f"by {conversion.format}" if reference else "as converted, since its format has no library"

@@ -5,7 +5,7 @@ A file holds its state dict under `"model_state_dict"`, or is the state dict. La
 """
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint_format import VIT_OF_DINO, CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -22,6 +22,8 @@ ITS_NAMES = ("projection_head.", "backbone.patch_embed.projection.")
 class Lesson(CheckpointFormat):
     library = "the lesson"
     origin = "the lesson's"
+    families = ("vit", "resnet")
+    needed = VIT_OF_DINO
     keys = KEYS
     prefix = "module."
     carried = ("model_state_dict",)

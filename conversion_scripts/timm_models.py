@@ -10,10 +10,9 @@ import re
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
-from conversion_scripts.checkpoint_format import CheckpointFormat, describe
+from conversion_scripts.checkpoint_format import VIT_OF_DINO, CheckpointFormat, describe, family_of
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 from modeling_dino.image_processing_dino import RESAMPLING, image_processor_config
-from modeling_dino.modeling_dino import backbone_class
 
 
 KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
@@ -37,7 +36,9 @@ class TimmModels(CheckpointFormat):
     origin = "timm's"
     keys = KEYS
     not_dinos = ("head.weight", "head.bias", "fc.weight", "fc.bias")
-    classifiers = {True: "head.", False: "fc."}
+    families = ("vit", "resnet")
+    needed = VIT_OF_DINO
+    classifiers = {"vit": "head.", "resnet": "fc."}
     fixed = {"position_interpolation": "antialias", "layer_norm_eps": 1e-6}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
@@ -55,7 +56,7 @@ class TimmModels(CheckpointFormat):
 
     def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
         """Names the timm model that a backbone is, with the arguments of `timm.create_model` that it differs by."""
-        has_patches = backbone_class(config).has_patch_tokens
+        has_patches = family_of(config) == "vit"
         architecture, model_args = config.backbone, {"in_chans": config.num_channels, "num_classes": 0}
         if has_patches:
             name = f"{config.backbone}_patch{config.patch_size}_{config.image_size}"
@@ -75,8 +76,7 @@ class TimmModels(CheckpointFormat):
         for place in (packed.config, packed.config["model_args"], packed.config["pretrained_cfg"]):
             place["num_classes"] = config.num_labels
         packed.config["label_names"] = [config.id2label[i] for i in sorted(config.id2label)]
-        is_vit = backbone_class(config).has_patch_tokens
-        packed.config["pretrained_cfg"]["classifier"] = self.classifiers[is_vit].removesuffix(".")
+        packed.config["pretrained_cfg"]["classifier"] = self.classifiers[family_of(config)].removesuffix(".")
 
     def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
         try:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
+from conversion_scripts.checkpoint_format import VIT_OF_DINO, CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -47,10 +47,11 @@ class TransformersViT(CheckpointFormat):
     library = "transformers' ViT"
     origin = "transformers' ViT"
     keys = KEYS
+    families = ("vit",)
+    needed = VIT_OF_DINO
     prefix = "vit."
     not_dinos = ("pooler.", "classifier.")
-    classifiers = {True: "classifier."}
-    has_patch_tokens = True
+    classifiers = {"vit": "classifier."}
     fixed = {"position_interpolation": "size"}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
@@ -70,19 +71,10 @@ class TransformersViT(CheckpointFormat):
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         ours = super().to_our_names(rename(theirs, INSTALLED, inverse=True))
-        for name in [name for name in ours if QUERY_KEY_VALUE[0] in name]:
-            parts = [name.replace(QUERY_KEY_VALUE[0], part) for part in QUERY_KEY_VALUE]
-            if all(part in ours for part in parts):  # else the check of the whole names what is missing
-                fused = torch.cat([ours.pop(part) for part in parts])
-                ours[name.replace(QUERY_KEY_VALUE[0], ".attn.qkv.")] = fused
-        return ours
+        return join_tensors(ours, ".attn.qkv.", QUERY_KEY_VALUE)
 
-    def to_their_names(self, ours: StateDict) -> StateDict:
-        tensors = {}
-        for name, tensor in ours.items():
-            parts = QUERY_KEY_VALUE if ".attn.qkv." in name else (".attn.qkv.",)
-            tensors |= {name.replace(".attn.qkv.", part): t for part, t in zip(parts, tensor.chunk(len(parts)))}
-        return super().to_their_names(tensors)
+    def to_their_names(self, ours: StateDict, config: DinoConfig) -> StateDict:
+        return super().to_their_names(split_tensors(ours, ".attn.qkv.", QUERY_KEY_VALUE), config)
 
     def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
         from transformers import ViTConfig
