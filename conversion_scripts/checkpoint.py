@@ -26,13 +26,8 @@ from modeling_dino.runtime.printing import printable
 from modeling_dino.runtime.whole_files import whole_output
 
 
-class PlainMapping(dict):
-    """Stands for the mappings of other libraries that a checkpoint may hold."""
-
-
 # What training code pickles beside tensors: the arguments of the run, numbers of numpy (under the names of numpy 1
-# and 2), paths (under the names of Python's releases), and Lightning's mappings of arguments. Paths become plain ones,
-# which touch no file, and mappings plain dictionaries: nothing of the named classes' own code is run.
+# and 2), and paths (under the names of Python's releases), which become plain ones that touch no file.
 PATH_MODULES = ("pathlib", "pathlib._local")
 _scalar = np.float64(0).__reduce__()[0]
 ALLOWED_GLOBALS = [
@@ -44,8 +39,7 @@ ALLOWED_GLOBALS = [
     *((PurePosixPath, f"{module}.PosixPath") for module in PATH_MODULES),
     *((PurePosixPath, f"{module}.PurePosixPath") for module in PATH_MODULES),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in PATH_MODULES),
-    (PlainMapping, "lightning.fabric.utilities.data.AttributeDict"),
-    (PlainMapping, "lightning_fabric.utilities.data.AttributeDict"),
+    *((PureWindowsPath, f"{module}.PureWindowsPath") for module in PATH_MODULES),
 ]
 # the files of a run whose weights are cut up among its processes, by their names or by those of their tensors
 SHARDED = re.compile(r".*\.rank_\d+\.pth|.*\.distcp")
@@ -96,7 +90,8 @@ def read_checkpoint(source: str, **location) -> Checkpoint:
         OSError: if there is no such thing.
     """
     path, source = Path(source), str(source)
-    if SHARDED.fullmatch(path.name) or any(path.glob("*.distcp")) or any(path.glob("*/*.distcp")):
+    folders = ("*.distcp", "*/*.distcp") if path.is_dir() else ()
+    if SHARDED.fullmatch(path.name) or any(any(path.glob(pattern)) for pattern in folders):
         raise ShardedCheckpointError(source)
     if path.is_file():
         reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle

@@ -30,7 +30,7 @@ class CheckpointFormat:
     origin: str  # what a configuration remembers of it
     families: tuple[str, ...]  # kinds of backbones that it can hold, as `family_of` names them
     keys: list[tuple[str, str]]  # pairs of our name and theirs, as for `rename`
-    prefix: str = ""  # what their names may begin with, and need not
+    prefixes: tuple[str, ...] = ()  # what their names may begin with, and need not
     not_dinos: tuple[str, ...] = ()  # beginnings of the names of tensors that a DINO does not have
     no_place: tuple[str, ...] = OF_TRAINING  # beginnings of the names of our tensors that it has no place for
     carried: tuple[str, ...] = ()  # what a file has beside its networks that a conversion makes use of
@@ -107,9 +107,12 @@ class CheckpointFormat:
 
     def tensors_of(self, checkpoint: Checkpoint, which: str = "teacher") -> StateDict:
         """Returns the tensors of a network under the format's names, without those that a DINO does not have."""
-        tensors = self.network_of(checkpoint, which)
-        names = {name: name.removeprefix(self.prefix) for name in tensors}
-        return {names[name]: tensors[name] for name in tensors if not names[name].startswith(self.not_dinos)}
+        tensors = {self.without_prefix(name): tensor for name, tensor in self.network_of(checkpoint, which).items()}
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(self.not_dinos)}
+
+    def without_prefix(self, name: str) -> str:
+        """Returns one of their names without what it may begin with."""
+        return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))
 
     def to_dino(
         self, checkpoint: Checkpoint, which: str = "teacher", num_heads: int | None = None
@@ -123,7 +126,8 @@ class CheckpointFormat:
         if not is_state_dict(network):
             raise ValueError(f"{checkpoint.source} is not of the format of {self.library}: it is no state dict")
         theirs = self.tensors_of(checkpoint, which)
-        left_out = [name for name in network if name.removeprefix(self.prefix) not in theirs]
+        known = {*theirs, *self.classifier_of(checkpoint)}
+        left_out = [name for name in network if self.without_prefix(name) not in known]
         if not is_state_dict(checkpoint.contents):
             left_out += [name for name in checkpoint.contents if name not in (which, *self.carried)]
         if left_out:
@@ -134,7 +138,15 @@ class CheckpointFormat:
         if config.has_rotary_positions and PERIODS not in state_dict:
             state_dict[PERIODS] = computed_periods(config)
         check_state_dict(config, state_dict)
+        checkpoint.notes += other_than_original(config)
         return config, state_dict
+
+    def classifier_of(self, checkpoint: Checkpoint) -> StateDict:
+        """Returns the tensors of a classifier under our names, `classifier.*`, where a checkpoint has one."""
+        return {}
+
+    def add_classes(self, checkpoint: Checkpoint, config: DinoConfig):
+        """Sets the options of a configuration that a checkpoint's classifier goes by."""
 
     def add_classifier(self, packed: Checkpoint, config: DinoConfig):
         """Says in a packed checkpoint which classes the classifier among its tensors has."""
@@ -222,6 +234,17 @@ def family_of(config: DinoConfig) -> str:
     return "vit" if is_plain else "dinov2"
 
 
+def other_than_original(config: DinoConfig) -> list[str]:
+    """Returns a line if a DINOv2 of another library computes otherwise than the original."""
+    method = "antialias" if config.num_register_tokens else "dino"
+    if family_of(config) != "dinov2" or config.position_interpolation == method:
+        return []
+    return [
+        f"features of images that are not {config.image_size} px are those of the library, which differ from the "
+        f"original's by some percent: position_interpolation={method!r} gives the original's"
+    ]
+
+
 def computed_periods(config: DinoConfig) -> torch.Tensor:
     """Computes the periods of rotary positions in float32, (D / heads / 4,), as a new model has them."""
     positions = RotaryPositions(config)
@@ -240,6 +263,21 @@ def loss_of_periods(config: DinoConfig, state_dict: StateDict, library: str) -> 
         f"left out: the periods of the rotary positions, which {library} computes: the model's differ from them by up "
         f"to {difference:.1e}, and features by about as much"
     ]
+
+
+def loss_of_key_bias(config: DinoConfig, state_dict: StateDict, library: str) -> list[str]:
+    """Returns a line if keys have a bias that has no effect, which a library does not keep."""
+    biases = [tensor.chunk(3)[1] for name, tensor in state_dict.items() if name.endswith(".attn.qkv.bias")]
+    if config.key_bias or not any(bias.any() for bias in biases):
+        return []
+    return [f"left out: the bias of the keys, which has no effect, and for which {library} has no place"]
+
+
+def loss_of_patch_size(config: DinoConfig, library: str) -> list[str]:
+    """Returns a line if the maps of a ConvNeXt are resized to a grid of patches, as a library's are not."""
+    if config.patch_size is None:
+        return []
+    return [f"left out: patch_size={config.patch_size}, the grid to which maps are resized, which {library} lacks"]
 
 
 def same_transform(one: dict, other: dict) -> bool:

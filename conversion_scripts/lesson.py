@@ -25,7 +25,7 @@ class Lesson(CheckpointFormat):
     families = ("vit", "resnet")
     needed = VIT_OF_DINO
     keys = KEYS
-    prefix = "module."
+    prefixes = ("module.",)
     carried = ("model_state_dict",)
     head_types = ("dino", "simple")
     fixed = {"layer_norm_eps": 1e-5}
@@ -35,7 +35,7 @@ class Lesson(CheckpointFormat):
         beginnings = ("backbone.",) if "model_state_dict" in checkpoint.contents else ITS_NAMES
         state_dict = self.network_of(checkpoint, "")
         return is_state_dict(state_dict) and any(
-            name.removeprefix(self.prefix).startswith(beginnings) for name in state_dict
+            self.without_prefix(name).startswith(beginnings) for name in state_dict
         )
 
     def network_of(self, checkpoint: Checkpoint, which: str) -> StateDict:

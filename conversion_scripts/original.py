@@ -38,7 +38,7 @@ class Original(CheckpointFormat):
     needed = VIT_OF_DINO
     keys = []
     no_place = ()
-    prefix = "module."  # of distributed training
+    prefixes = ("module.",)  # of distributed training
     carried = ("args", "epoch", "dino_loss")
     head_types = ("dino",)
     weight_norm: bool | None = None  # whether the last layers of its heads are weight-normed; None: some are

@@ -29,8 +29,7 @@ class OriginalDinov2(Original):
     keys = KEYS
     weight_norm = True
     holds_patch_heads = True
-    # the gains of its head are trained, also where they are all 1
-    fixed = {"layer_norm_eps": 1e-6, "norm_last_layer": False}
+    fixed = {"layer_norm_eps": 1e-6}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Goes by the names of its heads, of its layer scales, and of what else DINO's backbones do not have."""
@@ -48,7 +47,8 @@ class OriginalDinov2(Original):
         return {**super().fixed_options(state_dict), "position_interpolation": method}
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
-        return {"token_init_std": 1e-6}
+        """The gains of its heads are trained, also where they are all 1."""
+        return {"token_init_std": 1e-6, "norm_last_layer": False}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         theirs = rename(with_backbone_prefix(theirs), CHUNKS, inverse=True)

@@ -15,6 +15,9 @@ from conversion_scripts.original_dinov3 import OriginalDinov3
 from conversion_scripts.sizes import check_state_dict
 from conversion_scripts.timm_models import TimmModels
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
+from conversion_scripts.transformers_convnext import TransformersConvNext
+from conversion_scripts.transformers_dinov2 import TransformersDinov2
+from conversion_scripts.transformers_dinov3 import TransformersDinov3
 from conversion_scripts.transformers_vit import TransformersViT
 from conversion_scripts.wrappers import unwrap
 from modeling_dino.checkpoint_files import NETWORKS, check_finite_weights, network_prefix
@@ -26,7 +29,7 @@ from modeling_dino.modeling_dino import DinoForImageClassification, DinoModel, b
 # the formats of each library, in the order in which they are tried: those known by a folder's configuration or by
 # names of their own come first
 FORMATS: dict[str, tuple[CheckpointFormat, ...]] = {
-    "transformers": (TransformersViT(),),
+    "transformers": (TransformersDinov2(), TransformersDinov3(), TransformersConvNext(), TransformersViT()),
     "lesson": (Lesson(),),
     "timm": (TimmModels(),),
     "original": (OriginalDinov3(), OriginalDinov2(), Original()),
@@ -131,8 +134,11 @@ def to_dino(
         checkpoint_format = format_of(checkpoint, name)
         config, state_dict = checkpoint_format.to_dino(checkpoint, which, num_heads)
         config.weights_source = weights_source(checkpoint, checkpoint_format, which)
+        if classifier := checkpoint_format.classifier_of(checkpoint):
+            checkpoint_format.add_classes(checkpoint, config)
         if from_format is None:
             checkpoint.notes += checkpoint_format.ambiguities(checkpoint, config)
+    check_classifier(config, classifier)
     check_finite_weights({**state_dict, **classifier}, source)
     has_place = checkpoint.config is not None  # for an image transform; a file has none
     transform = read_image_transform(source, config.num_channels, **location) if has_place else None
@@ -152,12 +158,15 @@ def own_network(checkpoint: Checkpoint, which: str) -> tuple[DinoConfig, StateDi
     classifier = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
     state_dict = {name: tensor for name, tensor in tensors.items() if name not in classifier}
     check_state_dict(config, state_dict)
-    if classifier:
-        expected = {"classifier.weight": (config.num_labels, config.classifier_width)}
-        expected["classifier.bias"] = expected["classifier.weight"][:1]
-        if {name: tuple(tensor.shape) for name, tensor in classifier.items()} != expected:
-            raise ValueError(f"the classifier is not that of {config.num_labels} classes, as the configuration says")
     return config, state_dict, classifier
+
+
+def check_classifier(config: DinoConfig, classifier: StateDict):
+    """Raises ValueError if a classifier is not that of the configuration."""
+    expected = {"classifier.weight": (config.num_labels, config.classifier_width)}
+    expected["classifier.bias"] = expected["classifier.weight"][:1]
+    if classifier and {name: tuple(tensor.shape) for name, tensor in classifier.items()} != expected:
+        raise ValueError(f"the classifier is not that of {config.num_labels} classes, as the configuration says")
 
 
 def weights_source(checkpoint: Checkpoint, checkpoint_format: CheckpointFormat, which: str) -> str:

@@ -99,7 +99,7 @@ def nearest_vit(hidden_size: int, depth: int, is_swiglu: bool) -> str:
 
 
 def infer_num_heads(state_dict: StateDict, hidden_size: int) -> int:
-    """Returns the attention heads that rotary positions tell, or those of published ViTs; raises ValueError if none."""
+    """Returns the attention heads that rotary positions tell, or a published ViT has; raises ValueError if none."""
     periods = state_dict.get("backbone.rope_embed.periods")
     if periods is not None:
         return max(1, hidden_size // (4 * periods.numel()))
@@ -156,7 +156,7 @@ def infer_xcit(state_dict: StateDict) -> dict:
         "num_hidden_layers": depth,
         "num_attention_heads": state_dict["backbone.blocks.0.attn.temperature"].shape[0],
         "num_class_attention_layers": max(1, count(state_dict, r"backbone\.cls_attn_blocks\.(\d+)\.")),
-        "tokens_norm": not name.startswith("xcit_nano"),  # no tensor tells it, but all others have it
+        "tokens_norm": hidden_size != XCIT_SIZES["xcit_nano_12"][0],  # no tensor tells it, but all others have it
         "num_channels": state_dict["backbone.patch_embed.proj.0.0.weight"].shape[1],
         "patch_size": 2**num_convolutions,
         "qkv_bias": "backbone.blocks.0.attn.qkv.bias" in state_dict,

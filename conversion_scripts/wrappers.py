@@ -39,7 +39,7 @@ def unwrap(contents: Mapping) -> tuple[dict, list[str]]:
 
 
 def _outer_layer(contents: dict) -> tuple[dict, str, list[str]] | None:
-    """Returns what is within the outermost layer, what the layer is, and what lies beside it; None if there is none."""
+    """Returns what is in the outermost layer, what the layer is, and what lies beside it; None if there is none."""
     if is_state_dict(contents):
         return _outer_prefix(contents)
     if any(isinstance(contents.get(name), Mapping) for name in KNOWN_ENTRIES):
