@@ -65,6 +65,7 @@ BACKBONES = (*VIT_SIZES, *XCIT_SIZES, *RESNET_DEPTHS, *CONVNEXT_SIZES)
 HEAD_TYPES = ("dino", "simple", None)
 POSITION_INTERPOLATIONS = ("dino", "size", "antialias")
 ROPE_COORDINATES = ("separate", "max", "min")
+IMAGE_RESIZES = ("crop", "square")
 RESNET_STEMS = ("auto", "imagenet", "cifar")
 CIFAR_STEM_MAX_IMAGE_SIZE = 64
 CLASSIFIER_FEATURES = ("cls", "cls_patch_mean")
@@ -92,6 +93,7 @@ LARGEST = {
     "num_class_attention_layers": 64,
 }
 LARGEST_OPTIONAL = {  # values that may be None
+    "evaluation_size": 2**14,
     "patch_projection_dim": 2**24,
     "patch_head_hidden_dim": 2**17,
     "patch_head_bottleneck_dim": 2**17,
@@ -215,7 +217,13 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             input of [`DinoForImageClassification`]: `"cls"` (CLS tokens, or a ResNet's global average pool), or
             `"cls_patch_mean"` (CLS tokens and the mean of the last block's patch tokens).
         classifier_last_blocks (`int`, defaults to 1): number of last blocks that give their CLS tokens.
-        weights_source (`str`, *optional*): origin of converted weights; a conversion fills it in.
+        image_resize (`str`, defaults to `"crop"`):
+            how images are resized for evaluation: `"crop"` (the shorter side to 8/7 of the size, bicubic, and a square
+            from the middle), or `"square"` (squashed to the size, bilinear, as DINOv3).
+        evaluation_size (`int`, *optional*): side of the images after that, in pixels; `image_size` by default.
+        image_mean, image_std (`list[float]`, *optional*): mean and standard deviation a channel; ImageNet's by default.
+        weights_source, weights_license (`str`, *optional*):
+            origin and license of converted weights, which a conversion fills in; the license as the hub calls it.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
 
     Raises:
@@ -286,7 +294,12 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_head_num_layers: int | None = None
     classifier_features: str = "cls"
     classifier_last_blocks: int = 1
+    image_resize: str = "crop"
+    evaluation_size: int | None = None
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
     weights_source: str | None = None
+    weights_license: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -432,6 +445,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             ("position_interpolation", POSITION_INTERPOLATIONS),
             ("rope_coordinates", ROPE_COORDINATES),
             ("rope_dtype", DTYPES),
+            ("image_resize", IMAGE_RESIZES),
             ("resnet_stem", RESNET_STEMS),
             ("head_type", HEAD_TYPES),
             ("classifier_features", CLASSIFIER_FEATURES),
@@ -452,6 +466,10 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_channels:
+                raise ValueError(f"{name}={values!r} must be {self.num_channels} numbers, one for each channel")
         if not 0 <= self.num_register_tokens <= MAX_REGISTERS:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be between 0 and {MAX_REGISTERS}")
         if self.layerscale_value is not None and not 0 <= abs(self.layerscale_value) <= MAX_LAYERSCALE:

@@ -21,7 +21,7 @@ from .block_parts import DropPath
 from .configuration_dino import DinoConfig
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelLayerNorm(nn.LayerNorm):
     """A LayerNorm over the channels of a map, (B, C, h, w) -> (B, C, h, w)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -70,10 +70,12 @@ class ConvNeXt(Backbone):
         super().__init__()
         widths, eps = config.hidden_sizes, config.layer_norm_eps
         self.patch_size = config.patch_size
-        stem = nn.Sequential(nn.Conv2d(config.num_channels, widths[0], 4, stride=4), ChannelNorm(widths[0], eps=eps))
+        stem = nn.Sequential(
+            nn.Conv2d(config.num_channels, widths[0], 4, stride=4), ChannelLayerNorm(widths[0], eps=eps)
+        )
         self.downsample_layers = nn.ModuleList([stem])
         for before, width in pairwise(widths):
-            layers = ChannelNorm(before, eps=eps), nn.Conv2d(before, width, 2, stride=2)
+            layers = ChannelLayerNorm(before, eps=eps), nn.Conv2d(before, width, 2, stride=2)
             self.downsample_layers.append(nn.Sequential(*layers))
         last, number, self.stages = max(sum(config.depths) - 1, 1), 0, nn.ModuleList()
         for width, depth in zip(widths, config.depths):

@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is not needed to save a model
+BILINEAR, BICUBIC = 2, 3  # of PIL.Image.Resampling; Pillow is not needed to save a model
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # timm's names, by Pillow's numbers
 MAX_SIDE = 2**14  # pixels of an image after the transform
 LARGEST = 1e30  # that float32 computes with; no number compares with NaN
@@ -45,8 +45,9 @@ CENTER_CROP = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 SQUASH_AND_CROP = {**CENTER_CROP, "size": {"height": 256, "width": 256}, "image_mean": 0.5, "image_std": 0.5}
-SQUASH = {**SQUASH_AND_CROP, "size": {"height": 224, "width": 224}, "resample": 2, "do_center_crop": False}
-DEFAULTS = {"Bit": CENTER_CROP, "CLIP": CENTER_CROP, "DeiT": SQUASH_AND_CROP, "ViT": SQUASH}
+SQUASH = {**SQUASH_AND_CROP, "size": {"height": 224, "width": 224}, "resample": BILINEAR, "do_center_crop": False}
+OF_DINOV3 = {**SQUASH, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+DEFAULTS = {"Bit": CENTER_CROP, "CLIP": CENTER_CROP, "DeiT": SQUASH_AND_CROP, "ViT": SQUASH, "DINOv3ViT": OF_DINOV3}
 # arguments that say nothing about the pixels, or what a processor cannot be told by a file
 NOT_KEPT = ("feature_extractor_type", "image_processor_type", "default_to_square", "data_format", "input_data_format")
 NOT_KEPT += ("device", "return_tensors", "disable_grouping", "processor_class", "auto_map", "_processor_class")
@@ -75,22 +76,27 @@ def image_processor_config(config: DinoConfig) -> dict:
     Returns the evaluation transform of the original for a model, as transformers' `BitImageProcessor`, which resizes
     by the shorter side, takes it.
 
+    DINOv3's resizes in 8 bits, as its README does, where transformers' processor rescales before.
+
     Images with other than three channels are not converted to RGB. [`DinoImageProcessor`] reads the same arguments.
     """
+    side = config.evaluation_size or config.image_size
     mean, std = channel_statistics(config.num_channels)
+    square = {"height": side, "width": side}
+    is_crop = config.image_resize == "crop"
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": config.num_channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": config.image_size * 8 // 7},  # 256 for 224
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "size": {"shortest_edge": side * 8 // 7} if is_crop else square,  # 256 for 224
+        "resample": BICUBIC if is_crop else BILINEAR,
+        "do_center_crop": is_crop,
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
+        "image_mean": mean if config.image_mean is None else list(config.image_mean),
+        "image_std": std if config.image_std is None else list(config.image_std),
     }
 
 
@@ -123,7 +129,7 @@ def from_transformers(settings: dict, num_channels: int) -> dict:
     """
     Returns the contents of a `preprocessor_config.json` as [`image_processor_config`] has them.
 
-    Those of a kind that is not among the four that only resize, crop and normalise stay as they are.
+    Those of a kind that is not among the five that only resize, crop and normalise stay as they are.
     """
     name = str(settings.get("image_processor_type", settings.get("feature_extractor_type", "BitImageProcessor")))
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)

@@ -88,16 +88,18 @@ class RotaryPositions(nn.Module):
         self.dtype = getattr(torch, config.rope_dtype)
         self.shift, self.jitter = config.pos_embed_shift, config.pos_embed_jitter
         self.rescale = config.pos_embed_rescale
-        self.register_buffer("periods", torch.empty(self.num_periods))
+        self.register_buffer("periods", self.initial_periods())
+
+    def initial_periods(self) -> torch.Tensor:
+        """Returns a geometric series from 1 to near the base, or from the least to the greatest period."""
+        if self.theta is not None:
+            return (self.theta ** (torch.arange(self.num_periods, dtype=self.dtype) / self.num_periods)).float()
+        least, greatest = self.period_range
+        return (least * (greatest / least) ** torch.linspace(0, 1, self.num_periods, dtype=self.dtype)).float()
 
     def init_parameters(self):
-        """Initialises the periods: a geometric series from 1 to the base, or from the least to the greatest period."""
-        if self.theta is not None:
-            periods = self.theta ** (torch.arange(self.num_periods, dtype=self.dtype) / self.num_periods)
-        else:
-            least, greatest = self.period_range
-            periods = least * (greatest / least) ** torch.linspace(0, 1, self.num_periods, dtype=self.dtype)
-        init.copy_(self.periods, periods.to(self.periods.dtype))
+        """Initialises the periods."""
+        init.copy_(self.periods, self.initial_periods())
 
     def forward(self, grid: tuple[int, int]) -> Angles:
         """Computes sine and cosine of the angles of a grid of patches (h, w), each (h * w, D / heads)."""

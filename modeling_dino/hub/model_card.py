@@ -17,6 +17,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CARD_NAME = "README.md"
+# licenses that the hub does not know, with their pages; a card names them beside "other"
+OTHER_LICENSES = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
 MARK = "<!-- modeling-dino wrote this card, and renews it unless it is edited ({digest}) -->"
 
 # for each class the Auto class that loads it, its task on the hub, and a line of code that uses it
@@ -75,7 +77,8 @@ def renew_card(
             if license is not None:
                 logger.warning(f"{repo_id} keeps its own {CARD_NAME}: license={license!r} is not written into it")
             return card
-    licenses = [ModelCard(card).data.license for card in earlier]
+    earlier_data = [ModelCard(card).data for card in earlier]
+    licenses = [getattr(data, "license_name", None) or data.license for data in earlier_data]
     return make_card(model, repo_id, license=license or next(filter(None, licenses), None), **kwargs)
 
 
@@ -94,7 +97,8 @@ def make_card(
         model: of one of the classes of this package, or derived from one.
         repo_id: the id under which others load it.
         with_code: whether its code is in the repository too.
-        license: an identifier that the hub knows, e.g. `"apache-2.0"`; not stated if None.
+        license: an identifier that the hub knows, e.g. `"apache-2.0"`, or `"dinov3-license"`; by default that of the
+            weights, which is not stated if it is not known.
         results: results of evaluations.
         tags: further tags.
     """
@@ -103,7 +107,7 @@ def make_card(
     model_class = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in USES), "DinoModel")
     auto_class, task, line = USES[model_class]
     data = ModelCardData(
-        license=license,
+        **_license(license or model.config.weights_license),
         library_name="transformers",
         pipeline_tag=task,
         tags=["dino", "self-supervised", backbone.tag, *tags],
@@ -115,6 +119,13 @@ def make_card(
     body = BODY.format(name=name, kind=backbone.kind, facts=_facts(model), code=code, results=_results_table(results))
     content = f"---\n{data.to_yaml()}\n---\n{body}"
     return f"{content}\n{MARK.format(digest=_digest(content))}\n"
+
+
+def _license(name: str | None) -> dict[str, str | None]:
+    """Returns the metadata of a license."""
+    if name not in OTHER_LICENSES:
+        return {"license": name}
+    return {"license": "other", "license_name": name, "license_link": OTHER_LICENSES[name]}
 
 
 def is_ours(card: str) -> bool:

@@ -81,6 +81,18 @@ def test_a_card_that_was_edited_is_kept():
 RESULT = '{"task": "t", "dataset": "d", "metric": "m", "value": 1}'
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_license_of_dinov3_is_named_with_its_page(given):
+    """It is given, or known from the conversion of the weights, or stands in an earlier card."""
+    model = DinoModel(tiny_config("dinov3", weights_license=None if given else "dinov3-license"))
+    card = make_card(model, "me/dino", license="dinov3-license" if given else None)
+    metadata = ModelCard(card).data.to_dict()
+    assert (metadata["license"], metadata["license_name"]) == ("other", "dinov3-license")
+    assert metadata["license_link"] == "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
+    assert renew_card([card], model, "me/dino") == card
+    assert "2 registers" in card
+
+
 @pytest.mark.parametrize(
     "text",
     [

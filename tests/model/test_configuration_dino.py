@@ -4,11 +4,13 @@ import math
 import re
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from tiny_models import tiny_config
 from transformers import AutoConfig
 
 from modeling_dino import DinoConfig, DinoModel
+from modeling_dino.image_processing_dino import image_processor_config
 
 
 @pytest.mark.parametrize("name", ["vit_small", "ViT-Small", "deit_small", "DeiT-small", "VIT_SMALL"])
@@ -112,6 +114,8 @@ def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
         ({"rope_coordinates": "mean"}, "rope_coordinates='mean' is not one of 'separate', 'max', 'min'"),
         ({"rope_dtype": "int8"}, "rope_dtype='int8' is not one of 'float16'"),
         ({"layerscale_value": math.nan}, "layerscale_value=nan must be a number up to"),
+        ({"image_mean": [0.5]}, "image_mean=[0.5] must be 3 numbers, one for each channel"),
+        ({"image_resize": "whole"}, "image_resize='whole' is not one of 'crop', 'square'"),
         ({"patch_projection_dim": 0}, "patch_projection_dim=0 must be greater than 0"),
         ({"backbone": "xcit_small_12", "patch_size": 14}, "patch_size=14 must be 8 or 16 for xcit_small_12"),
         ({"backbone": "convnext_tiny", "depths": [1, 1]}, "hidden_sizes=[96, 192, 384, 768] must be 2 numbers"),
@@ -144,6 +148,10 @@ def test_a_configuration_made_wrong_afterwards_is_not_saved(tmp_path):
         config.save_pretrained(tmp_path)
 
 
+V2_SIZES = ("small", "base", "large", "giant")
+V3_SIZES = {"s16": "small", "s16plus": "small_plus", "b16": "base", "l16": "large", "l16_sat493m": "large"}
+V3_SIZES |= {"h16plus": "huge_plus", "7b16": "7b", "7b16_sat493m": "7b"}
+CONVNEXT_SIZES = ("tiny", "small", "base", "large")
 PRESETS = {
     "dino_vits16": ("vit_small", 16, 224, 65536),
     "dino_vits8": ("vit_small", 8, 224, 65536),
@@ -159,6 +167,14 @@ PRESETS = {
     "resnet34": ("resnet34", None, 224, 65536),
     "resnet101": ("resnet101", None, 224, 65536),
     "resnet152": ("resnet152", None, 224, 65536),
+    **{f"dinov2_vit{size[0]}14{end}": (f"vit_{size}", 14, 518, 65536) for size in V2_SIZES for end in ("", "_reg")},
+    **{f"dinov3_vit{name}": (f"vit_{size}", 16, 224, 65536) for name, size in V3_SIZES.items()},
+    **{f"dinov3_convnext_{size}": (f"convnext_{size}", None, 224, 65536) for size in CONVNEXT_SIZES},
+    **{
+        f"dino_xcit_{size}_p{p}": (f"xcit_{size}", p, 224, 65536)
+        for size in ("small_12", "medium_24")
+        for p in (8, 16)
+    },
 }
 
 
@@ -176,6 +192,32 @@ def test_preset(name):
     else:
         assert config.uses_cifar_stem == name.startswith("cifar")
     assert "published" not in config.to_dict()
+
+
+LATER_PRESETS = [name for name in sorted(PRESETS) if name.startswith(("dinov2", "dinov3", "dino_xcit"))]
+
+
+@pytest.mark.parametrize("name", LATER_PRESETS)
+def test_a_preset_has_the_published_number_of_parameters(name):
+    with torch.device("meta"):
+        model = DinoModel(DinoConfig.from_preset(name, head_type=None))
+    assert model.num_parameters() == DinoConfig.published(name)["parameters"]
+
+
+def test_presets_differ_as_the_families_do():
+    plain, registers = (DinoConfig.from_preset(f"dinov2_vitb14{end}") for end in ("", "_reg"))
+    assert (plain.position_interpolation, registers.position_interpolation) == ("dino", "antialias")
+    assert (plain.num_register_tokens, registers.num_register_tokens) == (0, 4)
+    assert DinoConfig.published("dinov2_vitb14_reg")["imagenet_linear_top1"] == 84.6
+    v3, satellite = (DinoConfig.from_preset(f"dinov3_vitl16{end}") for end in ("", "_sat493m"))
+    assert (v3.rope_theta, v3.key_bias, v3.layer_norm_eps, v3.num_register_tokens) == (100, False, 1e-5, 4)
+    assert image_processor_config(v3)["size"] == {"height": 224, "width": 224}
+    assert image_processor_config(satellite)["image_mean"] == [0.430, 0.411, 0.296]
+    assert image_processor_config(plain)["size"] == {"shortest_edge": 256}
+    assert image_processor_config(plain)["crop_size"] == {"height": 224, "width": 224}
+    licenses = {name: DinoConfig.published(name)["license"] for name in LATER_PRESETS}
+    for name, license in licenses.items():
+        assert license == ("dinov3-license" if name.startswith("dinov3") else "apache-2.0")
 
 
 def test_presets_know_what_was_published():

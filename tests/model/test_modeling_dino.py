@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoModel
-from modeling_dino.configuration_dino import BACKBONES, BOTTLENECK_RESNETS, VIT_SIZES
+from modeling_dino.configuration_dino import BACKBONES, BOTTLENECK_RESNETS, CONVNEXT_SIZES, VIT_SIZES, XCIT_SIZES
 from modeling_dino.extraction.features import image_features
 
 
@@ -31,8 +31,11 @@ def images() -> torch.Tensor:
 
 def narrow_config(backbone: str, **overrides) -> DinoConfig:
     """Any backbone in its full depth, but narrow."""
-    if backbone in VIT_SIZES:
-        size = {"hidden_size": 4 * VIT_SIZES[backbone][2], "patch_size": 8}
+    transformers = {**VIT_SIZES, **XCIT_SIZES}
+    if backbone in transformers:
+        size = {"hidden_size": 8 * transformers[backbone][2], "patch_size": 8}
+    elif backbone in CONVNEXT_SIZES:
+        size = {"hidden_sizes": [4, 8, 12, 16]}
     else:
         size = {"hidden_size": 64 if backbone in BOTTLENECK_RESNETS else 32}
     return DinoConfig(backbone=backbone, image_size=32, **{**size, **TINY_HEAD, **overrides})
@@ -217,12 +220,13 @@ def test_backbone_feature_maps(tmp_path, images, family):
     assert [feature_map.shape[1] for feature_map in maps] == backbone.channels
     states = model(images, output_hidden_states=True).hidden_states
     for feature_map, state in zip(maps, (states[0], states[1], states[3])):
-        if family == "vit":
-            tokens = model.backbone.norm(state)[:, 1:]
-            assert feature_map.shape[-2:] == (6, 8)
-            assert torch.equal(feature_map.flatten(2).transpose(1, 2), tokens)
-        else:
+        if family in ("resnet", "convnext"):  # whose stages but the last have no norm
             assert torch.equal(feature_map, state)
+        else:
+            tokens = model.backbone.attend_from_cls(state) if family == "xcit" else state
+            patches = model.backbone.norm(tokens)[:, model.backbone.num_prefix_tokens :]
+            assert feature_map.shape[-2:] == (6, 8)
+            assert torch.equal(feature_map.flatten(2).transpose(1, 2), patches)
     assert backbone(images, output_hidden_states=True).hidden_states[1].equal(states[1])
 
 
@@ -271,43 +275,59 @@ def test_a_resnet_has_no_cls_tokens(images):
 def assert_cls_rows(model: DinoModel, images: torch.Tensor):
     """What is computed for the CLS token alone is its row of the whole."""
     (full,) = model.get_attention_maps(images)
-    assert_close(full.sum(-1), torch.ones(2, 4, 17))
-    assert_close(model.get_cls_attention(images).flatten(2), full[:, :, 0, 1:])
+    before = model.backbone.num_prefix_tokens
+    assert_close(full.sum(-1), torch.ones(2, 4, before + 16))
+    assert_close(model.get_cls_attention(images).flatten(2), full[:, :, 0, before:])
     assert_close(model.get_cls_tokens(images)[0], model(images).pooler_output)
 
 
+@pytest.fixture(params=["vit", "dinov2", "dinov3"])
+def vit(request) -> DinoModel:
+    """With biases that are not 0."""
+    model = DinoModel(tiny_config(request.param)).eval()
+    randomize(model)
+    return model
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3"])
 @torch.no_grad()
-def test_cls_token_without_qkv_bias(images):
-    assert_cls_rows(DinoModel(tiny_config(qkv_bias=False)).eval(), images)
-
-
-@torch.no_grad()
-def test_cls_token_with_adapters(images):
-    """They wrap the linear whose rows are taken apart."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
-    model = get_peft_model(DinoModel(tiny_config()), lora).eval().base_model.model
-    assert type(model.backbone.blocks[-1].attn.qkv) is not torch.nn.Linear
+def test_cls_token_with_and_without_qkv_bias(images, family, qkv_bias):
+    model = DinoModel(tiny_config(family, qkv_bias=qkv_bias)).eval()
+    randomize(model)
     assert_cls_rows(model, images)
 
 
 @torch.no_grad()
-def test_cls_token_of_an_offloaded_model(tmp_path, images):
-    DinoModel(tiny_config()).save_pretrained(tmp_path)
+def test_cls_token_with_adapters(images, vit):
+    """They wrap the linear whose rows are taken apart."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
+    plain = type(vit.backbone.blocks[-1].attn.qkv)
+    model = get_peft_model(vit, lora).eval().base_model.model
+    assert type(model.backbone.blocks[-1].attn.qkv) is not plain
+    assert_cls_rows(model, images)
+
+
+@torch.no_grad()
+def test_cls_token_of_an_offloaded_model(tmp_path, images, vit):
+    vit.save_pretrained(tmp_path)
     device_map = {"backbone": "disk", "head": "cpu"}
     model = DinoModel.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload").eval()
     assert_cls_rows(model, images)
 
 
-def test_cls_tokens_have_the_gradient_of_the_whole(images):
-    model, images = DinoModel(tiny_config()).eval().double(), images.double()
-    probe = torch.randn(2, 32, dtype=torch.double)
+@pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3", "convnext", "xcit"])
+def test_cls_tokens_have_the_gradient_of_the_whole(images, family):
+    model, images = DinoModel(tiny_config(family)).eval().double(), images.double()
+    probe = torch.randn(2, model.config.hidden_size, dtype=torch.double)
     (model.get_cls_tokens(images)[0] * probe).sum().backward()
-    gradients = [parameter.grad.clone() for parameter in model.backbone.parameters()]
+    parameters = [parameter for parameter in model.backbone.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad.clone() for parameter in parameters]
     model.zero_grad()
     (model(images).pooler_output * probe).sum().backward()
-    for gradient, parameter in zip(gradients, model.backbone.parameters(), strict=True):
+    for gradient, parameter in zip(gradients, parameters, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-12)
 
 
@@ -338,12 +358,14 @@ print(peaks[2] - peaks[1], peaks[3] - peaks[1])
 def test_pipeline(tmp_path, family):
     from PIL import Image
 
-    DinoModel(tiny_config(family)).save_pretrained(tmp_path)
+    model = DinoModel(tiny_config(family)).eval()
+    model.save_pretrained(tmp_path)
     extractor = pipeline("image-feature-extraction", model=str(tmp_path))
     image = Image.effect_noise((50, 40), 64).convert("RGB")
     width = tiny_config(family).hidden_size
     tokens = torch.tensor(extractor(image))
-    assert tokens.shape == ((1, 17, width) if family == "vit" else (1, width, 4, 4))
+    assert tokens.shape == model(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape
+    assert family != "vit" or tokens.shape == (1, 17, width)
     (pooled,) = extractor(image, pool=True)
     assert len(pooled) == width
 
@@ -371,14 +393,15 @@ def test_compiles_with_inductor():
         assert_close(torch.compile(model, fullgraph=True)(images).projection, model(images).projection)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(images):
-    plain = DinoModel(tiny_config()).train()
+def test_gradient_checkpointing_gives_the_same_gradients(images, family):
+    plain = DinoModel(tiny_config(family)).train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.gradient_checkpointing_enable()
     for model in (plain, checkpointed):
         model(images).projection.square().sum().backward()
     for name, parameter in plain.named_parameters():
-        assert torch.equal(checkpointed.get_parameter(name).grad, parameter.grad), name
+        if name != "backbone.mask_token":  # nothing is masked
+            assert torch.equal(checkpointed.get_parameter(name).grad, parameter.grad), name
 
 
 @pytest.mark.parametrize("head_type", ["dino", "simple"])
@@ -410,8 +433,9 @@ def test_any_size_and_any_number_of_images(family, height, width):
     model = DinoModel(tiny_config(family)).eval()
     images = torch.randn(3, 3, height, width)
     output = model(images)
-    if family == "vit":
-        assert output.last_hidden_state.shape[1] == 1 + (height // 8) * (width // 8)
+    if model.backbone.has_attention:
+        patches = (height // 8) * (width // 8)
+        assert output.last_hidden_state.shape[1] == model.backbone.num_prefix_tokens + patches
     assert torch.isfinite(output.projection).all()
     assert_close(model(images[:1]).pooler_output, output.pooler_output[:1])
 

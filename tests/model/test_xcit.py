@@ -117,8 +117,8 @@ def test_equals_timm(backbone, patch_size):
     options = {"num_hidden_layers": 2, "tokens_norm": "nano" not in backbone, "head_type": None}
     ours = DinoModel(DinoConfig(backbone=backbone, patch_size=patch_size, **options)).eval()
     assert (ours.config.hidden_size, ours.config.num_attention_heads) == (width, heads)
-    state = {}
-    for key, tensor in theirs.state_dict().items():
+    state, weights = {}, theirs.state_dict()
+    for key, tensor in weights.items():
         key = key.replace("pos_embed.", "pos_embeder.")
         if ".attn.q." in key:
             parts = [
