@@ -17,10 +17,21 @@ from modeling_dino.positions import RotaryPositions
 
 
 PERIODS = "backbone.rope_embed.periods"
+# our fused `attn.qkv` holds these one below the other, in this order
+QUERY_KEY_VALUE = (".attn.query.", ".attn.key.", ".attn.value.")
+# gate and value of SwiGLU, which some formats have as one tensor in this order
+GATE_VALUE = (".mlp.w1.", ".mlp.w2.")
 # parts of a backbone that only its training needs, which few formats have a place for
 OF_TRAINING = ("backbone.mask_token", "backbone.local_cls_norm.")
 # options that the ViTs of most libraries have, and no others: for `needed`
 VIT_OF_DINO = {"use_rms_norm": False, "untie_cls_and_patch_norms": False}
+VIT_OF_DINOV3 = {**VIT_OF_DINO, "rope_min_period": None, "rope_coordinates": "separate"}
+# options of all published models of a family that no tensor tells, and that do not change their features: how tokens
+# start, which images they were evaluated on, and the kind of the head's last layer (whose gains, if it has any, are
+# trained, also where they are all 1)
+OF_DINOV2 = {"token_init_std": 1e-6, "evaluation_size": 224, "norm_last_layer": False}
+OF_DINOV3 = {"image_resize": "square", "head_weight_norm": False}
+IMAGES_OF_SAT = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}  # of its satellite images
 
 
 class CheckpointFormat:
@@ -28,6 +39,7 @@ class CheckpointFormat:
 
     library: str  # whose format it is, in messages
     origin: str  # what a configuration remembers of it
+    license: str | None = None  # of all weights that are published in it, as the hub calls it
     families: tuple[str, ...]  # kinds of backbones that it can hold, as `family_of` names them
     keys: list[tuple[str, str]]  # pairs of our name and theirs, as for `rename`
     prefixes: tuple[str, ...] = ()  # what their names may begin with, and need not
@@ -140,6 +152,10 @@ class CheckpointFormat:
         check_state_dict(config, state_dict)
         checkpoint.notes += other_than_original(config)
         return config, state_dict
+
+    def license_of(self, checkpoint: Checkpoint) -> str | None:
+        """Returns the license of a checkpoint's weights, as the hub calls it; None if it is not known."""
+        return self.license
 
     def classifier_of(self, checkpoint: Checkpoint) -> StateDict:
         """Returns the tensors of a classifier under our names, `classifier.*`, where a checkpoint has one."""
@@ -265,10 +281,31 @@ def loss_of_periods(config: DinoConfig, state_dict: StateDict, library: str) -> 
     ]
 
 
+def with_all_biases(tensors: StateDict, parts: tuple[str, ...]) -> StateDict:
+    """
+    Returns tensors with a bias of zeros for a query, key or value that has none, where another of the three has one.
+
+    Args:
+        parts: what the names of the three have before `bias`.
+    """
+    complete = dict(tensors)
+    for name in tensors:
+        for part in parts:
+            if name.endswith(f"{part}bias"):
+                others = [name.replace(part, other) for other in parts]
+                complete |= {other: torch.zeros_like(tensors[name]) for other in others if other not in tensors}
+    return complete
+
+
+def has_key_bias(state_dict: StateDict) -> bool:
+    """Returns whether keys have a bias that is not zero."""
+    biases = [tensor.chunk(3)[1] for name, tensor in state_dict.items() if name.endswith(".attn.qkv.bias")]
+    return any(bool(bias.any()) for bias in biases)
+
+
 def loss_of_key_bias(config: DinoConfig, state_dict: StateDict, library: str) -> list[str]:
     """Returns a line if keys have a bias that has no effect, which a library does not keep."""
-    biases = [tensor.chunk(3)[1] for name, tensor in state_dict.items() if name.endswith(".attn.qkv.bias")]
-    if config.key_bias or not any(bias.any() for bias in biases):
+    if config.key_bias or not has_key_bias(state_dict):
         return []
     return [f"left out: the bias of the keys, which has no effect, and for which {library} has no place"]
 

@@ -6,7 +6,7 @@ writes has the heads besides. What is written has its blocks in one piece (`bloc
 """
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
-from conversion_scripts.checkpoint_format import VIT_OF_DINO
+from conversion_scripts.checkpoint_format import GATE_VALUE, OF_DINOV2, VIT_OF_DINO
 from conversion_scripts.original import Original, names_in, with_backbone_prefix
 from modeling_dino.configuration_dino import DinoConfig
 
@@ -17,8 +17,6 @@ KEYS = [  # ours, theirs
 ]
 # the same where the blocks were kept in chunks: the number of a block is that in the whole network
 CHUNKS = [("backbone.blocks.{i}.{p}", "backbone.blocks.{j}.{i}.{p}")]
-# gate and value of SwiGLU, which are one tensor there
-GATE_VALUE = (".mlp.w1.", ".mlp.w2.")
 
 
 class OriginalDinov2(Original):
@@ -47,8 +45,7 @@ class OriginalDinov2(Original):
         return {**super().fixed_options(state_dict), "position_interpolation": method}
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
-        """The gains of its heads are trained, also where they are all 1."""
-        return {"token_init_std": 1e-6, "norm_last_layer": False}
+        return dict(OF_DINOV2)
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         theirs = rename(with_backbone_prefix(theirs), CHUNKS, inverse=True)

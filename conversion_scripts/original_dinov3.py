@@ -5,9 +5,12 @@ The published files are bare state dicts of ViTs and ConvNeXts; the `teacher_che
 writes has the heads besides.
 """
 
+import os
+
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
+from conversion_scripts.checkpoint_format import IMAGES_OF_SAT, OF_DINOV3
 from conversion_scripts.original import Original, names_in, with_backbone_prefix
 from conversion_scripts.original_dinov2 import KEYS as HEADS
 from modeling_dino.configuration_dino import DinoConfig
@@ -23,6 +26,7 @@ LAST_NORM = "backbone.norm."
 class OriginalDinov3(Original):
     library = "the original of DINOv3"
     origin = "DINOv3's original"
+    license = "dinov3-license"
     families = ("dinov3", "convnext")
     needed = {}
     keys = KEYS
@@ -40,10 +44,12 @@ class OriginalDinov3(Original):
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         """Coordinates were rescaled in the training of all its ViTs; a mask is on the bias of the keys of most."""
+        settings = {**OF_DINOV3, **(IMAGES_OF_SAT if "sat493m" in os.path.basename(checkpoint.source) else {})}
         if "backbone.cls_token" not in state_dict:
-            return {}
+            return settings
         has_mask = any(name.endswith(BIAS_MASK) for name in names_in(checkpoint))
-        return {"pos_embed_rescale": 2.0, "key_bias": not has_mask}
+        has_bias = "backbone.blocks.0.attn.qkv.bias" in state_dict
+        return {**settings, "pos_embed_rescale": 2.0, "key_bias": has_bias and not has_mask}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         theirs = with_backbone_prefix(theirs)

@@ -13,7 +13,11 @@ from conversion_scripts.original import Original, networks_of_run
 from conversion_scripts.original_dinov2 import OriginalDinov2
 from conversion_scripts.original_dinov3 import OriginalDinov3
 from conversion_scripts.sizes import check_state_dict
+from conversion_scripts.timm_convnext import TimmConvNext
+from conversion_scripts.timm_dinov2 import TimmDinov2
+from conversion_scripts.timm_dinov3 import TimmDinov3
 from conversion_scripts.timm_models import TimmModels
+from conversion_scripts.timm_xcit import TimmXcit
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
 from conversion_scripts.transformers_convnext import TransformersConvNext
 from conversion_scripts.transformers_dinov2 import TransformersDinov2
@@ -31,7 +35,7 @@ from modeling_dino.modeling_dino import DinoForImageClassification, DinoModel, b
 FORMATS: dict[str, tuple[CheckpointFormat, ...]] = {
     "transformers": (TransformersDinov2(), TransformersDinov3(), TransformersConvNext(), TransformersViT()),
     "lesson": (Lesson(),),
-    "timm": (TimmModels(),),
+    "timm": (TimmDinov2(), TimmDinov3(), TimmConvNext(), TimmXcit(), TimmModels()),
     "original": (OriginalDinov3(), OriginalDinov2(), Original()),
     "torchvision": (TorchvisionResNets(),),
 }
@@ -134,6 +138,7 @@ def to_dino(
         checkpoint_format = format_of(checkpoint, name)
         config, state_dict = checkpoint_format.to_dino(checkpoint, which, num_heads)
         config.weights_source = weights_source(checkpoint, checkpoint_format, which)
+        config.weights_license = checkpoint_format.license_of(checkpoint)
         if classifier := checkpoint_format.classifier_of(checkpoint):
             checkpoint_format.add_classes(checkpoint, config)
         if from_format is None:

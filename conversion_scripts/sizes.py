@@ -25,7 +25,12 @@ PUBLISHED_HEAD_WIDTH = 64  # of all published ViTs but one
 PUBLISHED_HEADS = {VIT_SIZES["vit_7b"][0]: VIT_SIZES["vit_7b"][2]}  # of that one, by its width
 # what the width of SwiGLU is told by, in the order in which they are tried: ratios to the width of the tokens, and
 # multiples to which it is rounded up
-SWIGLU_WIDTHS = [(ratio, multiple) for multiple in (8, 32, 64, 128) for ratio in (4, 6, 3, 8)]
+SWIGLU_WIDTHS = [
+    (4, 8),
+    (6, 8),
+    (3, 64),
+    *((ratio, multiple) for multiple in (8, 32, 64, 128) for ratio in (4, 6, 3, 8)),
+]
 PUBLISHED_ROPE_THETA = 100
 ROUNDED = 0.02  # relative difference that periods may have from the published ones, which are rounded to bfloat16
 

@@ -5,7 +5,7 @@
 """
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
-from conversion_scripts.checkpoint_format import loss_of_patch_size
+from conversion_scripts.checkpoint_format import OF_DINOV3, loss_of_patch_size
 from conversion_scripts.transformers_folder import TransformersFolder
 from modeling_dino.configuration_dino import DinoConfig
 
@@ -31,13 +31,14 @@ OPTIONS = {  # ours, theirs
 class TransformersConvNext(TransformersFolder):
     library = "transformers' ConvNeXt of DINOv3"
     origin = "transformers' DINOv3"
+    license = "dinov3-license"
     families = ("convnext",)
     model_types = ("dinov3_convnext",)
     keys = KEYS
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         theirs = self.their_config(checkpoint)
-        return {ours: getattr(theirs, name) for ours, name in OPTIONS.items()}
+        return {**{ours: getattr(theirs, name) for ours, name in OPTIONS.items()}, **OF_DINOV3}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         return super().to_our_names(rename(theirs, INSTALLED, inverse=True))

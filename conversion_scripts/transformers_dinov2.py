@@ -7,10 +7,9 @@
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
-from conversion_scripts.checkpoint_format import VIT_OF_DINO
-from conversion_scripts.original_dinov2 import GATE_VALUE
+from conversion_scripts.checkpoint_format import GATE_VALUE, OF_DINOV2, QUERY_KEY_VALUE, VIT_OF_DINO
 from conversion_scripts.sizes import swiglu_width
-from conversion_scripts.transformers_folder import QUERY_KEY_VALUE, TransformersFolder
+from conversion_scripts.transformers_folder import TransformersFolder
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -66,7 +65,7 @@ class TransformersDinov2(TransformersFolder):
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         theirs = self.their_config(checkpoint)
         settings = {name: getattr(theirs, name) for name in SETTINGS}
-        return {"num_heads": theirs.num_attention_heads, "token_init_std": 1e-6, **settings}
+        return {"num_heads": theirs.num_attention_heads, **settings, **OF_DINOV2}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         ours = super().to_our_names(rename(theirs, INSTALLED, inverse=True))

@@ -7,8 +7,17 @@
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
-from conversion_scripts.checkpoint_format import OF_TRAINING, PERIODS, loss_of_key_bias, loss_of_periods
-from conversion_scripts.transformers_folder import QUERY_KEY_VALUE, TransformersFolder
+from conversion_scripts.checkpoint_format import (
+    OF_DINOV3,
+    OF_TRAINING,
+    PERIODS,
+    QUERY_KEY_VALUE,
+    VIT_OF_DINOV3,
+    loss_of_key_bias,
+    loss_of_periods,
+    with_all_biases,
+)
+from conversion_scripts.transformers_folder import TransformersFolder
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -55,14 +64,10 @@ SIZES += ("num_register_tokens",)
 class TransformersDinov3(TransformersFolder):
     library = "transformers' DINOv3"
     origin = "transformers' DINOv3"
+    license = "dinov3-license"
     families = ("dinov3",)
     model_types = ("dinov3_vit",)
-    needed = {
-        "use_rms_norm": False,
-        "untie_cls_and_patch_norms": False,
-        "rope_min_period": None,
-        "rope_coordinates": "separate",
-    }
+    needed = VIT_OF_DINOV3
     keys = KEYS
     no_place = OF_TRAINING[1:]
     fixed = {"rope_dtype": "float32"}
@@ -70,7 +75,8 @@ class TransformersDinov3(TransformersFolder):
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         theirs = self.their_config(checkpoint)
         settings = {ours: getattr(theirs, name) for ours, name in OPTIONS.items()}
-        return {**settings, "num_heads": theirs.num_attention_heads, "key_bias": theirs.key_bias}
+        heads = {"num_heads": theirs.num_attention_heads, "key_bias": theirs.key_bias}
+        return {**settings, **heads, **OF_DINOV3}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         ours = super().to_our_names(rename(theirs, INSTALLED, inverse=True))
@@ -81,7 +87,7 @@ class TransformersDinov3(TransformersFolder):
         registers = ours.get("backbone.register_tokens")
         if registers is not None and not registers.numel():
             del ours["backbone.register_tokens"]
-        return join_tensors(with_all_biases(ours), ".attn.qkv.", QUERY_KEY_VALUE)
+        return join_tensors(with_all_biases(ours, QUERY_KEY_VALUE), ".attn.qkv.", QUERY_KEY_VALUE)
 
     def to_their_names(self, ours: StateDict, config: DinoConfig) -> StateDict:
         tensors = split_tensors(ours, ".attn.qkv.", QUERY_KEY_VALUE)
@@ -118,14 +124,3 @@ class TransformersDinov3(TransformersFolder):
             **{name: getattr(config, ours) for ours, name in OPTIONS.items()},
         )
         return Checkpoint(tensors, theirs.to_diff_dict())
-
-
-def with_all_biases(tensors: StateDict) -> StateDict:
-    """Returns tensors with a bias of zeros for a query, key or value that has none, where another of them has one."""
-    complete = dict(tensors)
-    for name in tensors:
-        for part in QUERY_KEY_VALUE:
-            if name.endswith(f"{part}bias"):
-                others = [name.replace(part, other) for other in QUERY_KEY_VALUE]
-                complete |= {other: torch.zeros_like(tensors[name]) for other in others if other not in tensors}
-    return complete

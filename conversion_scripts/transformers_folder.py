@@ -11,10 +11,6 @@ from conversion_scripts.checkpoint_format import CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
-# our fused `attn.qkv` holds these one below the other, in this order
-QUERY_KEY_VALUE = (".attn.query.", ".attn.key.", ".attn.value.")
-
-
 class TransformersFolder(CheckpointFormat):
     """Folders of a class of transformers, which `from_pretrained` of that class loads."""
 

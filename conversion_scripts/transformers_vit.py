@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
-from conversion_scripts.checkpoint_format import VIT_OF_DINO
-from conversion_scripts.transformers_folder import QUERY_KEY_VALUE, TransformersFolder
+from conversion_scripts.checkpoint_format import QUERY_KEY_VALUE, VIT_OF_DINO
+from conversion_scripts.transformers_folder import TransformersFolder
 from modeling_dino.configuration_dino import DinoConfig
 
 

@@ -5,10 +5,11 @@ import torch
 from golden_data import GOLDEN_DIR, assert_close, read_golden, with_prefix
 from later_dinos import config_of
 
+from conversion_scripts.checkpoint_format import PERIODS, computed_periods
 from conversion_scripts.convert import convert
 from conversion_scripts.options import ConvertOptions
-from conversion_scripts.recognition import format_for, to_dino
-from modeling_dino import DinoModel
+from conversion_scripts.recognition import format_for, format_of, recognise, to_dino
+from modeling_dino import DinoConfig, DinoModel
 
 
 def converted(source, output, to: str = "dino", **options) -> str:
@@ -103,3 +104,58 @@ def test_a_bare_backbone(tmp_path, file, name):
         assert_close(model(inputs[size]).pooler_output, features, 1e-3 if "bf16" in name else 1e-5)
     back = format_for(conversion.config, "original").from_dino(conversion.config, conversion.state_dict)
     assert_same(back.contents, state_dict)
+
+
+PUBLISHED = [name for name in DinoConfig.presets() if name.startswith(("dinov2", "dinov3", "dino_xcit"))]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_tensors_of_a_published_backbone_tell_its_whole_configuration(name):
+    """With one block where numbers would be joined, which takes memory; all others take none."""
+    fewer = {"num_hidden_layers": 1} if "vitg" in name else {}
+    config = DinoConfig.from_preset(name, head_type=None, **fewer)
+    with torch.device("meta"):
+        expected = DinoModel(config).state_dict()
+    state_dict = {
+        key: torch.tensor(i + 0.5).to(t.dtype).expand(t.shape) for i, (key, t) in enumerate(expected.items())
+    }
+    if config.has_rotary_positions:  # published ones are rounded
+        state_dict[PERIODS] = computed_periods(config).bfloat16().float()
+    packed = format_for(config, "original").from_dino(config, state_dict)
+    assert packed.notes == []
+    assert recognise(packed) == "original"
+    packed.source = f"{name}_pretrain_sat493m.pth" if "sat" in name else f"{name}_pretrain.pth"
+    back_config, back = format_of(packed, "original").to_dino(packed)
+    assert back_config.to_dict() == config.to_dict()
+    assert set(back) == set(state_dict)
+    for key, tensor in state_dict.items():  # every tensor has one value, but these have billions of numbers
+        first = (0,) * tensor.ndim
+        assert (back[key].shape, back[key][first]) == (tensor.shape, tensor[first]), key
+
+
+@torch.no_grad()
+def test_a_mask_of_the_key_bias_that_masks_something_else(tmp_path):
+    teacher = torch.load(GOLDEN_DIR / "dinov3_teacher_checkpoint.pth", weights_only=True)["teacher"]
+    name = "backbone.blocks.0.attn.qkv.bias_mask"
+    torch.save({"teacher": {**teacher, name: torch.ones_like(teacher[name])}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="does not hold ones for query and value and zeros for the key"):
+        to_dino(str(tmp_path / "file.pth"))
+
+
+@pytest.mark.parametrize(("family", "name", "weight_norm"), [("dinov2", "_shared", False), ("dinov3", "", True)])
+def test_a_head_of_another_kind_is_left_out_and_that_is_said(family, name, weight_norm):
+    source = GOLDEN_DIR / f"{family}_teacher_checkpoint{name}.pth"
+    heads = read_golden(f"{family}_checkpoint_outputs")[0]
+    conversion = to_dino(str(source), num_heads=heads.get("shared", heads)["vit"]["num_heads"])
+    config = type(conversion.config)(**{**conversion.config.to_dict(), "head_weight_norm": weight_norm})
+    packed = format_for(config, "original").from_dino(config, DinoModel(config).state_dict())
+    assert "left out: the heads, whose last layer is" in packed.notes[0]
+    assert not any("head" in key for key in packed.contents)
+
+
+def test_the_license_of_dinov3_goes_along(tmp_path):
+    source = GOLDEN_DIR / "dinov3_teacher_checkpoint.pth"
+    converted(source, tmp_path / "dino")
+    converted(tmp_path / "dino", tmp_path / "timm", "timm")
+    for folder in ("dino", "timm"):
+        assert to_dino(str(tmp_path / folder), num_heads=2).config.weights_license == "dinov3-license"
