@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from modeling_dino.runtime.printing import printable
 from modeling_dino.runtime.whole_files import whole_output
 
 
-# What the original pickles beside tensors: the arguments of the run, and numbers of numpy (under the names of numpy 1
-# and 2).
+# What training code pickles beside tensors: the arguments of the run, numbers of numpy (under the names of numpy 1
+# and 2), and paths (under the names of Python's releases), which become plain ones that touch no file.
+PATH_MODULES = ("pathlib", "pathlib._local")
 _scalar = np.float64(0).__reduce__()[0]
 ALLOWED_GLOBALS = [
     argparse.Namespace,
@@ -35,7 +36,14 @@ ALLOWED_GLOBALS = [
     (_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *{type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")},
+    *((PurePosixPath, f"{module}.PosixPath") for module in PATH_MODULES),
+    *((PurePosixPath, f"{module}.PurePosixPath") for module in PATH_MODULES),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in PATH_MODULES),
+    *((PureWindowsPath, f"{module}.PureWindowsPath") for module in PATH_MODULES),
 ]
+# the files of a run whose weights are cut up among its processes, by their names or by those of their tensors
+SHARDED = re.compile(r".*\.rank_\d+\.pth|.*\.distcp")
+FLATTENED = "flat_param"
 StateDict = dict[str, torch.Tensor]
 
 
@@ -48,6 +56,17 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)  # what a conversion leaves out or finds contradictory, a line each
     image_transform: dict | None = None  # the contents of a folder's `preprocessor_config.json`, to be written
     source: str = ""  # the path or hub id that it was read from
+
+
+class ShardedCheckpointError(ValueError):
+    """A file holds one process's part of a run."""
+
+    def __init__(self, source: str | Path):
+        super().__init__(
+            f"{source} is a run's state in parts, one for each process, of which a part cannot be converted: let the "
+            "original put them together (its evaluation, `do_test`), and pass the teacher_checkpoint.pth that it "
+            "writes under eval/"
+        )
 
 
 def is_state_dict(contents: object) -> bool:
@@ -71,6 +90,9 @@ def read_checkpoint(source: str, **location) -> Checkpoint:
         OSError: if there is no such thing.
     """
     path, source = Path(source), str(source)
+    folders = ("*.distcp", "*/*.distcp") if path.is_dir() else ()
+    if SHARDED.fullmatch(path.name) or any(any(path.glob(pattern)) for pattern in folders):
+        raise ShardedCheckpointError(source)
     if path.is_file():
         reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
         return Checkpoint(reader(path), source=source)
@@ -117,14 +139,19 @@ def _read_pickle(path: Path) -> dict:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
             raise ValueError(f"{path} is not a checkpoint of PyTorch, or damaged") from error
+        if found[1].startswith("torch.distributed."):
+            raise ShardedCheckpointError(path) from error
         raise ValueError(
-            f"{path} is refused, since loading it would call {found[1]}: only tensors, argparse.Namespace and numpy's "
-            "numbers are allowed"
+            f"{path} is refused, since loading it would call {found[1]}: only tensors, argparse.Namespace, paths and "
+            "numpy's numbers are allowed"
         ) from error
     except Exception as error:  # the readers of zip files, pickles and storages raise nearly anything on damaged files
         raise ValueError(f"{path} is not a checkpoint of PyTorch, or damaged ({type(error).__name__})") from error
     if not isinstance(contents, Mapping):
         raise ValueError(f"{path} holds a {type(contents).__name__}, not a state dict")
+    entries = [contents, *(value for value in contents.values() if isinstance(value, Mapping))]
+    if any(FLATTENED in str(name) for entry in entries for name in entry):
+        raise ShardedCheckpointError(path)
     return dict(contents)
 
 
@@ -153,18 +180,40 @@ def rename(tensors: StateDict, table: list[tuple[str, str]], inverse: bool = Fal
     Renames tensors by the first row of a table whose left side fits the name; others keep theirs.
 
     Args:
-        table: pairs of names, in which `{i}` stands for a number and `{p}` for the rest.
+        table: pairs of names, in which `{i}` and `{j}` stand for numbers and `{p}` for the rest.
         inverse: from right to left.
     """
     patterns = []
     for left, right in [row[::-1] for row in table] if inverse else table:
-        pattern = re.escape(left).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", r"(?P<p>.+)")
+        pattern = re.escape(left).replace(r"\{p\}", r"(?P<p>.+)")
+        pattern = re.sub(r"\\{([ij])\\}", r"(?P<\1>\\d+)", pattern)
         patterns.append((re.compile(pattern), right))
     renamed = {}
     for name, tensor in tensors.items():
         fitting = (right.format(**match.groupdict()) for left, right in patterns if (match := left.fullmatch(name)))
         renamed[next(fitting, name)] = tensor
     return renamed
+
+
+def split_tensors(tensors: StateDict, whole: str, parts: tuple[str, ...]) -> StateDict:
+    """Cuts each tensor with a part of a name into equal pieces along its first dimension, with names of their own."""
+    pieces = {}
+    for name, tensor in tensors.items():
+        if whole in name:
+            pieces |= {name.replace(whole, part): piece for part, piece in zip(parts, tensor.chunk(len(parts)))}
+        else:
+            pieces[name] = tensor
+    return pieces
+
+
+def join_tensors(tensors: StateDict, whole: str, parts: tuple[str, ...]) -> StateDict:
+    """Puts the pieces that [`split_tensors`] makes together again, where all of them are there."""
+    joined = dict(tensors)
+    for name in [name for name in tensors if parts[0] in name]:
+        pieces = [name.replace(parts[0], part) for part in parts]
+        if all(piece in joined for piece in pieces):  # else the check of the whole names what is missing
+            joined[name.replace(parts[0], whole)] = torch.cat([joined.pop(piece) for piece in pieces])
+    return joined
 
 
 def first_names(names: Iterable[str], number: int = 3) -> str:

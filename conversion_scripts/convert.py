@@ -13,7 +13,7 @@ from conversion_scripts.checkpoint import save_tensors, write_checkpoint
 from conversion_scripts.checkpoint_format import CheckpointFormat
 from conversion_scripts.options import ConvertOptions
 from conversion_scripts.original import training_state
-from conversion_scripts.recognition import FORMATS, Conversion, to_dino
+from conversion_scripts.recognition import FORMATS, Conversion, format_for, format_of, to_dino
 from modeling_dino.checkpoint_files import CENTER_NAME
 from modeling_dino.runtime.extras import DISTRIBUTION, installed_version
 from modeling_dino.runtime.options import takes_options
@@ -63,7 +63,7 @@ def convert_checkpoint(options: ConvertOptions) -> ConversionSummary:
     elif options.to == "dino":
         notes = write_dino(conversion, output)
     else:
-        checkpoint = FORMATS[options.to].from_dino(
+        checkpoint = format_for(conversion.config, options.to).from_dino(
             conversion.config, conversion.state_dict, conversion.image_transform, conversion.classifier
         )
         write_checkpoint(checkpoint, output)
@@ -99,7 +99,8 @@ def write_both_networks(conversion: Conversion, output: Path, num_heads: int | N
     center = training_state(checkpoint).get("center")
     if center is None:
         raise ValueError(f"{checkpoint.source} is not a whole training run of the original: it has no center")
-    config, student = FORMATS["original"].to_dino(replace(checkpoint, notes=[]), "student", num_heads)
+    checkpoint_format = format_of(checkpoint, "original")
+    config, student = checkpoint_format.to_dino(replace(checkpoint, notes=[]), "student", num_heads)
     networks = {"student": student, "teacher": conversion.state_dict}
     state_dict = {f"{which}.{name}": tensor for which, network in networks.items() for name, tensor in network.items()}
     model = DinoForPreTraining.from_pretrained(
@@ -120,7 +121,8 @@ def check_libraries(*formats: str):
 
 def has_library(name: str) -> bool:
     """Returns whether there is a library whose models are of a format."""
-    return name in FORMATS and type(FORMATS[name]).reference is not CheckpointFormat.reference
+    methods = {type(one).reference for one in FORMATS.get(name, ())}
+    return bool(methods - {CheckpointFormat.reference})
 
 
 def features_by_library(conversion: Conversion) -> tuple[Features, str]:
@@ -129,7 +131,8 @@ def features_by_library(conversion: Conversion) -> tuple[Features, str]:
     the library with its version. Raises ValueError if the checkpoint does not say which model of the library it is.
     """
     if has_library(conversion.format):
-        reference = FORMATS[conversion.format].reference(conversion.checkpoint, conversion.config)
+        checkpoint_format = format_of(conversion.checkpoint, conversion.format)
+        reference = checkpoint_format.reference(conversion.checkpoint, conversion.config)
         return reference, f"{conversion.format} {installed_version(conversion.format)}"
     model = conversion.build_model()
     return lambda images: model(images).pooler_output, f"{DISTRIBUTION} {installed_version(DISTRIBUTION)}"

@@ -5,7 +5,7 @@ A file holds its state dict under `"model_state_dict"`, or is the state dict. La
 """
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, is_state_dict
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint_format import VIT_OF_DINO, CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -22,8 +22,10 @@ ITS_NAMES = ("projection_head.", "backbone.patch_embed.projection.")
 class Lesson(CheckpointFormat):
     library = "the lesson"
     origin = "the lesson's"
+    families = ("vit", "resnet")
+    needed = VIT_OF_DINO
     keys = KEYS
-    prefix = "module."
+    prefixes = ("module.",)
     carried = ("model_state_dict",)
     head_types = ("dino", "simple")
     fixed = {"layer_norm_eps": 1e-5}
@@ -33,7 +35,7 @@ class Lesson(CheckpointFormat):
         beginnings = ("backbone.",) if "model_state_dict" in checkpoint.contents else ITS_NAMES
         state_dict = self.network_of(checkpoint, "")
         return is_state_dict(state_dict) and any(
-            name.removeprefix(self.prefix).startswith(beginnings) for name in state_dict
+            self.without_prefix(name).startswith(beginnings) for name in state_dict
         )
 
     def network_of(self, checkpoint: Checkpoint, which: str) -> StateDict:

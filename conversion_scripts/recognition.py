@@ -2,31 +2,42 @@
 """Recognises the format of a checkpoint, and reads it as a model of ours."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, first_names, read_checkpoint
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint_format import CheckpointFormat, family_of
 from conversion_scripts.lesson import Lesson
 from conversion_scripts.original import Original, networks_of_run
+from conversion_scripts.original_dinov2 import OriginalDinov2
+from conversion_scripts.original_dinov3 import OriginalDinov3
 from conversion_scripts.sizes import check_state_dict
+from conversion_scripts.timm_convnext import TimmConvNext
+from conversion_scripts.timm_dinov2 import TimmDinov2
+from conversion_scripts.timm_dinov3 import TimmDinov3
 from conversion_scripts.timm_models import TimmModels
+from conversion_scripts.timm_xcit import TimmXcit
 from conversion_scripts.torchvision_resnets import TorchvisionResNets
+from conversion_scripts.transformers_convnext import TransformersConvNext
+from conversion_scripts.transformers_dinov2 import TransformersDinov2
+from conversion_scripts.transformers_dinov3 import TransformersDinov3
 from conversion_scripts.transformers_vit import TransformersViT
+from conversion_scripts.wrappers import unwrap
 from modeling_dino.checkpoint_files import NETWORKS, check_finite_weights, network_prefix
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.image_processing_dino import read_image_transform
 from modeling_dino.modeling_dino import DinoForImageClassification, DinoModel, backbone_class, without_head
 
 
-# in the order in which they are tried: those known by a folder's configuration or by names of their own come first
-FORMATS: dict[str, CheckpointFormat] = {
-    "transformers": TransformersViT(),
-    "lesson": Lesson(),
-    "timm": TimmModels(),
-    "original": Original(),
-    "torchvision": TorchvisionResNets(),
+# the formats of each library, in the order in which they are tried: those known by a folder's configuration or by
+# names of their own come first
+FORMATS: dict[str, tuple[CheckpointFormat, ...]] = {
+    "transformers": (TransformersDinov2(), TransformersDinov3(), TransformersConvNext(), TransformersViT()),
+    "lesson": (Lesson(),),
+    "timm": (TimmDinov2(), TimmDinov3(), TimmConvNext(), TimmXcit(), TimmModels()),
+    "original": (OriginalDinov3(), OriginalDinov2(), Original()),
+    "torchvision": (TorchvisionResNets(),),
 }
 
 
@@ -71,17 +82,29 @@ class Conversion:
 
 
 def recognise(checkpoint: Checkpoint) -> str:
-    """Returns the name of a checkpoint's format; raises ValueError if it has none of them."""
+    """Returns the name of a checkpoint's library; raises ValueError if its format is none of those known."""
     model_type = (checkpoint.config or {}).get("model_type")
     if model_type == DinoConfig.model_type:
         return "dino"
-    for name, checkpoint_format in FORMATS.items():
-        if checkpoint_format.matches(checkpoint):
+    for name, formats in FORMATS.items():
+        if any(checkpoint_format.matches(checkpoint) for checkpoint_format in formats):
             return name
     if model_type is not None:
         raise ValueError(f"{checkpoint.source} is a model of type {model_type!r}, not a DINO")
     names = first_names(checkpoint.contents) or "none"
     raise ValueError(f"{checkpoint.source} is not a DINO of any known format; its first keys are {names}")
+
+
+def format_of(checkpoint: Checkpoint, library: str) -> CheckpointFormat:
+    """Returns the format that a checkpoint of a library has; the last one if it has none of them."""
+    formats = FORMATS[library]
+    return next((one for one in formats if one.matches(checkpoint)), formats[-1])
+
+
+def format_for(config: DinoConfig, library: str) -> CheckpointFormat:
+    """Returns the format in which a library holds a model; the last one, which then refuses it, if it has none."""
+    formats = FORMATS[library]
+    return next((one for one in formats if family_of(config) in one.families), formats[-1])
 
 
 def to_dino(
@@ -104,15 +127,23 @@ def to_dino(
     if which not in NETWORKS:
         raise ValueError(f"unknown network {which!r}: allowed are {', '.join(NETWORKS)}")
     checkpoint = read_checkpoint(source, **location)
+    if checkpoint.config is None:
+        contents, notes = unwrap(checkpoint.contents)
+        checkpoint = replace(checkpoint, contents=contents, notes=notes)
     name = from_format or recognise(checkpoint)
     classifier: StateDict = {}
     if name == "dino":
         config, state_dict, classifier = own_network(checkpoint, which)
     else:
-        config, state_dict = FORMATS[name].to_dino(checkpoint, which, num_heads)
-        config.weights_source = weights_source(checkpoint, name, which)
+        checkpoint_format = format_of(checkpoint, name)
+        config, state_dict = checkpoint_format.to_dino(checkpoint, which, num_heads)
+        config.weights_source = weights_source(checkpoint, checkpoint_format, which)
+        config.weights_license = checkpoint_format.license_of(checkpoint)
+        if classifier := checkpoint_format.classifier_of(checkpoint):
+            checkpoint_format.add_classes(checkpoint, config)
         if from_format is None:
-            checkpoint.notes += FORMATS[name].ambiguities(checkpoint, config)
+            checkpoint.notes += checkpoint_format.ambiguities(checkpoint, config)
+    check_classifier(config, classifier)
     check_finite_weights({**state_dict, **classifier}, source)
     has_place = checkpoint.config is not None  # for an image transform; a file has none
     transform = read_image_transform(source, config.num_channels, **location) if has_place else None
@@ -132,17 +163,20 @@ def own_network(checkpoint: Checkpoint, which: str) -> tuple[DinoConfig, StateDi
     classifier = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
     state_dict = {name: tensor for name, tensor in tensors.items() if name not in classifier}
     check_state_dict(config, state_dict)
-    if classifier:
-        expected = {"classifier.weight": (config.num_labels, config.classifier_width)}
-        expected["classifier.bias"] = expected["classifier.weight"][:1]
-        if {name: tuple(tensor.shape) for name, tensor in classifier.items()} != expected:
-            raise ValueError(f"the classifier is not that of {config.num_labels} classes, as the configuration says")
     return config, state_dict, classifier
 
 
-def weights_source(checkpoint: Checkpoint, format: str, which: str) -> str:
+def check_classifier(config: DinoConfig, classifier: StateDict):
+    """Raises ValueError if a classifier is not that of the configuration."""
+    expected = {"classifier.weight": (config.num_labels, config.classifier_width)}
+    expected["classifier.bias"] = expected["classifier.weight"][:1]
+    if classifier and {name: tuple(tensor.shape) for name, tensor in classifier.items()} != expected:
+        raise ValueError(f"the classifier is not that of {config.num_labels} classes, as the configuration says")
+
+
+def weights_source(checkpoint: Checkpoint, checkpoint_format: CheckpointFormat, which: str) -> str:
     """Says where weights came from, for others: the id on the hub, or a name without the folders it lay in."""
     source = checkpoint.source
     name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
     network = f", its {which}" if networks_of_run(checkpoint) else ""
-    return f"{name} ({FORMATS[format].origin}{network})"
+    return f"{name} ({checkpoint_format.origin}{network})"

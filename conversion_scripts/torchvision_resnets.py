@@ -17,10 +17,10 @@ KEYS = [("backbone.{p}", "{p}")]  # ours, theirs
 class TorchvisionResNets(CheckpointFormat):
     library = "torchvision"
     origin = "torchvision's ResNet"
+    families = ("resnet",)
     keys = KEYS
     not_dinos = ("fc.weight", "fc.bias")
-    classifiers = {False: "fc."}
-    has_patch_tokens = False
+    classifiers = {"resnet": "fc."}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         contents = checkpoint.contents

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
-from conversion_scripts.checkpoint_format import CheckpointFormat
+from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
+from conversion_scripts.checkpoint_format import QUERY_KEY_VALUE, VIT_OF_DINO
+from conversion_scripts.transformers_folder import TransformersFolder
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -27,8 +28,6 @@ KEYS = [  # ours, theirs in files
     ("backbone.blocks.{i}.mlp.fc2.{p}", "encoder.layer.{i}.output.dense.{p}"),
     ("backbone.norm.{p}", "layernorm.{p}"),
 ]
-# our fused `attn.qkv` holds these one below the other, in this order
-QUERY_KEY_VALUE = (".attn.query.", ".attn.key.", ".attn.value.")
 INSTALLED = [  # theirs in files, and in the modules of transformers 5
     ("encoder.layer.{i}.attention.attention.query.{p}", "layers.{i}.attention.q_proj.{p}"),
     ("encoder.layer.{i}.attention.attention.key.{p}", "layers.{i}.attention.k_proj.{p}"),
@@ -43,46 +42,28 @@ SETTINGS = ("num_attention_heads", "layer_norm_eps", "hidden_dropout_prob", "att
 SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "qkv_bias")
 
 
-class TransformersViT(CheckpointFormat):
+class TransformersViT(TransformersFolder):
     library = "transformers' ViT"
     origin = "transformers' ViT"
+    families = ("vit",)
+    model_types = ("vit",)
+    needed = VIT_OF_DINO
     keys = KEYS
-    prefix = "vit."
+    prefixes = ("vit.",)
     not_dinos = ("pooler.", "classifier.")
-    classifiers = {True: "classifier."}
-    has_patch_tokens = True
+    classifiers = {"vit": "classifier."}
     fixed = {"position_interpolation": "size"}
 
-    def matches(self, checkpoint: Checkpoint) -> bool:
-        """Goes by a folder's configuration, unless the tensors are timm's."""
-        is_vit = checkpoint.config is not None and checkpoint.config.get("model_type") == "vit"
-        return is_vit and "patch_embed.proj.weight" not in checkpoint.contents
-
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
-        from transformers import ViTConfig
-
-        if checkpoint.config is None:
-            raise ValueError(f"{checkpoint.source} is not of the format of {self.library}: it is no folder")
-        theirs = ViTConfig.from_dict(checkpoint.config)
-        if theirs.hidden_act != "gelu":
-            raise ValueError(f"hidden_act is {theirs.hidden_act!r}, but DINO's ViTs have 'gelu'")
+        theirs = self.their_config(checkpoint)
         return {"num_heads": theirs.num_attention_heads} | {name: getattr(theirs, name) for name in SETTINGS[1:]}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         ours = super().to_our_names(rename(theirs, INSTALLED, inverse=True))
-        for name in [name for name in ours if QUERY_KEY_VALUE[0] in name]:
-            parts = [name.replace(QUERY_KEY_VALUE[0], part) for part in QUERY_KEY_VALUE]
-            if all(part in ours for part in parts):  # else the check of the whole names what is missing
-                fused = torch.cat([ours.pop(part) for part in parts])
-                ours[name.replace(QUERY_KEY_VALUE[0], ".attn.qkv.")] = fused
-        return ours
+        return join_tensors(ours, ".attn.qkv.", QUERY_KEY_VALUE)
 
-    def to_their_names(self, ours: StateDict) -> StateDict:
-        tensors = {}
-        for name, tensor in ours.items():
-            parts = QUERY_KEY_VALUE if ".attn.qkv." in name else (".attn.qkv.",)
-            tensors |= {name.replace(".attn.qkv.", part): t for part, t in zip(parts, tensor.chunk(len(parts)))}
-        return super().to_their_names(tensors)
+    def to_their_names(self, ours: StateDict, config: DinoConfig) -> StateDict:
+        return super().to_their_names(split_tensors(ours, ".attn.qkv.", QUERY_KEY_VALUE), config)
 
     def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
         from transformers import ViTConfig
@@ -93,17 +74,6 @@ class TransformersViT(CheckpointFormat):
             **{name: getattr(config, name) for name in (*SIZES, *SETTINGS)},
         )
         return Checkpoint(tensors, theirs.to_diff_dict())
-
-    def add_classifier(self, packed: Checkpoint, config: DinoConfig):
-        """Names the class, whose backbone is called `vit`, and the labels."""
-        packed.config["architectures"] = ["ViTForImageClassification"]
-        packed.config |= {"id2label": config.id2label, "label2id": config.label2id}
-        tensors = packed.contents
-        packed.contents = {n if n.startswith("classifier.") else f"vit.{n}": tensor for n, tensor in tensors.items()}
-
-    def add_image_transform(self, packed: Checkpoint, transform: dict, config: DinoConfig) -> list[str]:
-        packed.image_transform = transform
-        return []
 
     def reference(self, checkpoint: Checkpoint, config: DinoConfig) -> Callable[[torch.Tensor], torch.Tensor]:
         from transformers import ViTModel

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 CENTER_NAME = "center.safetensors"  # `dino convert` puts it beside the teacher of a training run
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 NETWORKS = ("teacher", "student")  # of a model in pretraining
+FOREIGN_MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")  # transformers'
 # values of the configuration that decide which tensors there are: parts of their names -> value
 NAMED_BY = (
     (r"backbone\.(patch_embed|conv1)\.", "backbone"),
@@ -54,9 +55,8 @@ LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxie
 
 
 def is_foreign(config_dict: dict) -> bool:
-    """Returns whether a `config.json` belongs to a model of another library that we convert: transformers' ViT, or
-    timm's."""
-    return config_dict.get("model_type") == "vit" or "architecture" in config_dict
+    """Returns whether a `config.json` belongs to a model of another library that we convert, transformers or timm."""
+    return config_dict.get("model_type") in FOREIGN_MODEL_TYPES or "architecture" in config_dict
 
 
 def location_of(kwargs: dict) -> dict:

@@ -386,7 +386,7 @@ class DinoModel(DinoPreTrainedModel):
         """
         [`~transformers.PreTrainedModel.from_pretrained`], but a checkpoint without a head gives a model without one.
 
-        It also takes folders and hub ids of transformers' ViT and of timm's ViTs and ResNets, and logs what it found.
+        It also takes folders and hub ids of transformers' and timm's models of the same kinds, and logs what it found.
 
         Args:
             head_type: `"dino"` or `"simple"` asks for a head where there is none; it is initialised as for training.

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..configuration_dino import RESNET_DEPTHS
 from ..modeling_dino import DinoModel
 
 
@@ -49,10 +50,10 @@ class FeatureOnly(nn.Module):
 def _timm_rival(model: DinoModel) -> dict[str, nn.Module]:
     import timm
 
-    from conversion_scripts.timm_models import TimmModels
+    from conversion_scripts.recognition import format_for
 
     try:
-        export = TimmModels().from_dino(model.config, model.state_dict())
+        export = format_for(model.config, "timm").from_dino(model.config, model.state_dict())
     except ValueError:  # timm has no such backbone
         return {}
     theirs = timm.create_model(export.config["architecture"], **export.config["model_args"])
@@ -63,7 +64,7 @@ def _timm_rival(model: DinoModel) -> dict[str, nn.Module]:
 def _torchvision_rival(model: DinoModel) -> dict[str, nn.Module]:
     import torchvision
 
-    if model.config.backbone not in torchvision.models.list_models() or model.config.uses_cifar_stem:
+    if model.config.backbone not in RESNET_DEPTHS or model.config.uses_cifar_stem:
         return {}
     theirs = torchvision.models.get_model(model.config.backbone)
     theirs.fc = nn.Identity()
@@ -72,20 +73,25 @@ def _torchvision_rival(model: DinoModel) -> dict[str, nn.Module]:
 
 
 def _transformers_rivals(model: DinoModel) -> dict[str, nn.Module]:
-    if not model.backbone.has_attention:
+    if model.config.backbone in RESNET_DEPTHS:
         return _transformers_resnet(model)
-    from transformers import ViTModel
+    from transformers import AutoModel
 
     from conversion_scripts.checkpoint import write_checkpoint
-    from conversion_scripts.transformers_vit import TransformersViT
+    from conversion_scripts.recognition import format_for
 
+    try:
+        export = format_for(model.config, "transformers").from_dino(model.config, model.state_dict())
+    except ValueError:  # transformers has no such backbone
+        return {}
+    kernels = ("sdpa", "eager") if model.backbone.has_attention else ("eager",)
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(TransformersViT().from_dino(model.config, model.state_dict()), Path(folder) / "vit")
+        write_checkpoint(export, Path(folder) / "model")
         return {
             f"transformers {kernel}": FeatureOnly(
-                ViTModel.from_pretrained(Path(folder) / "vit", add_pooling_layer=False, attn_implementation=kernel)
+                AutoModel.from_pretrained(Path(folder) / "model", attn_implementation=kernel)
             )
-            for kernel in ("sdpa", "eager")
+            for kernel in kernels
         }
 
 
