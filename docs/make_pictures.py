@@ -30,6 +30,7 @@ from modeling_dino.report.page import write_report
 
 FOLDER = Path(__file__).parent / "pictures"
 MAX_BYTES, MAX_WIDTH, COLORS = 400_000, 1600, 256
+NUM_PAINTED = 6  # photographs, of which there are pictures of components
 SCREENS = {  # name: width, height, dark, what is clicked
     "report-light": (1440, 900, False, "choose(0)"),
     "report-dark": (1440, 900, True, "openTab('duplicates')"),
@@ -47,8 +48,10 @@ def main(demo: Path):
         astronaut = str(photographs / "astronaut.png")
         draw_attention(AttentionOptions(model=model, images=astronaut, output=f"{out}/attention", size=224, mass=0.6))
         save(out / "attention" / "astronaut-attention.png", "attention")
-        # dino pca --model demo/model --images demo/photographs --output out
-        paint_components(PcaOptions(model=model, images=str(photographs), output=f"{out}/components"))
+        # dino pca --model demo/model --images first.txt --output out
+        first = out / "first.txt"  # the first photographs of the demo, in their order
+        first.write_text("\n".join(str(path.resolve()) for path in sorted(photographs.iterdir())[:NUM_PAINTED]))
+        paint_components(PcaOptions(model=model, images=str(first), output=f"{out}/components"))
         save(out / "components" / "overview.png", "components")
         # dino retrieve --index demo/features/views --queries demo/features/distorted --sheet neighbours.png
         retrieve(RetrieveOptions(index=index, queries=queries, sheet=f"{out}/neighbours.png"))
@@ -81,7 +84,7 @@ def save(file: Path, name: str):
     width = picture.width
     while target.stat().st_size > MAX_BYTES:
         smaller = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-        palette = smaller.quantize(COLORS)
+        palette = smaller.quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=10)
         smaller.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
         width = int(width * 0.9)
     with Image.open(target) as saved:
