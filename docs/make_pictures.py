@@ -24,6 +24,7 @@ from modeling_dino import draw_attention, draw_pca, retrieve, write_report
 
 FOLDER = Path(__file__).parent / "pictures"
 MAX_BYTES, MAX_WIDTH, COLORS = 400_000, 1600, 256
+NUM_PAINTED = 6  # photographs, of which there are pictures of components
 SCREENS = {  # name: width, height, dark, what is clicked
     "report-light": (1440, 900, False, "choose(0)"),
     "report-dark": (1440, 900, True, "openTab('duplicates')"),
@@ -33,22 +34,24 @@ SCREENS = {  # name: width, height, dark, what is clicked
 
 def main(demo: Path):
     """Makes all pictures."""
-    model, photographs = demo / "model", demo / "photographs"
-    index, queries = demo / "features" / "views", demo / "features" / "distorted"
+    model, photographs = str(demo / "model"), demo / "photographs"
+    index, queries = str(demo / "features" / "views"), str(demo / "features" / "distorted")
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         # dino attention --model demo/model --image demo/photographs/astronaut.png --output out --size 224 --mass 0.6
-        astronaut = photographs / "astronaut.png"
-        draw_attention(model=model, images=astronaut, output=out / "attention", size=224, mass=0.6)
+        astronaut = str(photographs / "astronaut.png")
+        draw_attention(model=model, images=astronaut, output=f"{out}/attention", size=224, mass=0.6)
         save(out / "attention" / "astronaut-attention.png", "attention")
-        # dino pca --model demo/model --images demo/photographs --output out
-        draw_pca(model=model, images=photographs, output=out / "components")
+        # dino pca --model demo/model --images first.txt --output out
+        first = out / "first.txt"  # the first photographs of the demo, in their order
+        first.write_text("\n".join(str(path.resolve()) for path in sorted(photographs.iterdir())[:NUM_PAINTED]))
+        draw_pca(model=model, images=str(first), output=f"{out}/components")
         save(out / "components" / "overview.png", "components")
         # dino retrieve --index demo/features/views --queries demo/features/distorted --sheet neighbours.png
-        retrieve(index=index, queries=queries, sheet=out / "neighbours.png")
+        retrieve(index=index, queries=queries, sheet=f"{out}/neighbours.png")
         save(out / "neighbours.png", "neighbours")
         # dino report demo/features/views --output report.html
-        page = write_report(folder=index, output=out / "report.html").output
+        page = write_report(folder=index, output=f"{out}/report.html").output
         for screen in SCREENS:
             photograph_page(page, out / f"{screen}.png", *SCREENS[screen])
             save(out / f"{screen}.png", screen)
@@ -75,7 +78,7 @@ def save(file: Path, name: str):
     width = picture.width
     while target.stat().st_size > MAX_BYTES:
         smaller = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-        palette = smaller.quantize(COLORS)
+        palette = smaller.quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=10)
         smaller.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
         width = int(width * 0.9)
     with Image.open(target) as saved:
