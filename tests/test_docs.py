@@ -7,6 +7,7 @@ which has models of that very format.
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,11 @@ def test_targets_files_and_presets_exist(page):
         *DinoConfig.presets(),
         *(file.stem for file in (ROOT / "configuration/recipes").glob("*.yaml")),
     }
+
+
+def test_page_of_models_is_made_from_the_presets():
+    make_models = runpy.run_path(str(ROOT / "docs" / "make_models.py"))
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == make_models["page"]()
 
 
 def test_links_lead_somewhere():
