@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a backbone: what `VisionTransformer` and `ResNet` have, and a new one must have."""
+"""The interface of a backbone: what all have, and a new one must have."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -50,8 +50,9 @@ class Backbone(nn.Module):
 
     - `forward_stages(pixel_values, stages, **kwargs)`: the outputs of the given stages. Stage 0 is the embedding or
       stem, stage i the i-th module that derives from [`Stage`].
-    - `pool`, `patch_tokens`, `feature_map`: an output as the feature, as patch tokens, as a map.
-    - `first_convolution`, `layer_of`, `describe`; `normalize` and `init_convolution` where needed.
+    - `grid(pixel_values, stage)`, `norm`; or `normalize`, `pool`, `patch_tokens` and `feature_map` of its own, which
+      the methods below define for tokens (B, T, D) of which the first is the CLS token.
+    - `first_convolution`, `layer_of`, `describe`; `init_convolution` where needed.
     - `attention_maps`, `cls_attention` and `patch_tokens_and_attention` if it has attention.
 
     A module that has parameters outside of its submodules initialises them in a method `init_parameters`.
@@ -76,7 +77,7 @@ class Backbone(nn.Module):
 
     @property
     def num_attention_layers(self) -> int:
-        """How many layers the CLS token attends in."""
+        """How many layers the CLS token attends in; here, all."""
         return len(self.stage_channels) - 1
 
     def forward(
@@ -104,12 +105,27 @@ class Backbone(nn.Module):
         self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
     ) -> torch.Tensor:
         """
-        Applies the final norm to the output of a stage, the last by default; without one the output stays as it is.
+        Applies the final norm to the output of a stage, the last by default.
 
         Args:
             local_crops: whether it is of local crops, which in training may have a norm of their own.
         """
-        return hidden_states
+        return self.norm(hidden_states)
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Returns the feature of each image, its CLS token: (B, T, D) -> (B, D)."""
+        return last_hidden_state[:, 0]
+
+    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the tokens of the patches: (B, T, D) -> (B, h * w, D)."""
+        return hidden_states[:, self.num_prefix_tokens :]
+
+    def feature_map(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
+    ) -> torch.Tensor:
+        """Returns the patch tokens of a stage, the last by default, on their grid: (B, T, D) -> (B, D, h, w)."""
+        patches = self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values, stage))
+        return patches.permute(0, 3, 1, 2).contiguous()
 
     @staticmethod
     def init_convolution(module: nn.Conv2d):

@@ -73,7 +73,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # options of one kind of backbone, which others do not have
 OF_VITS = ("num_register_tokens", "use_mask_token", "key_bias", "use_rms_norm", "rope_theta", "rope_min_period")
-OF_VITS += ("rope_max_period", "untie_cls_and_patch_norms", "untie_global_and_local_cls_norm")
+OF_VITS += ("rope_max_period", "untie_cls_and_patch_norms", "untie_global_and_local_cls_norm", "use_swiglu_ffn")
 OF_XCITS = ("num_class_attention_layers", "tokens_norm")
 
 # the largest values that are not a slip, or meant to take all memory: far above those of any published model
@@ -92,18 +92,12 @@ LARGEST = {
     "token_init_std": 1,
     "num_class_attention_layers": 64,
 }
+HEAD_SIZES = ("projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers")
 LARGEST_OPTIONAL = {  # values that may be None
-    "evaluation_size": 2**14,
-    "patch_projection_dim": 2**24,
-    "patch_head_hidden_dim": 2**17,
-    "patch_head_bottleneck_dim": 2**17,
-    "patch_head_num_layers": 64,
-    "rope_theta": 1e9,
-    "rope_min_period": 1e9,
-    "rope_max_period": 1e9,
-    "pos_embed_shift": 1e3,
-    "pos_embed_jitter": 1e3,
-    "pos_embed_rescale": 1e3,
+    "evaluation_size": LARGEST["image_size"],
+    **{f"patch_{name}": LARGEST[name] for name in HEAD_SIZES},
+    **dict.fromkeys(("rope_theta", "rope_min_period", "rope_max_period"), 1e9),
+    **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), 1e3),
 }
 XCIT_PATCH_SIZES = (8, 16)
 MAX_REGISTERS = 4096
@@ -221,7 +215,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             how images are resized for evaluation: `"crop"` (the shorter side to 8/7 of the size, bicubic, and a square
             from the middle), or `"square"` (squashed to the size, bilinear, as DINOv3).
         evaluation_size (`int`, *optional*): side of the images after that, in pixels; `image_size` by default.
-        image_mean, image_std (`list[float]`, *optional*): mean and standard deviation a channel; ImageNet's by default.
+        image_mean, image_std (`list[float]`, *optional*): mean and deviation of each channel; ImageNet's by default.
         weights_source, weights_license (`str`, *optional*):
             origin and license of converted weights, which a conversion fills in; the license as the hub calls it.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
@@ -410,7 +404,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for names, backbones, kind in ((OF_VITS, VIT_SIZES, "ViTs"), (OF_XCITS, XCIT_SIZES, "XCiTs")):
             for name in names if self.backbone not in backbones else ():
                 value = getattr(self, name)
-                if value != self.__dataclass_fields__[name].default:
+                if (value or False) != (self.__dataclass_fields__[name].default or False):
                     raise ValueError(f"{name}={value!r} is for {kind}; leave it out for {self.backbone}")
 
     def _validate_labels(self, num_labels: object):
@@ -466,6 +460,9 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("pos_embed_jitter", "pos_embed_rescale"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, a factor")
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_channels:
@@ -485,10 +482,9 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         heads = self.num_attention_heads
         if heads < 1 or self.hidden_size % heads != 0:
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={heads}")
-        if self.backbone in XCIT_SIZES and self.patch_size not in XCIT_PATCH_SIZES:
-            raise ValueError(f"patch_size={self.patch_size} must be 8 or 16 for {self.backbone}")
-        if self.backbone in XCIT_SIZES and self.hidden_size % 8 != 0:
-            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of 8 for {self.backbone}")
+        if self.backbone in XCIT_SIZES and (self.patch_size not in XCIT_PATCH_SIZES or self.hidden_size % 8 != 0):
+            sizes = f"patch_size={self.patch_size} must be 8 or 16, and hidden_size={self.hidden_size} a multiple of 8"
+            raise ValueError(f"{sizes}, for {self.backbone}")
         given = [x is not None for x in (self.rope_theta, self.rope_min_period, self.rope_max_period)]
         if given not in ([False, False, False], [True, False, False], [False, True, True]):
             raise ValueError("rotary positions need rope_theta, or rope_min_period and rope_max_period, and not all")
@@ -503,8 +499,6 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"classifier_features={self.classifier_features!r} and classifier_last_blocks="
                 f"{self.classifier_last_blocks} must be 'cls' and 1 for {self.backbone}: its feature is its pool"
             )
-        if self.classifier_last_blocks != 1:
-            raise ValueError(f"classifier_last_blocks={self.classifier_last_blocks} must be 1 for {self.backbone}")
         if self.num_hidden_layers != len(self.depths):
             raise ValueError(
                 f"num_hidden_layers={self.num_hidden_layers} must be {len(self.depths)}, the stages in depths"
@@ -516,6 +510,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {multiple} for {self.backbone}")
 
     def _validate_convnext(self):
+        if self.classifier_last_blocks != 1:
+            raise ValueError(f"classifier_last_blocks={self.classifier_last_blocks} must be 1 for {self.backbone}")
         if len(self.hidden_sizes) != len(self.depths) or self.hidden_sizes[-1] != self.hidden_size:
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes} must be {len(self.depths)} numbers, as depths are, of which the "

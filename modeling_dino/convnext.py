@@ -110,13 +110,17 @@ class ConvNeXt(Backbone):
         """The convolution that takes the pixels."""
         return self.downsample_layers[0][0]
 
-    def grid(self, pixel_values: torch.Tensor, stage: int) -> tuple[int, int]:
-        """Returns height and width of the map of a stage; raises ValueError if the image is too small for all."""
+    def grid(self, pixel_values: torch.Tensor, stage: int | None = None) -> tuple[int, int]:
+        """
+        Returns height and width of the map of a stage, the last by default. Raises ValueError if the image is too
+        small for all of them.
+        """
         height, width = pixel_values.shape[-2:]
         if height < self.min_image_size or width < self.min_image_size:
             least = self.min_image_size
             raise ValueError(f"an image of {height}x{width} pixels is smaller than {least}x{least}: resize it")
-        stride = 4 * 2 ** max(stage - 1, 0) if self.patch_size is None else self.patch_size
+        number = len(self.stages) if stage is None else max(stage, 1)
+        stride = 2 ** (number + 1) if self.patch_size is None else self.patch_size
         return height // stride, width // stride
 
     def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
@@ -148,18 +152,3 @@ class ConvNeXt(Backbone):
         """Applies the final norm to the tokens of the last stage; those of others stay as they are."""
         is_last = stage is None or stage == len(self.stages)
         return self.norm(hidden_states) if is_last else hidden_states
-
-    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Returns the feature of each image, the mean of the map (normed): (B, 1 + h * w, C) -> (B, C)."""
-        return last_hidden_state[:, 0]
-
-    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the cells of the map: (B, 1 + h * w, C) -> (B, h * w, C)."""
-        return hidden_states[:, 1:]
-
-    def feature_map(
-        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
-    ) -> torch.Tensor:
-        """Returns the cells of a stage on their grid: (B, 1 + h * w, C) -> (B, C, h, w)."""
-        grid = self.grid(pixel_values, len(self.stages) if stage is None else stage)
-        return self.patch_tokens(hidden_states).unflatten(1, grid).permute(0, 3, 1, 2).contiguous()

@@ -265,7 +265,7 @@ class DinoPreTrainedModel(PreTrainedModel):
     def check_cls_attention(self):
         """Raises ValueError if the model has no CLS token that attends to patches."""
         if not backbone_class(self.config).has_cls_attention:
-            raise ValueError(f"{self.config.backbone} has no attention of a CLS token: use a ViT or an XCiT")
+            raise ValueError(f"{self.config.backbone} has no attention: use a ViT or an XCiT")
 
     def last_stages(self, n: int) -> list[int]:
         """Returns the numbers of the last `n` blocks or stages, from 1; raises ValueError if there are fewer."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .configuration_dino import DinoConfig
+from .configuration_dino import HEAD_SIZES, DinoConfig
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def build_patch_head(config: DinoConfig) -> nn.Module | None:
     if not config.patch_head:
         return None
     config = copy.deepcopy(config)
-    for name in ("projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers"):
+    for name in HEAD_SIZES:
         own = getattr(config, f"patch_{name}")
         setattr(config, name, getattr(config, name) if own is None else own)
     return DinoHead(config)

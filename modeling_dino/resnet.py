@@ -168,6 +168,12 @@ class ResNet(Backbone):
                 outputs.append(hidden_states)
         return outputs
 
+    def normalize(
+        self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
+    ) -> torch.Tensor:
+        """Returns the output of a stage as it is: there is no final norm."""
+        return hidden_states
+
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Returns the feature of each image, the global average: (B, C, h, w) -> (B, C)."""
         return last_hidden_state.mean(dim=(2, 3))

@@ -168,7 +168,7 @@ class Attention(nn.Module):
         query, key, _ = self.rotated(hidden_states, angles)
         return attention_weights(query, key, self.scaling)
 
-    def cls_attention(self, hidden_states: torch.Tensor, angles: Angles | None) -> torch.Tensor:
+    def cls_attention(self, hidden_states: torch.Tensor, angles: Angles | None = None) -> torch.Tensor:
         """
         Computes the CLS token's row of the attention: (B, T, D) -> (B, heads, T); without the keys, if they are not
         rotated.
@@ -280,7 +280,7 @@ class VisionTransformer(Backbone):
         """The convolution that takes the pixels."""
         return self.patch_embed.proj
 
-    def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+    def grid(self, pixel_values: torch.Tensor, stage: int | None = None) -> tuple[int, int]:
         """Returns height and width of an image in patches; raises ValueError if it is smaller than a patch."""
         height, width = pixel_values.shape[-2:]
         if height < self.patch_size or width < self.patch_size:
@@ -360,21 +360,6 @@ class VisionTransformer(Backbone):
             return self.norm(hidden_states)
         before, patches = hidden_states[:, : self.num_prefix_tokens], self.patch_tokens(hidden_states)
         return torch.cat([norm(before), self.norm(patches)], dim=1)
-
-    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Returns the feature of each image, its CLS token: (B, T, D) -> (B, D)."""
-        return last_hidden_state[:, 0]
-
-    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the tokens of the patches: (B, T, D) -> (B, h * w, D)."""
-        return hidden_states[:, self.num_prefix_tokens :]
-
-    def feature_map(
-        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
-    ) -> torch.Tensor:
-        """Returns the patch tokens on their grid: (B, T, D) -> (B, D, h, w)."""
-        patches = self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values))
-        return patches.permute(0, 3, 1, 2).contiguous()
 
     def attention_maps(self, pixel_values: torch.Tensor, layers: list[int]) -> tuple[torch.Tensor, ...]:
         """Computes the whole attention (B, heads, T, T) of each of the given blocks, counted from 0."""

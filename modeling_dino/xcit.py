@@ -21,6 +21,7 @@ from .backbone import Backbone, Stage, batch_counted_once
 from .block_parts import DropPath, Mlp, make_norm
 from .configuration_dino import DinoConfig
 from .projection_head import l2_normalize
+from .vision_transformer import Attention
 
 
 POSITION_FREQUENCIES = 16  # for rows and columns each, a sine and a cosine
@@ -144,30 +145,6 @@ class XcitBlock(Stage, ScaledBranches):
             return hidden_states + self.drop_path(self.gamma2 * self.mlp(self.norm2(hidden_states)))
 
 
-class ClassAttention(nn.Module):
-    """Attention of the CLS token to all tokens."""
-
-    def __init__(self, config: DinoConfig):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.attn_drop = nn.Dropout(config.attention_probs_dropout_prob)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.proj_drop = nn.Dropout(config.hidden_dropout_prob)
-
-    def weights_and_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes what the CLS token attends to, (B, heads, 1, 1 + N), and values (B, heads, 1 + N, D / heads)."""
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return (query[:, :, :1] * self.scaling @ key.transpose(-2, -1)).softmax(dim=-1), value
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, 1 + N, D) -> (B, 1, D)."""
-        weights, values = self.weights_and_values(hidden_states)
-        return self.proj_drop(self.proj((self.attn_drop(weights) @ values).transpose(1, 2).flatten(2)))
-
-
 class ClassAttentionBlock(ScaledBranches):
     """A block in which the CLS token attends to the patches, which change by norms alone."""
 
@@ -175,14 +152,15 @@ class ClassAttentionBlock(ScaledBranches):
         super().__init__(config, num_branches=2)
         self.norms_all_tokens = config.tokens_norm
         self.norm1 = make_norm(config)
-        self.attn = ClassAttention(config)
+        self.attn = Attention(config)
         self.norm2 = make_norm(config)
         self.mlp = Mlp(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, 1 + N, D) -> (B, 1 + N, D). The patches are added to themselves, as the original does."""
         normed = self.norm1(hidden_states)
-        attended = torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
+        attended, _ = self.attn(normed, cls_only=True)
+        attended = torch.cat([attended, normed[:, 1:]], dim=1)
         hidden_states = hidden_states + self.gamma1 * attended
         if self.norms_all_tokens:
             hidden_states = self.norm2(hidden_states)
@@ -215,7 +193,7 @@ class Xcit(Backbone):
 
     @property
     def num_attention_layers(self) -> int:
-        """How many layers the CLS token attends in."""
+        """How many layers the CLS token attends in: the class-attention blocks."""
         return len(self.cls_attn_blocks)
 
     @staticmethod
@@ -240,7 +218,7 @@ class Xcit(Backbone):
         """The convolution that takes the pixels."""
         return self.patch_embed.proj[0][0]
 
-    def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+    def grid(self, pixel_values: torch.Tensor, stage: int | None = None) -> tuple[int, int]:
         """Returns height and width of an image in patches, rounded up."""
         height, width = pixel_values.shape[-2:]
         return -(-height // self.patch_size), -(-width // self.patch_size)
@@ -277,26 +255,6 @@ class Xcit(Backbone):
             tokens = block(tokens)
         return tokens
 
-    def normalize(
-        self, hidden_states: torch.Tensor, stage: int | None = None, local_crops: bool = False
-    ) -> torch.Tensor:
-        """Applies the final norm: (B, 1 + N, D) -> (B, 1 + N, D)."""
-        return self.norm(hidden_states)
-
-    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Returns the feature of each image, its CLS token: (B, 1 + N, D) -> (B, D)."""
-        return last_hidden_state[:, 0]
-
-    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the tokens of the patches: (B, 1 + N, D) -> (B, N, D)."""
-        return hidden_states[:, 1:]
-
-    def feature_map(
-        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor, stage: int | None = None
-    ) -> torch.Tensor:
-        """Returns the patch tokens on their grid: (B, 1 + N, D) -> (B, D, h, w)."""
-        return self.patch_tokens(hidden_states).unflatten(1, self.grid(pixel_values)).permute(0, 3, 1, 2).contiguous()
-
     def cls_attention(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
         """Computes what the CLS token attends to among the patches in a class-attention block: (B, heads, h, w)."""
         _, attention = self._tokens_and_attention(pixel_values, layer)
@@ -310,5 +268,5 @@ class Xcit(Backbone):
     def _tokens_and_attention(self, pixel_values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         (patches,) = self.patch_stages(pixel_values, [len(self.blocks)])
         before, block = self.attend_from_cls(patches, layer), self.cls_attn_blocks[layer]
-        weights, _ = block.attn.weights_and_values(block.norm1(before))
-        return block(before), weights[:, :, 0, 1:].unflatten(-1, self.grid(pixel_values))
+        weights = block.attn.cls_attention(block.norm1(before))
+        return block(before), weights[:, :, 1:].unflatten(-1, self.grid(pixel_values))

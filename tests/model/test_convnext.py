@@ -121,5 +121,5 @@ def test_it_has_no_attention(model):
     images = torch.zeros(1, 3, 64, 64)
     with pytest.raises(ValueError, match="convnext_tiny has no attention"):
         model.get_attention_maps(images)
-    with pytest.raises(ValueError, match="convnext_tiny has no attention of a CLS token"):
+    with pytest.raises(ValueError, match="convnext_tiny has no attention: use a ViT or an XCiT"):
         model.get_cls_attention(images)

@@ -8,7 +8,7 @@ import torch
 from golden_data import assert_close, read_golden, with_prefix
 from later_dinos import config_of, golden_model, our_names
 
-from modeling_dino import DinoModel
+from modeling_dino import DinoConfig, DinoModel
 
 
 GOLDEN = {name: read_golden(name) for name in ("dinov2_vit", "dinov3_vit")}
@@ -254,6 +254,144 @@ def test_a_key_bias_that_is_not_used_has_no_gradient_and_no_effect():
     assert torch.equal(model.get_cls_attention(images), model.get_cls_attention(images))
     used = v3_model("mlp", key_bias=True)(images).pooler_output
     assert not torch.allclose(used, before, atol=1e-3)
+
+
+# Other libraries, with random weights of their own
+
+
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module.eval()
+
+
+TRANSFORMERS_NAMES = {
+    "dinov2": [
+        (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+        (r"^embeddings\.position_embeddings", "pos_embed"),
+        (r"^embeddings\.", ""),
+        (r"^(encoder\.)?layer\.", "blocks."),
+        (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
+        (r"attention\.o_proj|attention\.output\.dense", "attn.proj"),
+        (r"attention\.(attention\.)?(q_proj|query)", "attn.q"),
+        (r"attention\.(attention\.)?(k_proj|key)", "attn.k"),
+        (r"attention\.(attention\.)?(v_proj|value)", "attn.v"),
+        (r"mlp\.gate_proj", "mlp.w1"),
+        (r"mlp\.up_proj", "mlp.w2"),
+        (r"mlp\.down_proj", "mlp.w3"),
+        (r"^layernorm", "norm"),
+    ]
+}
+TRANSFORMERS_NAMES["dinov3"] = [
+    (r"^embeddings\.patch_embeddings", "patch_embed.proj"),
+    (r"^model\.", ""),
+    *TRANSFORMERS_NAMES["dinov2"],
+]
+
+
+def from_transformers(state_dict: dict[str, torch.Tensor], names: str, is_gated: bool) -> dict[str, torch.Tensor]:
+    """Weights under our names: query, key and value are put together, a bias of the key that is missing as zeros."""
+    renamed = {}
+    for name, tensor in state_dict.items():
+        for pattern, replacement in TRANSFORMERS_NAMES[names]:
+            name = re.sub(pattern, replacement, name)
+        if not is_gated:
+            name = name.replace("mlp.w2", "mlp.fc1").replace("mlp.w3", "mlp.fc2")
+        renamed[name] = tensor
+    for key in [key for key in renamed if ".attn.q." in key]:
+        zeros = torch.zeros_like(renamed[key])
+        parts = [renamed.pop(key.replace(".q.", f".{part}."), zeros) for part in "qkv"]
+        renamed[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    renamed["mask_token"] = renamed["mask_token"].reshape(1, -1)
+    return {name: x for name, x in renamed.items() if x.numel() and "inv_freq" not in name}
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+OURS = {"backbone": "vit_tiny", "head_type": None, "use_mask_token": True, "layerscale_value": 1.0}
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("registers", [0, 3])
+@torch.no_grad()
+def test_dinov2_equals_transformers(registers, swiglu):
+    """With masks, too; without registers it interpolates as the original only at the native size."""
+    import transformers
+
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    options = {"num_register_tokens": registers} if registers else {}
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **options, use_swiglu_ffn=swiglu)
+    theirs = randomized(getattr(transformers, f"{kind}Model")(config))
+    interpolation = "antialias" if registers else "size"
+    ours_config = {**SMALL, **OURS, **options, "use_swiglu_ffn": swiglu, "position_interpolation": interpolation}
+    ours = DinoModel(DinoConfig(**ours_config)).eval()
+    ours.backbone.load_state_dict(from_transformers(theirs.state_dict(), "dinov2", swiglu))
+    for size in [(56, 56), (42, 70)]:
+        images, masks = torch.randn(2, 3, *size), torch.rand(2, size[0] * size[1] // 14**2) < 0.3
+        for mask in (None, masks):
+            expected, output = theirs(images, bool_masked_pos=mask), ours(images, bool_masked_pos=mask)
+            assert_close(output.last_hidden_state, expected.last_hidden_state)
+            assert_close(output.pooler_output, expected.pooler_output)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("registers", [0, 3])
+@torch.no_grad()
+def test_dinov3_equals_transformers(registers, gated):
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    options = {**SMALL, "num_register_tokens": registers, "layer_norm_eps": 1e-5, "patch_size": 16, "image_size": 64}
+    gate = {"use_gated_mlp": True, "hidden_act": "silu"} if gated else {}
+    theirs = randomized(DINOv3ViTModel(DINOv3ViTConfig(**options, intermediate_size=64, **gate)))
+    options |= {"use_swiglu_ffn": gated, "mlp_ratio": 3 if gated else 2, "rope_theta": 100.0, "key_bias": False}
+    ours = DinoModel(DinoConfig(**{**OURS, **options})).eval()
+    weights = from_transformers(theirs.state_dict(), "dinov3", gated)
+    weights["rope_embed.periods"] = ours.backbone.rope_embed.periods
+    ours.backbone.load_state_dict(weights)
+    for size in [(64, 64), (48, 80)]:
+        images, masks = torch.randn(2, 3, *size), torch.rand(2, size[0] * size[1] // 16**2) < 0.3
+        for mask in (None, masks):
+            expected, output = theirs(images, bool_masked_pos=mask), ours(images, bool_masked_pos=mask)
+            assert_close(output.last_hidden_state, expected.last_hidden_state)
+            assert_close(output.pooler_output, expected.pooler_output)
+
+
+TIMM = {
+    "vit_small_patch14_reg4_dinov2": {"patch_size": 14, "image_size": 56, "position_interpolation": "antialias"},
+    "vit_small_plus_patch16_dinov3_qkvb": {"backbone": "vit_small_plus", "patch_size": 16, "rope_theta": 100.0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TIMM))
+@torch.no_grad()
+def test_equals_timm(name):
+    """timm folds the position of DINOv2's CLS token into the token, if there are registers."""
+    import timm
+
+    is_v3 = name.endswith("qkvb")
+    size = {"img_size": 56, "dynamic_img_size": True} if not is_v3 else {}
+    theirs = randomized(timm.create_model(name, num_classes=0, depth=2, **size))
+    options = {"num_register_tokens": 4, "layerscale_value": 1.0, "key_bias": not is_v3, "num_hidden_layers": 2}
+    options |= {"layer_norm_eps": 1e-5 if is_v3 else 1e-6, "image_size": 224, "head_type": None}
+    ours = DinoModel(DinoConfig(**{"backbone": "vit_small", **options, **TIMM[name]})).eval()
+    renamed = {}
+    for key, tensor in theirs.state_dict().items():
+        key = key.replace("reg_token", "register_tokens").replace("gamma_", "ls").replace("mlp.fc1_g", "mlp.w1")
+        key = key.replace("mlp.fc1_x", "mlp.w2").replace("mlp.fc2", "mlp.w3" if is_v3 else "mlp.fc2")
+        renamed[f"{key}.gamma" if re.search(r"ls\d$", key) else key] = tensor
+    for key in [key for key in renamed if key.endswith("attn.q_bias")]:
+        query, value = renamed.pop(key), renamed.pop(key.replace("q_bias", "v_bias"))
+        renamed[key.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+    if is_v3:
+        renamed["rope_embed.periods"] = ours.backbone.rope_embed.periods
+    else:
+        positions = renamed["pos_embed"]
+        renamed["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    ours.backbone.load_state_dict({key: x for key, x in renamed.items() if not key.startswith(("rope.", "k_bias"))})
+    for size in [(224, 224), (112, 224)] if is_v3 else [(56, 56), (42, 70)]:
+        images = torch.randn(2, 3, *size)
+        assert_close(ours(images).last_hidden_state, theirs.forward_features(images))
 
 
 # Initialisation
