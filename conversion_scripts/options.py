@@ -26,8 +26,14 @@ class ConvertOptions:
 
     source: StrPath = option("File, folder or hub id of any DINO; its format is recognised.", argument=True)
     output: StrPath = option("Folder, or file for original, lesson and torchvision; must not exist.", argument=True)
-    to: str = option("dino, original, timm, transformers, torchvision or lesson (a course's own small DINO).", "dino")
-    from_format: str | None = option("Format of the source, where several have the same names.", None, flag="--from")
+    to: str = option(
+        "dino, original (of DINO, DINOv2 or DINOv3), timm, transformers, torchvision or lesson (a course's own small "
+        "DINO).",
+        "dino",
+    )
+    from_format: str | None = option(
+        "Library of the source, where several have the same names of tensors.", None, flag="--from"
+    )
     which: str = option("Network of a full checkpoint: teacher, student, or both for pretraining to go on.", "teacher")
     num_heads: int | None = option("Attention heads, if not width / 64.", None)
     verify: bool = option(

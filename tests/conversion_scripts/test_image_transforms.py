@@ -7,9 +7,21 @@ import numpy as np
 import pytest
 import timm
 import torch
+from golden_data import GOLDEN_DIR, read_golden
 from PIL import Image
 from tiny_models import tiny_config
-from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from conversion_scripts.convert import convert_checkpoint
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
@@ -42,7 +54,8 @@ def saved_with(folder: Path, **changed) -> dict:
 
 
 def converted(source: Path, output: Path, to: str = "dino", **options) -> tuple[str, ...]:
-    return convert_checkpoint(source=source, output=output, to=to, num_heads=4, **options).lines
+    options = {"num_heads": 4, **options}
+    return convert_checkpoint(source=source, output=output, to=to, **options).lines
 
 
 def ours(folder: Path, image: Image.Image) -> torch.Tensor:
@@ -206,3 +219,64 @@ def test_an_older_file_of_transformers(tmp_path, picture):
     older |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": 32}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
     assert torch.equal(ours(tmp_path, picture), by_transformers(tmp_path, picture))
+
+
+# What the later DINOs are published with
+
+SIZED_224 = {"size": {"height": 224, "width": 224}, "crop_size": {"height": 224, "width": 224}}
+TINY_V3 = DINOv3ViTConfig(**TINY_VIT, image_size=32, patch_size=8, num_register_tokens=1)
+
+
+def processor_of_dinov2() -> BitImageProcessor:
+    """As beside facebook/dinov2-small."""
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    return BitImageProcessor(crop_size={"height": 224, "width": 224}, size={"shortest_edge": 256}, **statistics)
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm"])
+def test_the_images_of_transformers_dinov2(tmp_path, picture, to):
+    Dinov2Model(Dinov2Config(**TINY_VIT, image_size=32, patch_size=8)).save_pretrained(tmp_path / "theirs")
+    processor_of_dinov2().save_pretrained(tmp_path / "theirs")
+    expected = by_transformers(tmp_path / "theirs", picture)
+    assert torch.equal(ours(tmp_path / "theirs", picture), expected)
+    assert DinoModel.from_pretrained(tmp_path / "theirs").image_transform["size"] == {"shortest_edge": 256}
+    converted(tmp_path / "theirs", tmp_path / "dino")
+    converted(tmp_path / "dino", tmp_path / "back", to)
+    library = by_transformers if to == "transformers" else by_timm
+    torch.testing.assert_close(library(tmp_path / "back", picture), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_images_of_transformers_dinov3(tmp_path, picture):
+    """Its processor does not round to 8 bits after resizing; ours does, so some pixels are a grey level off."""
+    DINOv3ViTModel(TINY_V3).save_pretrained(tmp_path / "theirs")
+    DINOv3ViTImageProcessor().save_pretrained(tmp_path / "theirs")
+    expected = DINOv3ViTImageProcessor.from_pretrained(tmp_path / "theirs")(picture, return_tensors="pt").pixel_values
+    converted(tmp_path / "theirs", tmp_path / "dino")
+    for folder in ("theirs", "dino"):
+        torch.testing.assert_close(ours(tmp_path / folder, picture), expected, atol=1.01 / 255 / 0.224, rtol=0)
+    lines = converted(tmp_path / "dino", tmp_path / "timm", "timm")
+    assert "image transform" not in "".join(lines)
+    expected = ours(tmp_path / "dino", picture)
+    torch.testing.assert_close(by_timm(tmp_path / "timm", picture), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("dinov2_teacher_checkpoint_shared.pth", {"size": {"shortest_edge": 256}, "resample": 3}),
+        ("dinov3_teacher_checkpoint.pth", {**SIZED_224, "resample": 2, "do_center_crop": False}),
+    ],
+)
+def test_a_file_of_the_original_has_the_images_of_its_family(tmp_path, file, expected):
+    sizes = read_golden("dinov2_checkpoint_outputs")[0]["shared"]["vit"] if "dinov2" in file else {}
+    converted(GOLDEN_DIR / file, tmp_path / "dino", num_heads=sizes.get("num_heads"))
+    settings = settings_in(tmp_path / "dino")
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["crop_size"] == SIZED_224["crop_size"]
+    assert settings["image_std"] == [0.229, 0.224, 0.225]
+
+
+def test_the_satellite_images_of_dinov3_go_by_the_name_of_the_file(tmp_path):
+    (tmp_path / "dinov3_vitl16_pretrain_sat493m.pth").symlink_to(GOLDEN_DIR / "dinov3_teacher_checkpoint.pth")
+    converted(tmp_path / "dinov3_vitl16_pretrain_sat493m.pth", tmp_path / "dino", num_heads=None)
+    assert settings_in(tmp_path / "dino")["image_mean"] == [0.430, 0.411, 0.296]

@@ -47,7 +47,7 @@ def test_a_picture_a_head_and_all_over_the_image(folder):
     attention = attention_of_photograph(folder, model)
     drawn = np.asarray(Image.open(pictures[1])).sum(-1)[::8, ::8]  # brightness rises with attention
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
-    assert attention[1, row, column] == attention[1].max()
+    assert attention[1, row, column] >= attention[1].quantile(0.98)  # the brightest color is for the last percent
 
 
 def test_arguments_that_cannot_work_are_refused(folder):
