@@ -7,13 +7,12 @@ from later_dinos import config_of
 
 from conversion_scripts.checkpoint_format import PERIODS, computed_periods
 from conversion_scripts.convert import convert_checkpoint
-from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import format_for, format_of, recognise, to_dino
 from modeling_dino import DinoConfig, DinoModel
 
 
 def converted(source, output, to: str = "dino", **options) -> str:
-    return "\n".join(convert_checkpoint(ConvertOptions(source=str(source), output=str(output), to=to, **options)).lines)
+    return "\n".join(convert_checkpoint(source=source, output=output, to=to, **options).lines)
 
 
 def assert_same(ours: dict, theirs: dict):

@@ -9,7 +9,6 @@ from golden_data import assert_close
 from safetensors.torch import load_file
 
 from conversion_scripts.convert import convert_checkpoint
-from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import format_for, to_dino
 from modeling_dino import DinoForImageClassification, DinoModel
 
@@ -55,7 +54,7 @@ def saved(name: str, folder) -> torch.nn.Module:
 
 
 def converted(source, output, to: str = "dino", **options) -> str:
-    return "\n".join(convert_checkpoint(ConvertOptions(source=str(source), output=str(output), to=to, **options)).lines)
+    return "\n".join(convert_checkpoint(source=source, output=output, to=to, **options).lines)
 
 
 def sizes_of(name: str) -> list[tuple[int, int]]:

@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from conversion_scripts.convert import convert_checkpoint
-from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import format_for, to_dino
 from modeling_dino import DinoForImageClassification, DinoModel
 
@@ -61,7 +60,7 @@ def randomised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def converted(source, output, to: str = "dino", **options) -> str:
-    return "\n".join(convert_checkpoint(ConvertOptions(source=str(source), output=str(output), to=to, **options)).lines)
+    return "\n".join(convert_checkpoint(source=source, output=output, to=to, **options).lines)
 
 
 @torch.no_grad()
