@@ -128,7 +128,7 @@ def features_to_classify(source: str, model: str, options: FeatureOptions) -> Fe
     config = load_config(model)
     if not backbone_class(config).has_cls_token:
         return replace(options, features="cls")
-    last_blocks = options.last_blocks or min(LAST_BLOCKS, config.num_hidden_layers)
+    last_blocks = options.last_blocks or (1 if config.has_stages else min(LAST_BLOCKS, config.num_hidden_layers))
     return replace(options, features="cls_patch_mean", last_blocks=last_blocks)
 
 

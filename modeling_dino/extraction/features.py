@@ -46,6 +46,8 @@ def check_features(
         raise ValueError("the model has no projection head (head_type is None): choose other features")
     if kind == "projection" and last_blocks > 1:
         raise ValueError("the projection is of the last block alone: leave out last_blocks")
+    if last_blocks > 1 and config.has_stages and backbone_class(config).has_cls_token:
+        raise ValueError(f"last_blocks={last_blocks} must be 1 for {config.backbone}, whose stages differ in width")
     if not backbone_class(config).has_cls_token and (last_blocks > 1 or kind in ("patch_mean", "cls_patch_mean")):
         raise ValueError(
             f"{config.backbone} has cls (its global average pool), gem, cls_gem, patches and projection features only"

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import tiny_config
+from tiny_models import LATER_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel
 from modeling_dino.extraction.features import gem, image_features
@@ -86,6 +86,21 @@ def test_features_of_a_resnet(images):
     torch.testing.assert_close(patches.mean(1), output.pooler_output)
 
 
+@pytest.mark.parametrize("family", sorted(LATER_BACKBONES))
+@torch.no_grad()
+def test_features_of_later_dinos_have_no_registers(images, family):
+    """Each is that of the output of the model; patches are those of the image, without CLS token and registers."""
+    model = DinoModel(tiny_config(family)).eval()
+    output, kinds = model(images), ("cls", "patch_mean", "cls_patch_mean", "patches", "projection")
+    features = image_features(model, images, kinds)
+    torch.testing.assert_close(features["cls"], output.pooler_output)
+    torch.testing.assert_close(features["patches"], output.patch_tokens)
+    torch.testing.assert_close(features["patch_mean"], output.patch_tokens.mean(1))
+    torch.testing.assert_close(features["projection"], output.projection)
+    height, width = model.backbone.grid(images)
+    assert features["patches"].shape[1] == height * width
+
+
 @pytest.mark.parametrize(
     ("family", "options", "arguments", "message"),
     [
@@ -96,6 +111,7 @@ def test_features_of_a_resnet(images):
         ("vit", {}, ("projection", 2), "the projection is of the last block alone"),
         ("resnet", {}, ("patch_mean",), "resnet50 has cls"),
         ("resnet", {}, ("cls", 2), "resnet50 has cls"),
+        ("convnext", {}, ("cls", 2), "last_blocks=2 must be 1 for convnext_tiny, whose stages differ in width"),
         ("vit", {}, ("gem", 1, 0.0), "gem_p=0.0 must be greater than 0"),
         ("vit", {}, ("gem", 1, float("inf")), "gem_p=inf must be"),
         ("vit", {}, ("cls", 1, 4.0, ()), "give one or more, each greater than 0"),

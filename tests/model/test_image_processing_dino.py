@@ -16,7 +16,7 @@ from modeling_dino import DinoImageProcessor, DinoModel
 from modeling_dino.data.decoding import read_image
 from modeling_dino.data.evaluation_transform import ImageTransform, resized_to
 from modeling_dino.hub.loading import load_image_processor
-from modeling_dino.image_processing_dino import image_processor_config
+from modeling_dino.image_processing_dino import from_transformers, image_processor_config
 
 
 TRANSPARENT = ("rgba.png", "palette-transparent.gif")
@@ -156,6 +156,25 @@ print(type(processor).__name__)
 """
     done = run_python(code, tmp_path, blocked=("modeling_dino", "torchvision"))
     assert done.stdout.strip() == "BitImageProcessorPil"
+
+
+@pytest.mark.parametrize("sides", [(300, 200), (90, 64)])
+def test_dinov3s_transform_equals_transformers_within_a_grey_level(sides):
+    """transformers' rescales before it resizes; ours resizes in 8 bits, as the README of the original does."""
+    from transformers import DINOv3ViTImageProcessor
+
+    theirs = DINOv3ViTImageProcessor()
+    settings = json.loads(theirs.to_json_string())
+    transform = from_transformers({**settings, "image_processor_type": "DINOv3ViTImageProcessorFast"}, 3)
+    config = tiny_config("dinov3", image_size=224, image_resize="square")
+    assert {**transform, **image_processor_config(config)} == transform
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8))
+    ours, expected = (
+        torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
+        for processor in (DinoImageProcessor(**transform), theirs)
+    )
+    assert ours.shape == expected.shape == (3, 224, 224)
+    assert (to_pixels(ours) - to_pixels(expected)).abs().max() <= 1.01
 
 
 @pytest.mark.parametrize(("image_size", "resized"), [(224, 256), (32, 36), (96, 109), (480, 548)])

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from golden_data import assert_close
-from tiny_models import tiny_config
+from tiny_models import LATER_BACKBONES, tiny_config
 
 from modeling_dino import DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.extraction.features import FEATURE_KINDS, image_features
@@ -19,6 +19,7 @@ BACKBONES = {
     "bottleneck": tiny_config("resnet"),
     "basic block": tiny_config("resnet", backbone="resnet18", depths=[2, 1, 2, 1]),
     "imagenet stem": tiny_config("resnet", resnet_stem="imagenet"),
+    **{family: tiny_config(family) for family in LATER_BACKBONES},
 }
 
 
@@ -42,7 +43,7 @@ def outputs(model: DinoModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
     named |= {f"hidden state {i}": state for i, state in enumerate(output.hidden_states)}
     kinds = FEATURE_KINDS if model.backbone.has_cls_token else ("cls", "patches")
     named |= image_features(model, images, kinds)
-    if model.backbone.has_cls_token:
+    if model.backbone.has_cls_attention:
         named["attention"] = model.get_cls_attention(images)
     return named
 
@@ -51,7 +52,8 @@ def outputs(model: DinoModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_outputs_are_those_of_the_plain_model(model):
     """For several sizes, one after the other and again, and batches of any size."""
     prepared = copy.deepcopy(model).prepare_for_inference()
-    for shape in [(3, 3, 32, 32), (1, 3, 40, 56), (3, 3, 32, 32), (2, 3, 32, 32), (2, 3, 24, 24)]:
+    least = max(model.backbone.min_image_size, 24)
+    for shape in [(3, 3, 32, 32), (1, 3, 40, 56), (3, 3, 32, 32), (2, 3, 32, 32), (2, 3, least, least)]:
         images = torch.randn(shape)
         before = images.clone()
         expected, actual = outputs(model, images), outputs(prepared, images)
@@ -141,6 +143,7 @@ def test_a_classifier_is_trained_on_a_prepared_backbone(family):
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiled(model):
+    torch._dynamo.reset()  # other tests' models count towards the limit of recompilations
     images = torch.randn(2, 3, 40, 40)
     expected = model.get_features(images)
     prepared = copy.deepcopy(model).prepare_for_inference()
