@@ -27,7 +27,7 @@ from conversion_scripts.options import ConvertOptions
 from conversion_scripts.recognition import FORMATS, format_for, format_of, recognise, to_dino
 from conversion_scripts.sizes import infer_config
 from modeling_dino import DinoConfig, DinoModel, cli
-from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES
+from modeling_dino.configuration_dino import RESNET_DEPTHS
 
 
 SIZES_IN_PIXELS = [(224, 224), (256, 320), (96, 64), (100, 224)]
@@ -168,7 +168,7 @@ def sizes_of(config: DinoConfig) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [8, 14, 16])
-@pytest.mark.parametrize("backbone", sorted(VIT_SIZES))
+@pytest.mark.parametrize("backbone", ["vit_tiny", "vit_small", "vit_base", "vit_large"])
 @pytest.mark.parametrize("name", ["original", "lesson", "timm", "transformers"])
 def test_round_trip_of_vits(name, backbone, patch_size):
     config = DinoConfig(backbone=backbone, patch_size=patch_size, image_size=14 * patch_size, head_type=None)
