@@ -398,7 +398,9 @@ def test_a_row_missing_from_the_table_is_noticed(tmp_path, monkeypatch, row):
         to_dino(str(tmp_path / "vit"))
 
 
-@pytest.mark.parametrize("checkpoint_format", [one for formats in FORMATS.values() for one in formats], ids=repr)
+@pytest.mark.parametrize(
+    "checkpoint_format", [one for formats in FORMATS.values() for one in formats], ids=lambda one: type(one).__name__
+)
 def test_tables_are_one_to_one(checkpoint_format):
     table = checkpoint_format.keys
     ours = [row[0] for row in table]
