@@ -15,7 +15,7 @@ TOLERANCE = 1e-5  # of the largest magnitude of the compared tensor
 def read_golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """The metadata and the tensors of `NAME.safetensors`."""
     with safe_open(GOLDEN_DIR / f"{name}.safetensors", framework="pt") as file:
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+        metadata = {key: json.loads(value) for key, value in sorted(file.metadata().items())}
         return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
 
 
