@@ -208,3 +208,28 @@ def test_a_library_that_has_no_such_model(tmp_path, family, to, message):
     with pytest.raises(ValueError, match=message):
         converted(tmp_path / "dino", tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm"])
+@pytest.mark.parametrize(("family", "name"), [("dinov2", "separate"), ("dinov3", "")])
+@torch.no_grad()
+def test_a_teacher_in_other_libraries(tmp_path, family, name, to):
+    metadata, tensors = read_golden(f"{family}_checkpoint_outputs")
+    tensors, metadata = (with_prefix(tensors, f"{name}."), metadata[name]) if name else (tensors, metadata)
+    heads = metadata["vit"]["num_heads"]
+    source = GOLDEN_DIR / f"{family}_teacher_checkpoint{'_' * bool(name)}{name}.pth"
+    lines = converted(source, tmp_path / "theirs", to, num_heads=heads)
+    assert "left out: the dino projection head" in lines
+    assert "left out: the projection head of the patches" in lines
+    lines = converted(tmp_path / "theirs", tmp_path / "back", verify=True)
+    assert float(lines.split()[-4]) < 1e-5
+    model = DinoModel.from_pretrained(tmp_path / "back").eval()
+    assert_close(model(tensors["input"]).pooler_output, tensors["x_norm_clstoken"])
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3", "convnext"])
+def test_whole_numbers_are_floats_in_transformers(tmp_path, family):
+    whole = {"layerscale_value": 1, "drop_path_rate": 0}
+    whole |= {"rope_theta": 100, "untie_cls_and_patch_norms": False} if family == "dinov3" else {}
+    DinoModel(tiny_config(family, **whole, head_type=None)).save_pretrained(tmp_path / "dino")
+    assert "wrote" in converted(tmp_path / "dino", tmp_path / "out", "transformers")
