@@ -18,7 +18,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 NETWORKS = ("teacher", "student")  # of a model in pretraining
 # values of the configuration that decide which tensors there are: parts of their names -> value
 NAMED_BY = (
-    (r"backbone\.(patch_embed|conv1)\.", "backbone"),
+    (r"backbone\.(patch_embed\.proj\.0|patch_embed\.proj|conv1|downsample_layers)\.", "backbone"),
     (r"layer1\.0\.(conv\d)\.", "backbone"),
     (r"backbone\.blocks\.(\d+)\.", "num_hidden_layers"),
     (r"backbone\.(layer\d+\.\d+)\.", "depths"),
