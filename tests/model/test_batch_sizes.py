@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import tiny_config
+from tiny_models import LATER_BACKBONES, TINY_BACKBONES, tiny_config
 
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel
 
@@ -22,9 +22,14 @@ class FirstOutput(torch.nn.Module):
         return first[0] if isinstance(first, tuple) else first
 
 
-@pytest.fixture(params=[DinoModel, DinoBackbone, DinoForImageClassification])
-def model(request, family):
-    return FirstOutput(request.param(tiny_config(family)).eval())
+CASES = [(kind, family) for kind in (DinoModel, DinoBackbone, DinoForImageClassification) for family in TINY_BACKBONES]
+CASES += [(DinoModel, family) for family in LATER_BACKBONES]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}")
+def model(request):
+    kind, family = request.param
+    return FirstOutput(kind(tiny_config(family)).eval())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -41,9 +46,11 @@ def test_no_images_through_the_methods(family):
     model, none = DinoModel(tiny_config(family)).eval(), torch.zeros(0, 3, 32, 40)
     assert model.get_features(none).shape[0] == 0
     assert model.get_intermediate_layers(none, n=2, reshape=True)[1].shape[0] == 0
-    if family == "vit":
+    if model.backbone.has_cls_attention:
         assert model.get_cls_attention(none).shape == (0, 4, 4, 5)
-        assert model.get_attention_maps(none)[0].shape == (0, 4, 21, 21)
+    if model.backbone.has_attention:
+        tokens = model.backbone.num_prefix_tokens + 20
+        assert model.get_attention_maps(none)[0].shape == (0, 4, tokens, tokens)
         assert model(none, output_attentions=True).attentions[0].shape[0] == 0
 
 

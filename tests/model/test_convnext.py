@@ -59,6 +59,18 @@ def test_intermediate_layers(kind, normed):
 
 
 @torch.no_grad()
+def test_maps_are_made_smaller_with_antialias():
+    """The golden maps are only made larger."""
+    model = golden_model(METADATA["convnext"], STATE, patch_size=16)
+    images = TENSORS[f"input.{SIZES[0]}"]
+    first = model(images, output_hidden_states=True).hidden_states[1]
+    expected = torch.nn.functional.interpolate(first, scale_factor=1 / 4, mode="bilinear", antialias=True)
+    ((patches, cls),) = model.get_intermediate_layers(images, [0], reshape=True, return_class_token=True)
+    assert_close(patches, expected)
+    assert_close(cls, first.mean((2, 3)))
+
+
+@torch.no_grad()
 def test_equals_transformers():
     """With its own random weights, at several sizes."""
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel

@@ -145,6 +145,18 @@ def test_there_is_a_golden_model_with_each_option():
     assert {config.layerscale_value is None for config in configs} == {True, False}
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_masks_in_one_graph(case):
+    name, model, tensors = case
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for size in sizes_of(tensors, "masks."):
+        images, masks = tensors[f"input.{size}"], tensors[f"masks.{size}"]
+        expected = model(images, bool_masked_pos=masks).patch_tokens
+        assert_close(compiled(images, bool_masked_pos=masks).patch_tokens, expected, tolerance_of(name))
+
+
 # What DINOv3 alone has
 
 

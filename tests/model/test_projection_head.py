@@ -7,7 +7,7 @@ from golden_data import GOLDEN_DIR, assert_close, read_golden, with_prefix
 from later_dinos import config_of, our_names
 from tiny_models import tiny_config
 
-from modeling_dino import DinoConfig, DinoModel
+from modeling_dino import DinoBackbone, DinoConfig, DinoModel
 from modeling_dino.projection_head import DinoHead, SimpleHead, build_head
 
 
@@ -106,6 +106,21 @@ def test_patches_are_projected_by_their_head_or_by_the_other(name):
     assert model(expected["input"]).patch_projection is None
     with pytest.raises(ValueError, match="no projection head: set patch_head, or head_type"):
         DinoModel(tiny_config(head_type=None))(torch.zeros(1, 3, 32, 32), project_patches=True)
+
+
+def test_a_head_of_patches_is_saved_and_nobody_gets_one_without_asking(tmp_path):
+    sizes = {"patch_projection_dim": 10, "patch_head_bottleneck_dim": 6}
+    model, images = DinoModel(tiny_config(patch_head=True, **sizes)).eval(), torch.randn(2, 3, 32, 32)
+    assert model.get_model_info()["head_params"] > sum(p.numel() for p in model.head.parameters())
+    model.save_pretrained(tmp_path / "both")
+    loaded = DinoModel.from_pretrained(tmp_path / "both")
+    expected = model(images, project_patches=True).patch_projection
+    assert expected.shape == (2, 16, 10)
+    assert torch.equal(loaded(images, project_patches=True).patch_projection, expected)
+    DinoBackbone.from_pretrained(tmp_path / "both").save_pretrained(tmp_path / "without")
+    assert DinoModel.from_pretrained(tmp_path / "without").patch_head is None
+    asked = DinoModel.from_pretrained(tmp_path / "without", patch_head=True, head_type="dino")
+    assert asked.patch_head is not None
 
 
 def test_outputs_are_cosines_with_a_frozen_gain():
