@@ -77,6 +77,7 @@ class Conversion:
         has_patches = backbone_class(self.config).has_patch_tokens
         patch = f", patch {self.config.patch_size}" if has_patches else ""
         head = "no head" if self.config.head_type is None else f"{self.config.head_type} head"
+        head += " and a head of the patches" if self.config.patch_head else ""
         classifier = f", classifier of {self.config.num_labels} classes" if self.classifier else ""
         return f"recognised {self.checkpoint.source} as {self.format}: {size}{patch}, {head}{classifier}"
 

@@ -31,7 +31,7 @@ SWIGLU_WIDTHS = [
     (3, 64),
     *((ratio, multiple) for multiple in (8, 32, 64, 128) for ratio in (4, 6, 3, 8)),
 ]
-PUBLISHED_ROPE_THETA = 100
+PUBLISHED_ROPE_THETA = 100.0
 ROUNDED = 0.02  # relative difference that periods may have from the published ones, which are rounded to bfloat16
 
 

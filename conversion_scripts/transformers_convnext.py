@@ -6,7 +6,7 @@
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
 from conversion_scripts.checkpoint_format import OF_DINOV3, loss_of_patch_size
-from conversion_scripts.transformers_folder import TransformersFolder
+from conversion_scripts.transformers_folder import TransformersFolder, as_floats
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -24,7 +24,6 @@ OPTIONS = {  # ours, theirs
     "layer_norm_eps": "layer_norm_eps",
     "layerscale_value": "layer_scale_init_value",
     "drop_path_rate": "drop_path_rate",
-    "image_size": "image_size",
 }
 
 
@@ -38,7 +37,8 @@ class TransformersConvNext(TransformersFolder):
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         theirs = self.their_config(checkpoint)
-        return {**{ours: getattr(theirs, name) for ours, name in OPTIONS.items()}, **OF_DINOV3}
+        settings = {ours: getattr(theirs, name) for ours, name in OPTIONS.items()}
+        return {**settings, "image_size": theirs.image_size, **OF_DINOV3}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         return super().to_our_names(rename(theirs, INSTALLED, inverse=True))
@@ -54,6 +54,7 @@ class TransformersConvNext(TransformersFolder):
             num_channels=config.num_channels,
             hidden_sizes=config.hidden_sizes,
             depths=config.depths,
-            **{name: getattr(config, ours) for ours, name in OPTIONS.items()},
+            image_size=config.image_size,
+            **as_floats(config, OPTIONS),
         )
         return Checkpoint(tensors, theirs.to_diff_dict())

@@ -9,7 +9,7 @@ import torch
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, rename, split_tensors
 from conversion_scripts.checkpoint_format import GATE_VALUE, OF_DINOV2, QUERY_KEY_VALUE, VIT_OF_DINO
 from conversion_scripts.sizes import swiglu_width
-from conversion_scripts.transformers_folder import TransformersFolder
+from conversion_scripts.transformers_folder import TransformersFolder, as_floats
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -86,7 +86,7 @@ class TransformersDinov2(TransformersFolder):
     def pack(self, config: DinoConfig, tensors: StateDict) -> Checkpoint:
         from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
-        values = {name: getattr(config, name) for name in (*SIZES, *SETTINGS)}
+        values = {name: getattr(config, name) for name in SIZES} | as_floats(config, {name: name for name in SETTINGS})
         if config.num_register_tokens:
             values |= {"num_register_tokens": config.num_register_tokens}
             theirs = Dinov2WithRegistersConfig(architectures=["Dinov2WithRegistersModel"], **values)

@@ -17,7 +17,7 @@ from conversion_scripts.checkpoint_format import (
     loss_of_periods,
     with_all_biases,
 )
-from conversion_scripts.transformers_folder import TransformersFolder
+from conversion_scripts.transformers_folder import TransformersFolder, as_floats
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -51,13 +51,12 @@ OPTIONS = {  # ours, theirs
     "attention_probs_dropout_prob": "attention_dropout",
     "drop_path_rate": "drop_path_rate",
     "layerscale_value": "layerscale_value",
-    "image_size": "image_size",
     "rope_theta": "rope_theta",
     "pos_embed_shift": "pos_embed_shift",
     "pos_embed_jitter": "pos_embed_jitter",
     "pos_embed_rescale": "pos_embed_rescale",
 }
-SIZES = ("patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SIZES = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
 SIZES += ("num_register_tokens",)
 
 
@@ -76,7 +75,7 @@ class TransformersDinov3(TransformersFolder):
         theirs = self.their_config(checkpoint)
         settings = {ours: getattr(theirs, name) for ours, name in OPTIONS.items()}
         heads = {"num_heads": theirs.num_attention_heads, "key_bias": theirs.key_bias}
-        return {**settings, **heads, **OF_DINOV3}
+        return {**settings, "image_size": theirs.image_size, **heads, **OF_DINOV3}
 
     def to_our_names(self, theirs: StateDict) -> StateDict:
         ours = super().to_our_names(rename(theirs, INSTALLED, inverse=True))
@@ -121,6 +120,6 @@ class TransformersDinov3(TransformersFolder):
             key_bias=config.qkv_bias and config.key_bias,
             value_bias=config.qkv_bias,
             **{name: getattr(config, name) for name in SIZES},
-            **{name: getattr(config, ours) for ours, name in OPTIONS.items()},
+            **as_floats(config, OPTIONS),
         )
         return Checkpoint(tensors, theirs.to_diff_dict())

@@ -11,6 +11,12 @@ from conversion_scripts.checkpoint_format import CheckpointFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
+def as_floats(config: DinoConfig, options: dict[str, str]) -> dict[str, float | None]:
+    """Returns options under their names, as the floats that their configurations ask for."""
+    values = {theirs: getattr(config, ours) for ours, theirs in options.items()}
+    return {name: None if value is None else float(value) for name, value in values.items()}
+
+
 class TransformersFolder(CheckpointFormat):
     """Folders of a class of transformers, which `from_pretrained` of that class loads."""
 

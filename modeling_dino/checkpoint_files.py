@@ -19,7 +19,7 @@ NETWORKS = ("teacher", "student")  # of a model in pretraining
 FOREIGN_MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")  # transformers'
 # values of the configuration that decide which tensors there are: parts of their names -> value
 NAMED_BY = (
-    (r"backbone\.(patch_embed|conv1)\.", "backbone"),
+    (r"backbone\.(patch_embed\.proj\.0|patch_embed\.proj|conv1|downsample_layers)\.", "backbone"),
     (r"layer1\.0\.(conv\d)\.", "backbone"),
     (r"backbone\.blocks\.(\d+)\.", "num_hidden_layers"),
     (r"backbone\.(layer\d+\.\d+)\.", "depths"),

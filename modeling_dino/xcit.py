@@ -52,16 +52,16 @@ class FourierPositions(nn.Module):
         super().__init__()
         self.token_projection = nn.Conv2d(4 * POSITION_FREQUENCIES, config.hidden_size, kernel_size=1)
 
-    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Computes the embeddings of a grid (h, w): (1, D, h, w)."""
-        rows, columns = (self._waves(length) for length in grid)  # (length, 2 * frequencies)
+    def forward(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        """Computes the embeddings of a grid (h, w), on the device and in the dtype of a tensor: (1, D, h, w)."""
+        rows, columns = (self._waves(length, like.device) for length in grid)  # (length, 2 * frequencies)
         rows = rows.unsqueeze(1).expand(-1, grid[1], -1)
         columns = columns.unsqueeze(0).expand(grid[0], -1, -1)
         waves = torch.cat([rows, columns], dim=-1).permute(2, 0, 1).unsqueeze(0)
-        return self.token_projection(waves.to(self.token_projection.weight.dtype))
+        return self.token_projection(waves.to(like.dtype))
 
-    def _waves(self, length: int) -> torch.Tensor:
-        device = self.token_projection.weight.device
+    @staticmethod
+    def _waves(length: int, device: torch.device) -> torch.Tensor:
         positions = torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6) * 2 * math.pi
         exponents = torch.arange(POSITION_FREQUENCIES, device=device, dtype=torch.float32) / POSITION_FREQUENCIES
         angles = positions.unsqueeze(1) / TEMPERATURE**exponents
@@ -238,7 +238,7 @@ class Xcit(Backbone):
     def patch_stages(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
         """Computes the patches (B, N, D) after each of the given stages."""
         grid = self.grid(pixel_values)
-        positions = self.pos_embeder(grid).flatten(2).transpose(1, 2)
+        positions = self.pos_embeder(grid, pixel_values).flatten(2).transpose(1, 2)
         patches = self.pos_drop(self.patch_embed(pixel_values) + positions)
         outputs = [patches] if 0 in stages else []
         for stage, block in enumerate(self.blocks[: stages[-1]], start=1):

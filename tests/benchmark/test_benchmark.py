@@ -73,6 +73,28 @@ def test_rivals_are_the_same_model(models):
                 torch.testing.assert_close(rival(images), expected, rtol=0, atol=1e-5 * expected.abs().max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("dinov2", {"timm", "transformers sdpa", "transformers eager"}),
+        ("dinov3", {"timm", "transformers sdpa", "transformers eager"}),
+        ("convnext", {"timm", "transformers eager"}),
+        ("xcit", {"timm"}),
+    ],
+)
+@torch.no_grad()
+def test_rivals_of_the_later_dinos_are_the_same_model(family, names):
+    theirs = {"position_interpolation": "antialias", "untie_cls_and_patch_norms": False}
+    model = DinoModel(tiny_config(family, **theirs, head_type=None)).eval()
+    rivals = feature_rivals(model, ["timm", "transformers", "torchvision"])
+    assert set(rivals) == names
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images).pooler_output
+    for rival in rivals.values():
+        torch.testing.assert_close(rival(images), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
 def test_no_ratio_of_unequal_outputs():
     options = BenchOptions(rounds=1)
     functions = {"dino": lambda: torch.ones(3), "equal": lambda: torch.ones(3), "other": lambda: torch.zeros(3)}

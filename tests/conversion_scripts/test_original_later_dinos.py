@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden_data import GOLDEN_DIR, assert_close, read_golden, with_prefix
 from later_dinos import config_of
+from tiny_models import tiny_config
 
 from conversion_scripts.checkpoint_format import PERIODS, computed_periods
 from conversion_scripts.convert import convert_checkpoint
@@ -158,3 +159,76 @@ def test_the_license_of_dinov3_goes_along(tmp_path):
     converted(tmp_path / "dino", tmp_path / "timm", "timm")
     for folder in ("dino", "timm"):
         assert to_dino(str(tmp_path / folder), num_heads=2).config.weights_license == "dinov3-license"
+
+
+LATER = ["dinov2", "dinov3", "xcit", "convnext"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [{}, {"patch_head": True, "patch_projection_dim": 20}, {"head_type": None}], ids=str)
+@pytest.mark.parametrize("family", LATER)
+def test_there_and_back_through_files(tmp_path, family, heads, dtype):
+    """Bit for bit, with heads of their own kind; patches have none in DINO's original, in whose format XCiTs are."""
+    kind = {"xcit": {}, "dinov2": {"norm_last_layer": False}}.get(family, {"head_weight_norm": False})
+    heads = {} if family == "xcit" and "patch_head" in heads else heads
+    model = DinoModel(tiny_config(family, **kind, **heads)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.rand_like(parameter)
+    model.save_pretrained(tmp_path / "rounded")
+    model = DinoModel.from_pretrained(tmp_path / "rounded")  # the periods of rotary positions are float32 in it
+    assert model.dtype == dtype
+    model.save_pretrained(tmp_path / "dino")
+    lines = converted(tmp_path / "dino", tmp_path / "there.pth", "original")
+    assert "left out" not in lines
+    converted(tmp_path / "there.pth", tmp_path / "back", num_heads=model.config.num_attention_heads)
+    back = DinoModel.from_pretrained(tmp_path / "back")
+    assert_same(back.state_dict(), model.state_dict())
+    converted(tmp_path / "back", tmp_path / "again.pth", "original")
+    first, second = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("there", "again"))
+    assert_same(first.get("teacher", first), second.get("teacher", second))
+
+
+def test_the_heads_are_named(tmp_path):
+    source = GOLDEN_DIR / "dinov3_teacher_checkpoint.pth"
+    assert "dino head and a head of the patches" in converted(source, tmp_path / "dino")
+
+
+@pytest.mark.parametrize(
+    ("family", "to", "message"),
+    [
+        ("xcit", "transformers", "the format of transformers' ViT cannot hold a xcit_tiny_12"),
+        ("dinov2", "lesson", "the format of the lesson cannot hold a vit_tiny"),
+        ("convnext", "torchvision", "the format of torchvision cannot hold a convnext_tiny"),
+    ],
+)
+def test_a_library_that_has_no_such_model(tmp_path, family, to, message):
+    DinoModel(tiny_config(family)).save_pretrained(tmp_path / "dino")
+    with pytest.raises(ValueError, match=message):
+        converted(tmp_path / "dino", tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["transformers", "timm"])
+@pytest.mark.parametrize(("family", "name"), [("dinov2", "separate"), ("dinov3", "")])
+@torch.no_grad()
+def test_a_teacher_in_other_libraries(tmp_path, family, name, to):
+    metadata, tensors = read_golden(f"{family}_checkpoint_outputs")
+    tensors, metadata = (with_prefix(tensors, f"{name}."), metadata[name]) if name else (tensors, metadata)
+    heads = metadata["vit"]["num_heads"]
+    source = GOLDEN_DIR / f"{family}_teacher_checkpoint{'_' * bool(name)}{name}.pth"
+    lines = converted(source, tmp_path / "theirs", to, num_heads=heads)
+    assert "left out: the dino projection head" in lines
+    assert "left out: the projection head of the patches" in lines
+    lines = converted(tmp_path / "theirs", tmp_path / "back", verify=True)
+    assert float(lines.split()[-4]) < 1e-5
+    model = DinoModel.from_pretrained(tmp_path / "back").eval()
+    assert_close(model(tensors["input"]).pooler_output, tensors["x_norm_clstoken"])
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3", "convnext"])
+def test_whole_numbers_are_floats_in_transformers(tmp_path, family):
+    whole = {"layerscale_value": 1, "drop_path_rate": 0}
+    whole |= {"rope_theta": 100, "untie_cls_and_patch_norms": False} if family == "dinov3" else {}
+    DinoModel(tiny_config(family, **whole, head_type=None)).save_pretrained(tmp_path / "dino")
+    assert "wrote" in converted(tmp_path / "dino", tmp_path / "out", "transformers")

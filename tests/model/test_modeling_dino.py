@@ -492,7 +492,9 @@ def test_device_map(tmp_path, images, family, device_map):
     model = DinoModel(tiny_config(family)).eval()
     model.save_pretrained(tmp_path)
     loaded = DinoModel.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
-    assert torch.equal(loaded(images).projection, model(images).projection)
+    projection, expected = loaded(images).projection, model(images).projection
+    assert_close(projection, expected, 1e-6)
+    assert family == "xcit" or torch.equal(projection, expected)  # whose class attention is computed another way
 
 
 def test_model_info(family):

@@ -87,9 +87,17 @@ def test_of_the_classifier(tmp_path):
 
 
 def test_another_backbone(tmp_path, family):
-    other = {"vit": "resnet", "resnet": "vit"}[family]
+    other = "resnet" if family != "resnet" else "vit"
     DinoModel(tiny_config(family)).save_pretrained(tmp_path)
     tiny_config(other).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the configuration has backbone="):
+        DinoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("saved", "named"), [("vit", "xcit"), ("xcit", "vit"), ("convnext", "xcit")])
+def test_another_kind_of_later_backbone(tmp_path, saved, named):
+    DinoModel(tiny_config(saved)).save_pretrained(tmp_path)
+    tiny_config(named).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="the configuration has backbone="):
         DinoModel.from_pretrained(tmp_path)
 

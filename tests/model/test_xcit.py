@@ -47,7 +47,7 @@ def test_what_lies_between(name):
     for size in sizes_of(name, "last_tokens"):
         images, grid = TENSORS[f"input.{size}"], model.backbone.grid(TENSORS[f"input.{size}"])
         assert_close(model.backbone.patch_embed(images), TENSORS[f"{name}.patch_embed.{size}"])
-        assert_close(model.backbone.pos_embeder(grid), TENSORS[f"{name}.positions.{size}"])
+        assert_close(model.backbone.pos_embeder(grid, images), TENSORS[f"{name}.positions.{size}"])
         hidden_states = model(images, output_hidden_states=True).hidden_states
         for i, hidden_state in enumerate(hidden_states[1:]):
             assert_close(hidden_state, TENSORS[f"{name}.block.{i}.{size}"])
