@@ -215,7 +215,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             how images are resized for evaluation: `"crop"` (the shorter side to 8/7 of the size, bicubic, and a square
             from the middle), or `"square"` (squashed to the size, bilinear, as DINOv3).
         evaluation_size (`int`, *optional*): side of the images after that, in pixels; `image_size` by default.
-        image_mean, image_std (`list[float]`, *optional*): mean and deviation of each channel; ImageNet's by default.
+        channel_means, channel_deviations (`list[float]`, *optional*):
+            mean and standard deviation of each channel of the images; ImageNet's by default.
         weights_source, weights_license (`str`, *optional*):
             origin and license of converted weights, which a conversion fills in; the license as the hub calls it.
         out_features, out_indices (`list`, *optional*): the stages [`DinoBackbone`] returns.
@@ -290,8 +291,8 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_last_blocks: int = 1
     image_resize: str = "crop"
     evaluation_size: int | None = None
-    image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
+    channel_means: list[float] | tuple[float, ...] | None = None
+    channel_deviations: list[float] | tuple[float, ...] | None = None
     weights_source: str | None = None
     weights_license: str | None = None
     _out_features: list[str] | None = None
@@ -463,7 +464,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("pos_embed_jitter", "pos_embed_rescale"):
             if (getattr(self, name) or 1) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1, a factor")
-        for name in ("image_mean", "image_std"):
+        for name in ("channel_means", "channel_deviations"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_channels:
                 raise ValueError(f"{name}={values!r} must be {self.num_channels} numbers, one for each channel")

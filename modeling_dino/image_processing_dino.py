@@ -95,8 +95,8 @@ def image_processor_config(config: DinoConfig) -> dict:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": mean if config.image_mean is None else list(config.image_mean),
-        "image_std": std if config.image_std is None else list(config.image_std),
+        "image_mean": mean if config.channel_means is None else list(config.channel_means),
+        "image_std": std if config.channel_deviations is None else list(config.channel_deviations),
     }
 
 

@@ -116,7 +116,7 @@ def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
         ({"layerscale_value": math.nan}, "layerscale_value=nan must be a number up to"),
         ({"pos_embed_jitter": 0.5}, "pos_embed_jitter=0.5 must be at least 1, a factor"),
         ({"backbone": "xcit_small_12", "use_swiglu_ffn": True}, "use_swiglu_ffn=True is for ViTs; leave it out for"),
-        ({"image_mean": [0.5]}, "image_mean=[0.5] must be 3 numbers, one for each channel"),
+        ({"channel_means": [0.5]}, "channel_means=[0.5] must be 3 numbers, one for each channel"),
         ({"image_resize": "whole"}, "image_resize='whole' is not one of 'crop', 'square'"),
         ({"patch_projection_dim": 0}, "patch_projection_dim=0 must be greater than 0"),
         ({"backbone": "xcit_small_12", "patch_size": 14}, "patch_size=14 must be 8 or 16, and hidden_size=384"),
