@@ -40,14 +40,21 @@ class OriginalDinov3(Original):
         return not names.isdisjoint({"rope_embed.periods", "storage_tokens", "downsample_layers.0.0.weight"})
 
     def ambiguities(self, checkpoint: Checkpoint, config: DinoConfig) -> list[str]:
-        return []
+        """A file of this project has the names of registers, and no mask that tells of the bias of the keys."""
+        if not has_our_names(checkpoint):
+            return []
+        return [
+            f"taken for a DINOv3 with key_bias={config.key_bias} and layer_norm_eps={config.layer_norm_eps}, as all "
+            "published ones are: the names are this project's, and no config.json is beside the file to tell"
+        ]
 
     def settings_of(self, checkpoint: Checkpoint, state_dict: StateDict) -> dict:
         """Coordinates were rescaled in the training of all its ViTs; a mask is on the bias of the keys of most."""
         settings = {**OF_DINOV3, **(IMAGES_OF_SAT if "sat493m" in os.path.basename(checkpoint.source) else {})}
+        settings["head_weight_norm"] = any(name.endswith(".last_layer.weight_v") for name in state_dict)
         if "backbone.cls_token" not in state_dict:
             return settings
-        has_mask = any(name.endswith(BIAS_MASK) for name in names_in(checkpoint))
+        has_mask = has_our_names(checkpoint) or any(name.endswith(BIAS_MASK) for name in names_in(checkpoint))
         has_bias = "backbone.blocks.0.attn.qkv.bias" in state_dict
         return {**settings, "pos_embed_rescale": 2.0, "key_bias": has_bias and not has_mask}
 
@@ -72,6 +79,11 @@ class OriginalDinov3(Original):
             last = f"backbone.norms.{len(config.depths) - 1}."
             theirs |= {n.replace(LAST_NORM, last): t for n, t in ours.items() if n.startswith(LAST_NORM)}
         return theirs
+
+
+def has_our_names(checkpoint: Checkpoint) -> bool:
+    """Returns whether storage tokens are called registers, as in this project."""
+    return "register_tokens" in names_in(checkpoint)
 
 
 def bias_mask(bias: torch.Tensor) -> torch.Tensor:

@@ -232,3 +232,21 @@ def test_whole_numbers_are_floats_in_transformers(tmp_path, family):
     whole |= {"rope_theta": 100, "untie_cls_and_patch_norms": False} if family == "dinov3" else {}
     DinoModel(tiny_config(family, **whole, head_type=None)).save_pretrained(tmp_path / "dino")
     assert "wrote" in converted(tmp_path / "dino", tmp_path / "out", "transformers")
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+@torch.no_grad()
+def test_weights_of_this_project_without_their_configuration(tmp_path, family):
+    """As training code of one's own saves them."""
+    values = {"token_init_std": 1e-6, "position_interpolation": "antialias"} if family == "dinov2" else {}
+    model = DinoModel(tiny_config(family, **values)).eval()
+    for tensor in model.parameters():
+        tensor.add_(torch.rand_like(tensor) * 0.2)
+    state_dict = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state_dict, "pytorch-lightning_version": "2.5.0"}, tmp_path / "last.ckpt")
+    conversion = to_dino(str(tmp_path / "last.ckpt"), num_heads=model.config.num_attention_heads)
+    notes = "\n".join(conversion.checkpoint.notes)
+    assert ("taken for a DINOv3 with key_bias=False and layer_norm_eps=1e-05" in notes) == (family == "dinov3")
+    assert_same(conversion.state_dict, model.state_dict())
+    images = torch.randn(2, 3, 40, 32)
+    assert_close(conversion.build_model()(images).projection, model(images).projection)
