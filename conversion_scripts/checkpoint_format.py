@@ -31,7 +31,8 @@ VIT_OF_DINOV3 = {**VIT_OF_DINO, "rope_min_period": None, "rope_coordinates": "se
 # trained, also where they are all 1)
 OF_DINOV2 = {"token_init_std": 1e-6, "evaluation_size": 224, "norm_last_layer": False}
 OF_DINOV3 = {"image_resize": "square", "head_weight_norm": False}
-IMAGES_OF_SAT = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}  # of its satellite images
+# of the satellite images of DINOv3
+IMAGES_OF_SAT = {"channel_means": [0.430, 0.411, 0.296], "channel_deviations": [0.213, 0.156, 0.143]}
 
 
 class CheckpointFormat:
