@@ -130,7 +130,8 @@ class PictureSummary:
         return [line for line in self.about if line == RANDOM_WEIGHTS] + remarks_on_images(self.skipped)
 
     def __str__(self) -> str:
-        return f"{self.num_frames} images" + (f", {len(self.skipped)} skipped" if self.skipped else "")
+        images = "1 image" if self.num_frames == 1 else f"{self.num_frames} images"
+        return images + (f", {len(self.skipped)} skipped" if self.skipped else "")
 
 
 @contextmanager
