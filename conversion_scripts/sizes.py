@@ -55,7 +55,7 @@ def infer_config(state_dict: StateDict, num_heads: int | None = None, **known) -
     elif "backbone.downsample_layers.0.0.weight" in state_dict:
         values = infer_convnext(state_dict)
     else:
-        raise ValueError(f"neither a ViT nor a ResNet; the first keys are {first_names(state_dict)}")
+        raise ValueError(f"neither a ViT nor a ResNet, ConvNeXt or XCiT; the first keys are {first_names(state_dict)}")
     return DinoConfig(**{**values, **infer_patch_head(state_dict), **infer_head(state_dict), **known})
 
 

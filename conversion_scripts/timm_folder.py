@@ -14,6 +14,16 @@ from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.image_processing_dino import RESAMPLING, image_processor_config
 
 
+SIZES = {  # arguments of `timm.create_model` that all of its transformers have -> of DinoConfig
+    "patch_size": "patch_size",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+}
+
+
 class TimmFormat(CheckpointFormat):
     """Models of one of timm's classes."""
 

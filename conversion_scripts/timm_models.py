@@ -5,7 +5,7 @@ import re
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict
 from conversion_scripts.checkpoint_format import VIT_OF_DINO, family_of
-from conversion_scripts.timm_folder import TimmFormat
+from conversion_scripts.timm_folder import SIZES, TimmFormat
 from modeling_dino.configuration_dino import RESNET_DEPTHS, VIT_SIZES, DinoConfig
 
 
@@ -14,15 +14,7 @@ VIT_NAME = re.compile(r"(?:vit|deit)_(tiny|small|base|large)_patch(\d+)_(\d+)")
 # timm's names with the sizes they stand for; other sizes go by arguments
 VIT_NAMES = {f"vit_{name}_224" for name in ("tiny_patch16", "small_patch16", "small_patch8", "base_patch16")}
 VIT_NAMES |= {f"vit_{name}_224" for name in ("base_patch8", "large_patch16", "large_patch14")}
-VIT_ARGUMENTS = {  # of `timm.create_model` -> of DinoConfig
-    "img_size": "image_size",
-    "patch_size": "patch_size",
-    "embed_dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-}
+VIT_ARGUMENTS = {"img_size": "image_size", **SIZES}  # of `timm.create_model` -> of DinoConfig
 
 
 class TimmModels(TimmFormat):

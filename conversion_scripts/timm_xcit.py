@@ -3,7 +3,7 @@
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, join_tensors, split_tensors
 from conversion_scripts.checkpoint_format import QUERY_KEY_VALUE
-from conversion_scripts.timm_folder import TimmFormat
+from conversion_scripts.timm_folder import SIZES, TimmFormat
 from modeling_dino.configuration_dino import DinoConfig
 
 
@@ -15,12 +15,7 @@ KEYS = [  # ours, theirs
     ("backbone.{p}", "{p}"),
 ]
 ARGUMENTS = {  # of `timm.create_model` -> of DinoConfig
-    "patch_size": "patch_size",
-    "embed_dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
+    **SIZES,
     "cls_attn_layers": "num_class_attention_layers",
     "tokens_norm": "tokens_norm",
     "eta": "layerscale_value",

@@ -101,7 +101,7 @@ class Backbone(nn.Module):
 
     @property
     def num_attention_layers(self) -> int:
-        """How many layers the CLS token attends in; here, all."""
+        """The number of layers in which the CLS token attends: all of them, by default."""
         return len(self.stage_channels) - 1
 
     def forward(

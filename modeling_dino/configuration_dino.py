@@ -470,7 +470,7 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name}={values!r} must be {self.num_channels} numbers, one for each channel")
         if not 0 <= self.num_register_tokens <= MAX_REGISTERS:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be between 0 and {MAX_REGISTERS}")
-        if self.layerscale_value is not None and not 0 <= abs(self.layerscale_value) <= MAX_LAYERSCALE:
+        if self.layerscale_value is not None and not abs(self.layerscale_value) <= MAX_LAYERSCALE:  # NaN is not
             raise ValueError(f"layerscale_value={self.layerscale_value} must be a number up to {MAX_LAYERSCALE}")
         if not 1 <= self.classifier_last_blocks <= self.num_hidden_layers:
             raise ValueError(

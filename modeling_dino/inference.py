@@ -135,7 +135,7 @@ class InferenceLinear(Faster, nn.Linear):
 
 
 class InferenceLinearWithoutKeyBias(InferenceLinear, LinearWithoutKeyBias):
-    """The same with no bias of the key."""
+    """A linear for query, key and value that has packed weights and adds no bias to the key."""
 
     used_bias = LinearWithoutKeyBias.used_bias
 

@@ -193,7 +193,7 @@ class Xcit(Backbone):
 
     @property
     def num_attention_layers(self) -> int:
-        """How many layers the CLS token attends in: the class-attention blocks."""
+        """The number of layers in which the CLS token attends: that of the class-attention blocks."""
         return len(self.cls_attn_blocks)
 
     @staticmethod

@@ -9,13 +9,8 @@ from .decoding import ARRAY_SUFFIX, IMAGE_SUFFIXES, as_text
 from .image_source import ImageRecord, IndexedSource, files_fingerprint, is_hidden, natural_key
 
 
-SPLITS = (
-    "train",
-    "val",
-    "valid",
-    "validation",
-    "test",
-)  # names of sub-folders that are parts of a data set, no classes
+# names of sub-folders that are parts of a data set, and not classes
+SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 class ImageFiles(IndexedSource):

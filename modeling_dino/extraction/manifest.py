@@ -15,14 +15,14 @@ from .shards import Shard, damaged
 
 
 class ShardFacts(TypedDict):
-    """What the manifest says about a shard; see [`Shard`]."""
+    """Declares what the manifest says about a shard; see [`Shard`]."""
 
     rows: int
     fingerprint: str
 
 
 class Manifest(RunFacts):
-    """The types of the manifest; an older one does not list the shards."""
+    """Declares what the manifest has at any time; that of an older version does not list the shards."""
 
     features: dict[str, list[int]]
     rows: NotRequired[int]
@@ -32,7 +32,7 @@ class Manifest(RunFacts):
 
 
 class CompleteManifest(Manifest):
-    """What the manifest has when all features are there."""
+    """Declares what the manifest has when all features are there."""
 
     rows: int
     skipped: dict[str, str]

@@ -44,7 +44,7 @@ SHOWN_WIDTH = 320  # pixels
 @dataclass(frozen=True)
 class PaintingSummary(PictureSummary):
     """
-    What was painted.
+    Says what was painted.
 
     Args:
         foreground: share of the patches that are in the foreground; None if none was split off.

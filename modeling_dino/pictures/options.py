@@ -17,7 +17,7 @@ MAX_FPS = 1000
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
     """
-    Which ViT looks at images or at a video, and where the pictures of them are written.
+    Says which ViT looks at images or at a video, and where the pictures of them are written.
 
     Raises:
         ValueError: if a value cannot work.

@@ -114,7 +114,7 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
 @dataclass(frozen=True)
 class PictureSummary:
     """
-    How many images there are pictures of, and why others were skipped.
+    Says how many images there are pictures of, and why others were skipped.
 
     Args:
         about: sentences about the model.

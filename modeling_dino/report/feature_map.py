@@ -64,9 +64,8 @@ def fill_square(places: np.ndarray) -> np.ndarray:
     """
     centred = places - places.mean(axis=0)
     axes = np.linalg.svd(centred, full_matrices=False)[2] if len(places) > 1 else np.eye(2)
-    axes *= np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])[
-        :, None
-    ]  # one of two signs, the same on all machines
+    largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
+    axes *= np.sign(largest)[:, None]  # the same sign on all machines
     return np.stack([_spread(values) for values in (centred @ axes.T).T], axis=1).astype("float32")
 
 

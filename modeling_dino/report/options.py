@@ -13,7 +13,7 @@ from .thumbnails import MAX_IMAGES
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(ReaderOptions):
     """
-    Which features the page is about, and how they are judged.
+    Says which features the page is about, and how they are judged.
 
     Raises:
         ValueError: if a value cannot work.

@@ -66,6 +66,7 @@ class OptionsFunction(Protocol[P, Options, Result]):
 
     __name__: str
     options_class: type
+    command: str
 
     @overload
     def __call__(self, options: Options, /) -> Result: ...
@@ -100,7 +101,7 @@ def takes_options(
         shown = [parameters[field.name] for field in required_first(options_class)]
         call.__signature__ = inspect.Signature(shown, return_annotation=returned)
         call.__doc__ = _docstring(options_class, inspect.getdoc(function) or "")
-        call.options_class = options_class
+        call.options_class, call.command = options_class, command
         return call
 
     return decorate

@@ -144,7 +144,7 @@ class LabelledImages(ReplacingDataset):
 
 
 class TestImages(Dataset):
-    """The same images without labels, of which some may be none of the classifier's."""
+    """Images to test on, without their labels, some of which the classifier may not know."""
 
     def __init__(self, images: LabelledImages):
         self.images = images

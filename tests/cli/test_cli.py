@@ -56,7 +56,7 @@ def test_the_options_of_a_command_are_those_of_one_dataclass(command):
 def test_a_command_is_a_public_function_of_the_same_options(command):
     function = getattr(modeling_dino, command.function.rpartition(".")[2])
     assert function is command.load()
-    assert function.options_class is command.options_class
+    assert (function.options_class, function.command) == (command.options_class, command.name)
     assert list(signature(function).parameters) == [field.name for field in required_first(command.options_class)]
     assert function.__doc__.startswith(command.options_class.summary)
     assert all(f"\n    {field.name}: " in function.__doc__ for field in fields(command.options_class))
