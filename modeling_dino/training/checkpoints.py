@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from typing_extensions import NotRequired, TypedDict
 
@@ -82,7 +82,10 @@ class CheckpointedTrainer(Trainer):
                 raise ValueError(f"nothing to resume: there is no whole checkpoint in {self.args.output_dir}")
         elif resume_from_checkpoint and (damage := damage_of(Path(resume_from_checkpoint))):
             raise ValueError(f"{resume_from_checkpoint} is not whole: {damage}")
-        return super().train(resume_from_checkpoint or None, **kwargs)
+        trained = super().train(resume_from_checkpoint or None, **kwargs)
+        if self.args.should_save:  # a run that was killed in its last save has not removed older checkpoints
+            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        return trained
 
     def checkpoint_to_resume(self) -> str | None:
         """Returns what [`checkpoint_to_resume`] finds in the output folder, the same in all processes."""
@@ -215,12 +218,14 @@ def last_good_checkpoint(run: str | os.PathLike, before: int) -> str | None:
 
 def checkpoint_to_resume(run: str | os.PathLike) -> str | None:
     """
-    Returns the last whole checkpoint of a run, if any. Warns of later ones, which are set aside, or removed if they
-    were not written to their end.
+    Returns the last whole checkpoint of a run, if any, with its list of parts. Warns of later ones, which are set
+    aside, or removed if they were not written to their end.
     """
     for path in checkpoints(run):
         damage = damage_of(path)
         if damage is None:
+            if not (path / PARTS_NAME).exists():  # the process was killed just before it wrote it
+                list_parts(path)
             return str(path)
         if any((path / name).exists() for name in (TRAINER_STATE_NAME, PARTS_NAME)):  # which are written last
             logger.warning(f"{path} is not whole, {damage}: it is kept as {set_aside(path).name}")

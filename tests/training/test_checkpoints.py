@@ -107,6 +107,17 @@ def test_what_was_not_written_to_its_end_is_removed(damaged, caplog):
     assert not list(damaged.glob("*checkpoint-[23]"))
 
 
+def test_a_save_that_was_stopped_at_its_end_is_completed(damaged):
+    """Between the last part and the list of parts, when older checkpoints may not have been removed."""
+    expected = (damaged / "checkpoint-2" / PARTS_NAME).read_bytes()
+    (damaged / "checkpoint-2" / PARTS_NAME).unlink()
+    (damaged / "checkpoint-1" / "model.safetensors").unlink()  # half removed
+    trainer = trainer_of(damaged, save_strategy="steps", save_steps=1, max_steps=2, save_total_limit=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in damaged.glob("*checkpoint*")] == ["checkpoint-2"]
+    assert (damaged / "checkpoint-2" / PARTS_NAME).read_bytes() == expected
+
+
 def test_a_checkpoint_that_is_named_must_be_whole(damaged):
     cut(damaged / "checkpoint-2" / "optimizer.pt")
     with pytest.raises(ValueError, match=r"checkpoint-2 is not whole: optimizer\.pt is damaged"):
