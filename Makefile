@@ -29,9 +29,10 @@ RESULTS = tests/benchmarks/results
 TODAY := $(shell date +%F)
 
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
-bench:  ## speed on a CPU, beside other libraries, in about a quarter of an hour; keep the machine otherwise idle
+bench:  ## speed on a CPU, beside other libraries, in about twenty minutes; keep the machine otherwise idle
 	dino bench --models dino_vits16 --what features,latency $(BENCH)-vits16.json
 	dino bench --models dino_vits16 --what features --threads 2 $(BENCH)-vits16-2-threads.json
+	dino bench --models dinov2_vits14,dinov2_vits14_reg,dinov3_vits16 --image-size 224 --what features --rounds 9 $(BENCH)-later-dinos.json
 	dino bench --models dino_vits16 --what features --dtype bfloat16 --batch-size 1 --rounds 3 $(BENCH)-bfloat16.json
 	dino bench --models dino_resnet50 --what features,latency $(BENCH)-resnet50.json
 	dino bench --models dino_resnet50 --what features --compile --against torchvision --rounds 3 $(BENCH)-resnet50-compiled.json

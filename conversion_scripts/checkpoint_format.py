@@ -23,9 +23,10 @@ QUERY_KEY_VALUE = (".attn.query.", ".attn.key.", ".attn.value.")
 GATE_VALUE = (".mlp.w1.", ".mlp.w2.")
 # parts of a backbone that only its training needs, which few formats have a place for
 OF_TRAINING = ("backbone.mask_token", "backbone.local_cls_norm.")
-# options that the ViTs of most libraries have, and no others: for `needed`
+# options that the ViTs, and the ConvNeXts, of most libraries have, and no others: for `needed`
 VIT_OF_DINO = {"use_rms_norm": False, "untie_cls_and_patch_norms": False}
 VIT_OF_DINOV3 = {**VIT_OF_DINO, "rope_min_period": None, "rope_coordinates": "separate"}
+CONVNEXT_STAGES = {"num_hidden_layers": 4}
 # options of all published models of a family that no tensor tells, and that do not change their features: how tokens
 # start, which images they were evaluated on, and the kind of the head's last layer (whose gains, if it has any, are
 # trained, also where they are all 1)
@@ -82,9 +83,13 @@ class CheckpointFormat:
         """Returns the tensors under the format's names."""
         return rename(ours, self.keys)
 
+    def needed_of(self, config: DinoConfig) -> dict:
+        """Returns the options that the format's backbones of this kind have, and no others."""
+        return self.needed
+
     def check_holds(self, config: DinoConfig, state_dict: StateDict):
         """Raises ValueError if the format cannot hold a backbone of one of its families."""
-        for option, value in self.needed.items():
+        for option, value in self.needed_of(config).items():
             if (ours := getattr(config, option)) != value:
                 raise ValueError(
                     f"the format of {self.library} cannot hold a {config.backbone} with {option}={ours!r}, only with "

@@ -10,7 +10,7 @@ import os
 import torch
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict, rename
-from conversion_scripts.checkpoint_format import IMAGES_OF_SAT, OF_DINOV3
+from conversion_scripts.checkpoint_format import CONVNEXT_STAGES, IMAGES_OF_SAT, OF_DINOV3, family_of
 from conversion_scripts.original import Original, names_in, with_backbone_prefix
 from conversion_scripts.original_dinov2 import KEYS as HEADS
 from modeling_dino.configuration_dino import DinoConfig
@@ -28,11 +28,13 @@ class OriginalDinov3(Original):
     origin = "DINOv3's original"
     license = "dinov3-license"
     families = ("dinov3", "convnext")
-    needed = {}
     keys = KEYS
     weight_norm = False
     holds_patch_heads = True
     fixed = {"layer_norm_eps": 1e-5}  # of its ViTs
+
+    def needed_of(self, config: DinoConfig) -> dict:
+        return CONVNEXT_STAGES if family_of(config) == "convnext" else {}
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Goes by rotary positions, storage tokens, or the layers of a ConvNeXt."""

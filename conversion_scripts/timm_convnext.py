@@ -2,7 +2,7 @@
 """timm's ConvNeXts, of which some are DINOv3's: hub folders, and files of their state dicts; no head."""
 
 from conversion_scripts.checkpoint import Checkpoint, StateDict
-from conversion_scripts.checkpoint_format import OF_DINOV3, loss_of_patch_size
+from conversion_scripts.checkpoint_format import CONVNEXT_STAGES, OF_DINOV3, loss_of_patch_size
 from conversion_scripts.timm_folder import TimmFormat
 from modeling_dino.configuration_dino import DinoConfig
 
@@ -22,6 +22,7 @@ KEYS = [  # ours, theirs
 class TimmConvNext(TimmFormat):
     license = "dinov3-license"
     families = ("convnext",)
+    needed = CONVNEXT_STAGES
     keys = KEYS
     not_dinos = ("head.fc.",)
     classifiers = {"convnext": "head.fc."}

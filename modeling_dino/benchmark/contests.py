@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def measure_features(name: str, options: BenchOptions, single: bool = False) -> 
         "dino prepared": partial(image_features, prepared),
         "dino forward": lambda x: model(x).pooler_output,
     }
-    rivals = feature_rivals(model, options.against)
+    rivals = feature_rivals(model, options.against, images.shape[-1])
     functions |= rivals
     if not model.backbone.has_attention:  # convolutions
         images_last = images.contiguous(memory_format=torch.channels_last)
@@ -165,7 +166,8 @@ def measure_loading(name: str, options: BenchOptions) -> dict:
         if rivals:
             rival = next(iter(rivals.values())).model
             rival.save_pretrained(theirs)
-            kwargs = {"add_pooling_layer": False} if model.backbone.has_attention else {}
+            has_pooler = "add_pooling_layer" in signature(type(rival).__init__).parameters
+            kwargs = {"add_pooling_layer": False} if has_pooler else {}
             functions["transformers"] = lambda: sum_of_all(type(rival).from_pretrained(theirs, **kwargs).state_dict())
         functions["reading the file"] = lambda: sum_of_all(load_file(weights))
         facts = {"mib": weights.stat().st_size / 2**20}

@@ -18,19 +18,32 @@ from ..configuration_dino import RESNET_DEPTHS
 from ..modeling_dino import DinoModel
 
 
-def feature_rivals(model: DinoModel, libraries: Sequence[str]) -> dict[str, nn.Module]:
+def feature_rivals(model: DinoModel, libraries: Sequence[str], image_size: int | None = None) -> dict[str, nn.Module]:
     """
     Returns the backbone as modules of other libraries by their names; transformers' ViT with two kernels.
 
     They compute features of images, (B, C, H, W) -> (B, D), on the model's device and in its dtype.
+
+    Args:
+        image_size: side of the images, if it is known before; learned positions are then resized to it once.
     """
     makers = {"timm": _timm_rival, "transformers": _transformers_rivals, "torchvision": _torchvision_rival}
-    full = copy.deepcopy(model).float().cpu()
+    full = made_for(copy.deepcopy(model).float().cpu(), image_size or model.config.image_size)
     rivals = {}
     for name in libraries:
         if find_spec(name) is not None:
             rivals |= makers[name](full)
     return {name: rival.eval().to(model.device, model.dtype) for name, rival in rivals.items()}
+
+
+@torch.no_grad()
+def made_for(model: DinoModel, image_size: int) -> DinoModel:
+    """Makes this size of images the native one of a model, which then has no positions to resize."""
+    if getattr(model.backbone, "pos_embed", None) is not None:
+        images = torch.zeros(1, model.config.num_channels, image_size, image_size)
+        model.backbone.pos_embed = nn.Parameter(model.backbone.positions(images))
+        model.config.image_size = image_size
+    return model
 
 
 class FeatureOnly(nn.Module):

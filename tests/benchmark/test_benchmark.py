@@ -3,10 +3,10 @@ import sys
 
 import pytest
 import torch
-from tiny_models import tiny_config
+from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel, cli
-from modeling_dino.benchmark.contests import with_constant_weights
+from modeling_dino.benchmark.contests import measure_loading, with_constant_weights
 from modeling_dino.benchmark.options import BenchOptions
 from modeling_dino.benchmark.rivals import feature_rivals
 from modeling_dino.benchmark.run import run_bench, table
@@ -74,6 +74,15 @@ def test_rivals_are_the_same_model(models):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ALL_BACKBONES)
+def test_loading_is_measured_of_every_kind(tmp_path, family):
+    DinoModel(tiny_config(family, untie_cls_and_patch_norms=False)).save_pretrained(tmp_path)
+    line = measure_loading(str(tmp_path), BenchOptions(rounds=1))
+    assert {"dino", "reading the file"} <= set(line["seconds"])
+    assert ("transformers" in line["seconds"]) == (family not in ("resnet", "xcit"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "names"),
     [
@@ -85,11 +94,11 @@ def test_rivals_are_the_same_model(models):
 )
 @torch.no_grad()
 def test_rivals_of_the_later_dinos_are_the_same_model(family, names):
-    theirs = {"position_interpolation": "antialias", "untie_cls_and_patch_norms": False}
-    model = DinoModel(tiny_config(family, **theirs, head_type=None)).eval()
-    rivals = feature_rivals(model, ["timm", "transformers", "torchvision"])
+    model = DinoModel(tiny_config(family, untie_cls_and_patch_norms=False, head_type=None)).eval()
+    size = 2 * model.config.image_size  # other libraries resize positions in ways of their own, if they do
+    rivals = feature_rivals(model, ["timm", "transformers", "torchvision"], size)
     assert set(rivals) == names
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, size, size)
     expected = model(images).pooler_output
     for rival in rivals.values():
         torch.testing.assert_close(rival(images), expected, rtol=0, atol=1e-5 * expected.abs().max())

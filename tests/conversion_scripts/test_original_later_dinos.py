@@ -194,6 +194,14 @@ def test_the_heads_are_named(tmp_path):
     assert "dino head and a head of the patches" in converted(source, tmp_path / "dino")
 
 
+@pytest.mark.parametrize("to", ["original", "timm"])
+def test_libraries_have_convnexts_of_four_stages(tmp_path, to):
+    DinoModel(tiny_config("convnext", depths=[1, 1], hidden_sizes=[8, 12])).save_pretrained(tmp_path / "dino")
+    with pytest.raises(ValueError, match=r"cannot hold a convnext_tiny with num_hidden_layers=2, only with 4$"):
+        converted(tmp_path / "dino", tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("family", "to", "message"),
     [

@@ -1,0 +1,73 @@
+"""Every command of `dino` on every kind of backbone."""
+
+import shutil
+
+import pytest
+import torch
+from evaluation_images import coloured_images
+from PIL import Image
+from tiny_models import ALL_BACKBONES, tiny_config
+
+from modeling_dino import DinoModel
+from modeling_dino.cli.commands import COMMANDS
+from modeling_dino.data.video import write_video
+from modeling_dino.evaluation.mask_files import Mask, write_mask
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETS = "--model model --train train --test test --num-workers 0"
+CALLS = {
+    "info": "info model",
+    "convert": "convert model converted --to {library}",
+    "extract": "extract --model model --images train --output features --num-workers 0",
+    "attention": "attention --model model --image plain/test-red-0.png --output attention --size 32",
+    "pca": "pca --model model --images test --output pca --size 32",
+    "segment": "segment --model model --video video.mp4 --mask mask.png --output segments --size 32",
+    "knn": f"knn {SETS} --k 3",
+    "linear": f"linear {SETS} --epochs 1",
+    "finetune": f"finetune {SETS} --epochs 1 --batch-size 4 --output finetuned",
+    "retrieve": "retrieve --index features --queries features --output found.csv",
+    "report": "report features --output report.html --k 3 --num-workers 0",
+    "pretrain": "pretrain recipe.yaml --from model --data plain --output run --num-workers 0",
+    "bench": "bench --models model --what features --batch-size 1 --rounds 1",
+}
+RECIPE = """
+batch_size: 4
+model: {projection_dim: auto, drop_path_rate: 0.1}
+crops: {global_crop_size: 64, local_crop_size: 32, num_local_crops: 1}
+training: {max_steps: 2, warmup_epochs: 0, disable_tqdm: true}
+"""
+# to which a tiny model is converted; that of others is timm
+LIBRARIES = {"resnet": "torchvision", "convnext": "transformers", "dinov3": "original"}
+NOT_OF_STAGES = {"attention": "has no attention", "pca": "has no patch tokens", "segment": "has no patch tokens"}
+
+
+@pytest.fixture(scope="module", params=ALL_BACKBONES)
+def made(request, tmp_path_factory):
+    """A kind, and a folder with a `model` of it and what else the commands need."""
+    folder = coloured_images(tmp_path_factory.mktemp(request.param))
+    shutil.rmtree(folder / "model")
+    torch.manual_seed(0)
+    DinoModel(tiny_config(request.param)).save_pretrained(folder / "model")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    with write_video(folder / "video.mp4", 10) as append:
+        for i in range(2):
+            append(Image.effect_noise((64, 48), 50 + 20 * i))
+    mask = torch.zeros(48, 64, dtype=torch.uint8)
+    mask[8:40, 8:40] = 1
+    write_mask(Mask(mask), folder / "mask.png")
+    return request.param, folder
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS if command.name not in ("push", "demo")])
+def test_a_command(dino, made, monkeypatch, command):
+    kind, folder = made
+    monkeypatch.chdir(folder)
+    if command in ("retrieve", "report") and not (folder / "features").exists():
+        dino(*CALLS["extract"].split())
+    code, out, err = dino(*CALLS[command].format(library=LIBRARIES.get(kind, "timm")).split())
+    if kind in ("resnet", "convnext") and command in NOT_OF_STAGES:
+        assert (code, NOT_OF_STAGES[command] in err) == (2, True), err
+    else:
+        assert (code, bool(out)) == (0, True), err
