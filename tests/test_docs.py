@@ -134,9 +134,10 @@ def test_targets_files_and_presets_exist(page):
     }
 
 
-def test_page_of_models_is_made_from_the_presets():
-    make_models = runpy.run_path(str(ROOT / "docs" / "make_models.py"))
-    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == make_models["page"]()
+@pytest.mark.parametrize("name", ["models", "formats"])
+def test_pages_of_tables_are_made_from_what_they_show(name):
+    made = runpy.run_path(str(ROOT / "docs" / f"make_{name}.py"))
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == made["page"]()
 
 
 def test_links_lead_somewhere():

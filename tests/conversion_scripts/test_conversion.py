@@ -31,6 +31,9 @@ from modeling_dino.configuration_dino import RESNET_DEPTHS
 
 
 SIZES_IN_PIXELS = [(224, 224), (256, 320), (96, 64), (100, 224)]
+OF_TIMM = ["vit_tiny_patch16_224", "vit_small_patch8_224", "resnet18", "resnet50"]
+OF_TRANSFORMERS = ["vit in files", "vit in modules"]  # older and newer names
+OF_TORCHVISION = ["resnet18", "resnet50"]
 SMALL = [(96, 64)]  # suffices where the same weights come back another way
 
 
@@ -266,7 +269,7 @@ def check_against(reference, model: DinoModel, sizes=SIZES_IN_PIXELS):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch8_224", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", OF_TIMM)
 def test_timm(tmp_path, name):
     theirs = timm.create_model(name, num_classes=10).eval()
     timm.models.save_for_hf(theirs, tmp_path / "timm")
@@ -290,7 +293,7 @@ def test_timm(tmp_path, name):
     check_against(local.eval(), model, SMALL)
 
 
-@pytest.mark.parametrize("names", ["in files", "in modules"])
+@pytest.mark.parametrize("names", OF_TRANSFORMERS)
 def test_transformers(tmp_path, names):
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
     theirs = ViTModel(ViTConfig(**sizes)).eval()
@@ -298,7 +301,7 @@ def test_transformers(tmp_path, names):
         for parameter in theirs.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path / "vit")
-    if names == "in modules":
+    if names == "vit in modules":
         save_file(theirs.state_dict(), tmp_path / "vit" / "model.safetensors", metadata={"format": "pt"})
 
     def reference(model):
@@ -317,7 +320,7 @@ def test_transformers(tmp_path, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", OF_TORCHVISION)
 def test_torchvision(tmp_path, name):
     theirs = torchvision.models.get_model(name)
     theirs.train()(torch.randn(4, 3, 64, 64))  # statistics other than 0 and 1

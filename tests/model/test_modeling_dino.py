@@ -8,7 +8,7 @@ import torch
 from golden_data import assert_close
 from processes import run_python
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY_HEAD, shallow_config, tiny_config
+from tiny_models import ALL_BACKBONES, TINY_HEAD, shallow_config, tiny_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -440,18 +440,27 @@ def test_any_size_and_any_number_of_images(family, height, width):
     assert_close(model(images[:1]).pooler_output, output.pooler_output[:1])
 
 
-def test_lora(images):
+@pytest.mark.parametrize("family", ALL_BACKBONES)
+def test_lora(images, family):
     from peft import LoraConfig, get_peft_model
 
-    model = DinoModel(tiny_config(head_type=None))
+    scale = {} if family == "resnet" else {"layerscale_value": 0.5}
+    model = DinoModel(tiny_config(family, head_type=None, **scale))
     before = model.eval()(images).pooler_output
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["qkv"]))
+    target = {"resnet": "conv2", "convnext": "pwconv1"}.get(family, "qkv")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=[target]))
     trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trainable
-    assert all("lora" in name and "qkv" in name for name in trainable)
-    assert torch.equal(adapted.eval()(images).pooler_output, before)
+    assert all("lora" in name and target in name for name in trainable)
+    assert_close(adapted.eval()(images).pooler_output, before)
     adapted.train()(images).pooler_output.sum().backward()
     assert all(adapted.get_parameter(name).grad is not None for name in trainable)
+    with torch.no_grad():
+        for name in trainable:
+            adapted.get_parameter(name).normal_(std=0.1)
+    changed = adapted.eval()(images).pooler_output
+    assert (changed - before).abs().max() > 1e-2 * before.abs().max()
+    assert_close(adapted.merge_and_unload()(images).pooler_output, changed)
 
 
 @pytest.mark.parametrize("last_blocks", [1, 2])
