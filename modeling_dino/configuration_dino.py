@@ -5,8 +5,19 @@
 Papers: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294; DINOv2,
 https://arxiv.org/abs/2304.07193; Vision Transformers Need Registers, https://arxiv.org/abs/2309.16588; DINOv3,
 https://arxiv.org/abs/2508.10104.
-The name of the backbone fixes its sizes; each of them can be overridden. What distinguishes DINO, DINOv2 and DINOv3 is
-an option each, with the name that transformers has for it.
+The name of the backbone fixes its sizes; each of them can be overridden. What distinguishes the ViTs of DINO, DINOv2
+and DINOv3 is an option each, with the name that transformers has for it. `from_preset` sets them as published:
+
+| option | DINO (the default) | DINOv2 | DINOv3 |
+| --- | --- | --- | --- |
+| `patch_size`, `image_size` | 16 or 8, 224 | 14, 518 | 16, 224 |
+| positions | learned | learned; `position_interpolation="antialias"` with registers | `rope_theta=100` |
+| `num_register_tokens` | 0 | 0 or 4 | 4 |
+| `layerscale_value`, `use_mask_token` | None, False | 1e-5, True | 1e-5, True |
+| `key_bias`, `layer_norm_eps` | True, 1e-6 | True, 1e-6 | False, 1e-5 |
+| `use_swiglu_ffn` | False | in `vit_giant` | in `vit_small_plus`, `vit_huge_plus`, `vit_7b` |
+| `image_resize` | "crop" | "crop", to an `evaluation_size` of 224 | "square" |
+| head | gain of the last layer frozen | `norm_last_layer=False` | `head_weight_norm=False` |
 """
 
 import difflib

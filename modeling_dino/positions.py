@@ -49,6 +49,8 @@ def interpolate_positions(
     Returns:
         (1, 1 + h * w, D), in the dtype of `positions`.
     """
+    if torch.compiler.is_exporting():
+        return multiply_positions(positions, image_size, grid, method)
     side = native_grid_side(positions)
     height, width = grid
     # An image that is not square goes through the 0.1 of the original even on the native grid.
@@ -68,6 +70,57 @@ def interpolate_positions(
         )
     patch_positions = patch_positions.flatten(2).transpose(1, 2).to(positions.dtype)
     return torch.cat([cls_position, patch_positions], dim=1)
+
+
+def multiply_positions(
+    positions: torch.Tensor, image_size: tuple[int, int], grid: tuple[int, int], method: str
+) -> torch.Tensor:
+    """
+    Does what [`interpolate_positions`] does by two small matrices, so that a graph holds for all sizes of images: it
+    has no branch that depends on the size, and no operator that other engines lack. On the native grid the result is
+    the same bit for bit, elsewhere up to rounding.
+    """
+    side = native_grid_side(positions)
+    patches = positions[:, 1:].reshape(side, side, -1).float()
+    is_native = torch.ones((), dtype=torch.bool, device=positions.device)
+    for length in grid:
+        is_native = is_native & (torch.full((), length, device=positions.device) == side)
+    if method == "dino":  # an image that is not square goes through the 0.1 also on the native grid
+        rows, columns = (torch.full((), length, device=positions.device) for length in image_size)
+        is_native = is_native & (rows == columns)
+    same = torch.eye(side, device=positions.device)
+    weights = []
+    for length in grid:
+        matrix = resize_matrix(length, side, method, positions.device)
+        index = torch.arange(length, device=positions.device).clamp(max=side - 1)
+        weights.append(torch.where(is_native, same[index], matrix))
+    resized = torch.einsum("ih,jw,hwd->ijd", *weights, patches).flatten(0, 1).unsqueeze(0)
+    return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
+
+
+def resize_matrix(length: int, side: int, method: str, device: torch.device) -> torch.Tensor:
+    """
+    Returns the weights of bicubic interpolation from `side` values to `length`, (length, side): Keys' kernel, which is
+    stretched for antialiasing (https://doi.org/10.1109/TASSP.1981.1163711). PyTorch's constant is -0.75 without it and
+    -0.5 with it; values beyond an end are those of the end without it, and left out with it.
+    """
+    scale = side / (torch.full((), length, device=device, dtype=torch.float32) + (0.1 if method == "dino" else 0))
+    centers = (torch.arange(length, device=device) + 0.5) * scale - 0.5
+    if method == "antialias":
+        distance = (torch.arange(side, device=device) - centers.unsqueeze(1)).abs() / scale.clamp(min=1)
+        weights = keys_kernel(distance, -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    taps = centers.floor().unsqueeze(1) + torch.arange(-1, 3, device=device)  # (length, 4)
+    weights = keys_kernel((taps - centers.unsqueeze(1)).abs(), -0.75)
+    is_tap = taps.clamp(0, side - 1).unsqueeze(2) == torch.arange(side, device=device)  # (length, 4, side)
+    return (weights.unsqueeze(2) * is_tap).sum(1)
+
+
+def keys_kernel(distance: torch.Tensor, a: float) -> torch.Tensor:
+    """Computes Keys' cubic kernel of distances: 1 at 0, and 0 at 1 and from 2 on."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
 
 
 class RotaryPositions(nn.Module):
