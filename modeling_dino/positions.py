@@ -82,18 +82,14 @@ def multiply_positions(
     """
     side = native_grid_side(positions)
     patches = positions[:, 1:].reshape(side, side, -1).float()
-    is_native = torch.ones((), dtype=torch.bool, device=positions.device)
-    for length in grid:
-        is_native = is_native & (torch.full((), length, device=positions.device) == side)
-    if method == "dino":  # an image that is not square goes through the 0.1 also on the native grid
-        rows, columns = (torch.full((), length, device=positions.device) for length in image_size)
-        is_native = is_native & (rows == columns)
-    same = torch.eye(side, device=positions.device)
+    device = positions.device
+    # the original's 0.1 is there on the native grid, too, unless the image is square
+    equals = [*((length, side) for length in grid), *([image_size] if method == "dino" else [])]
+    is_native = torch.stack([torch.full((), x, device=device) == y for x, y in equals]).all()
     weights = []
     for length in grid:
-        matrix = resize_matrix(length, side, method, positions.device)
-        index = torch.arange(length, device=positions.device).clamp(max=side - 1)
-        weights.append(torch.where(is_native, same[index], matrix))
+        same = torch.arange(length, device=device).unsqueeze(1) == torch.arange(side, device=device)
+        weights.append(torch.where(is_native, same.float(), resize_matrix(length, side, method, device)))
     resized = torch.einsum("ih,jw,hwd->ijd", *weights, patches).flatten(0, 1).unsqueeze(0)
     return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
 
