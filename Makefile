@@ -29,7 +29,7 @@ RESULTS = tests/benchmarks/results
 TODAY := $(shell date +%F)
 
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
-bench:  ## speed on a CPU, beside other libraries, in about twenty minutes; keep the machine otherwise idle
+bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise idle
 	dino bench --models dino_vits16 --what features,latency $(BENCH)-vits16.json
 	dino bench --models dino_vits16 --what features --threads 2 $(BENCH)-vits16-2-threads.json
 	dino bench --models dinov2_vits14,dinov2_vits14_reg,dinov3_vits16 --image-size 224 --what features --rounds 9 $(BENCH)-later-dinos.json

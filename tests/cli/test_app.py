@@ -126,9 +126,14 @@ def test_ctrl_c_is_quiet_from_the_start(tmp_path, start, seconds):
 
 def test_ctrl_c_where_python_ignores_exceptions_is_repeated(capsys):
     """It does so in what it calls when a process is forked, and in `__del__`."""
-    dino_command.interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        time.sleep(10)
+    # as the command does; a shell lets what it starts in the background ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        dino_command.interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
 
 

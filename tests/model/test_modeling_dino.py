@@ -452,7 +452,11 @@ def test_lora(images, family):
     trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all("lora" in name and target in name for name in trainable)
-    assert_close(adapted.eval()(images).pooler_output, before)
+    start = adapted.eval()(images).pooler_output
+    if family == "xcit":  # whose class attention computes query, key and value one by one, but for adapters
+        assert_close(start, before)
+    else:
+        assert torch.equal(start, before)
     adapted.train()(images).pooler_output.sum().backward()
     assert all(adapted.get_parameter(name).grad is not None for name in trainable)
     with torch.no_grad():

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from clips import save_clip
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config
 
 from modeling_dino import DinoModel
-from modeling_dino.data.video import Video, write_video
-from modeling_dino.evaluation.mask_files import Mask, write_mask
+from modeling_dino.data.video import Video
 from modeling_dino.pictures.patch_images import PatchTransform
 
 
@@ -30,12 +30,7 @@ def folder(tmp_path, monkeypatch):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise(size, 90).convert("RGB").save(path)
-    with write_video(tmp_path / "video.mp4", 10) as append:
-        for i in range(3):
-            append(Image.effect_noise((64, 48), 50 + 20 * i))
-    mask = torch.zeros(48, 64, dtype=torch.uint8)
-    mask[8:40, 8:40] = 1
-    write_mask(Mask(mask), tmp_path / "mask.png")
+    save_clip(tmp_path, num_frames=3)
     return tmp_path
 
 
