@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # type checkers read these, and Python `_LAZY`
     from .evaluation.linear import evaluate_linear
     from .evaluation.retrieval import retrieve
     from .evaluation.segmentation import segment_video
+    from .export.export import export_model
     from .extraction.extract import extract_features
     from .extraction.feature_files import load_features
     from .hub.info import show_info
@@ -66,6 +67,7 @@ _LAZY = {
     "draw_pca": "modeling_dino.pictures.components",
     "evaluate_knn": "modeling_dino.evaluation.knn_classification",
     "evaluate_linear": "modeling_dino.evaluation.linear",
+    "export_model": "modeling_dino.export.export",
     "extract_features": "modeling_dino.extraction.extract",
     "finetune": "modeling_dino.training.finetune",
     "load_features": "modeling_dino.extraction.feature_files",
@@ -113,6 +115,7 @@ __all__ = [
     "draw_pca",
     "evaluate_knn",
     "evaluate_linear",
+    "export_model",
     "extract_features",
     "finetune",
     "load_features",

@@ -221,7 +221,8 @@ class Xcit(Backbone):
     def grid(self, pixel_values: torch.Tensor, stage: int | None = None) -> tuple[int, int]:
         """Returns height and width of an image in patches, rounded up."""
         height, width = pixel_values.shape[-2:]
-        return -(-height // self.patch_size), -(-width // self.patch_size)
+        up = self.patch_size - 1  # not -(-x // p): ONNX divides whole numbers toward 0
+        return (height + up) // self.patch_size, (width + up) // self.patch_size
 
     def forward_stages(self, pixel_values: torch.Tensor, stages: list[int], **kwargs) -> list[torch.Tensor]:
         """

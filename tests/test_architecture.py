@@ -11,7 +11,7 @@ from hub_code_files import CODE_FILES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_dino"
 # each imports only those before it, and the model; conversion_scripts/ lies beside modeling_dino/
-PACKAGES = ["runtime", "data", "hub", "extraction", "pictures", "evaluation", "training"]
+PACKAGES = ["runtime", "data", "hub", "export", "extraction", "pictures", "evaluation", "training"]
 PACKAGES += ["conversion_scripts", "report", "demo", "benchmark", "cli"]
 MODEL = "the model"
 # These are imported within a function, and guarded: hub code runs without them.

@@ -13,6 +13,7 @@ from conversion_scripts.options import ConvertOptions
 from ..benchmark.options import BenchOptions
 from ..demo.options import DemoOptions
 from ..evaluation.options import KnnOptions, LinearOptions, RetrieveOptions, SegmentOptions
+from ..export.options import ExportOptions
 from ..extraction.options import ExtractOptions
 from ..hub.options import InfoOptions, PushOptions
 from ..pictures.options import AttentionOptions, PcaOptions
@@ -44,6 +45,7 @@ class Command:
 COMMANDS = [
     Command("info", InfoOptions, "modeling_dino.hub.info.show_info"),
     Command("convert", ConvertOptions, "conversion_scripts.convert.convert_checkpoint"),
+    Command("export", ExportOptions, "modeling_dino.export.export.export_model"),
     Command("extract", ExtractOptions, "modeling_dino.extraction.extract.extract_features"),
     Command("attention", AttentionOptions, "modeling_dino.pictures.attention.draw_attention"),
     Command("pca", PcaOptions, "modeling_dino.pictures.components.draw_pca"),

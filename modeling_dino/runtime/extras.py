@@ -24,10 +24,12 @@ else:
 DISTRIBUTION = "modeling-dino"
 CLI = ("accelerate", "datasets", "matplotlib", "pyarrow")
 TRAIN = (*CLI, "torchvision", "yaml")
+EXPORT = (*CLI, "nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 REPORT = (*CLI, "openTSNE", "scipy", "sklearn")
 # the modules that each extra of pyproject.toml brings beyond the model's own libraries
 EXTRAS = {
     "cli": CLI,
+    "export": EXPORT,
     "train": TRAIN,
     "report": REPORT,
     "demo": (*TRAIN, *REPORT, "skimage"),
@@ -37,6 +39,7 @@ EXTRAS = {
 OTHER_NAMES = {"yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn", "PIL": "pillow"}  # to install
 # the extra that each command needs; the model's own libraries suffice for `info`, `convert`, `push` and `bench`
 NEEDED = {
+    "export": "export",
     "extract": "cli",
     "attention": "cli",
     "pca": "cli",

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs exported graphs: by ONNX Runtime, by OpenVINO, or by PyTorch."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..runtime.extras import require
+from .outputs import INPUT
+
+
+GRAPH_ENGINES = ("onnxruntime", "openvino")  # that run what another process has exported
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
+
+Graph = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # images (B, C, H, W) -> outputs by their names
+
+
+def open_graph(file: Path, engine: str, dtype: str = "float32", threads: int = 1, callers: int = 1) -> Graph:
+    """
+    Opens a graph, which several threads may call at a time.
+
+    Args:
+        file: an ONNX model, which both engines read, or one of OpenVINO (.xml).
+        engine: onnxruntime or openvino.
+        dtype: in which OpenVINO computes; ONNX Runtime computes as the graph says.
+        threads: how many compute a batch.
+        callers: how many threads call the graph at a time.
+
+    Returns:
+        a function of images that raises ValueError where the engine cannot compute them.
+
+    Raises:
+        ImportError: if the engine is not installed.
+        ValueError: if it cannot read the file.
+    """
+    require(engine, "export")
+    opened = _open_in_onnxruntime if engine == "onnxruntime" else _open_in_openvino
+    run = _in_one_line(opened, engine)(file, dtype, threads, callers)
+    return _in_one_line(run, engine)
+
+
+def _in_one_line(function: Callable, engine: str) -> Callable:
+    """Makes errors of an engine, whose classes are its own, a ValueError of one line."""
+
+    def call(*arguments):
+        try:
+            return function(*arguments)
+        except (OSError, MemoryError, ImportError):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{engine} cannot run the model: {reason}") from error
+
+    return call
+
+
+def _open_in_onnxruntime(file: Path, dtype: str, threads: int, callers: int) -> Graph:
+    runtime = require("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors, which are raised, too
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = session.run(names, {INPUT: images.numpy()})
+        return {name: torch.from_numpy(values) for name, values in zip(names, found)}
+
+    return run
+
+
+def _open_in_openvino(file: Path, dtype: str, threads: int, callers: int) -> Graph:
+    openvino = require("openvino", "export")
+    settings = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+        "INFERENCE_NUM_THREADS": threads * callers,
+        "NUM_STREAMS": callers,
+    }
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    names = [output.any_name for output in compiled.outputs]
+    of_thread = threading.local()
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not hasattr(of_thread, "request"):
+            of_thread.request = compiled.create_infer_request()
+        found = of_thread.request.infer([images.numpy()])
+        return {name: torch.from_numpy(np.array(found[i])) for i, name in enumerate(names)}
+
+    return run
+
+
+def open_program(file: Path) -> Graph:
+    """Opens a program of torch.export; for files of one's own, as PyTorch reads them."""
+    program = torch.export.load(file).module()
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return program(images)
+
+    return run
