@@ -8,6 +8,9 @@ from torch import nn
 from transformers import initialization as init
 
 
+FACETS = ("query", "key", "value", "token")  # of a token in a block; the first three in the order of its linear
+
+
 def is_recorded() -> bool:
     """Returns whether operations are recorded, to be run later on other batches: they must not depend on this one."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -78,6 +81,7 @@ class Backbone(nn.Module):
       the methods below define for tokens (B, T, D) of which the first is the CLS token.
     - `first_convolution`, `layer_of`, `describe`; `init_convolution` where needed.
     - `attention_maps`, `cls_attention` and `patch_tokens_and_attention` if it has attention.
+    - `block_tokens` if it has facets; and `blocks`, whose `attn` has `query_key_value` of tokens after `norm1`.
 
     A module that has parameters outside of its submodules initialises them in a method `init_parameters`.
 
@@ -86,6 +90,7 @@ class Backbone(nn.Module):
         num_prefix_tokens: tokens before those of the patches: the CLS token first, and registers after it.
         has_attention: whether every token attends to all, as `attention_maps` shows.
         has_cls_attention: whether the CLS token attends to patches.
+        has_facets: whether each block makes queries, keys and values of its tokens.
         has_cls_token, has_patch_tokens, has_drop_path: what else it has to offer.
         num_attention_layers: how many layers the CLS token attends in; by default as many as there are stages.
         min_image_size: the least height and width of an image in pixels.
@@ -95,7 +100,7 @@ class Backbone(nn.Module):
     tag: str
     kind: str
     num_prefix_tokens = 0
-    has_attention = has_cls_attention = has_cls_token = has_patch_tokens = has_drop_path = False
+    has_attention = has_cls_attention = has_facets = has_cls_token = has_patch_tokens = has_drop_path = False
     min_image_size = 1
     stage_channels: list[int]
 
@@ -113,6 +118,20 @@ class Backbone(nn.Module):
         last = len(self.stage_channels) - 1
         (hidden_states,) = self.forward_stages(pixel_values, [last], **kwargs)
         return self.normalize(hidden_states, last, local_crops)
+
+    def block_tokens(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
+        """Computes the tokens (B, T, D) that each of the given stages, 0 being the embedding, hands to a block."""
+        return self(pixel_values, stages=stages)
+
+    def facet(self, pixel_values: torch.Tensor, facet: str, layer: int) -> torch.Tensor:
+        """
+        Computes one of `FACETS` of a block, counted from 0: (B, heads, T, D / heads); the tokens after it (B, T, D).
+        """
+        (tokens,) = self.block_tokens(pixel_values, [layer + (facet == "token")])  # stage i is the input of block i
+        if facet == "token":
+            return tokens
+        block = self.blocks[layer]
+        return block.attn.query_key_value(block.norm1(tokens))[FACETS.index(facet)]
 
     def normed_stages(
         self, pixel_values: torch.Tensor, stages: list[int], local_crops: bool = False, **kwargs

@@ -29,7 +29,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import Backbone, Stage, is_recorded
+from .backbone import FACETS, Backbone, Stage, is_recorded
 from .checkpoint_files import (
     check_weights,
     checkpoint_keys,
@@ -591,6 +591,38 @@ class DinoModel(DinoPreTrainedModel):
         self.check_cls_attention()
         (layer,) = self.resolve_layers([layer], self.backbone.num_attention_layers)
         return self.backbone.cls_attention(self.check_pixel_values(pixel_values), layer)
+
+    def get_facets(
+        self, pixel_values: torch.Tensor, facet: str = "key", layer: int = -1, reshape: bool = False
+    ) -> torch.Tensor:
+        """
+        Computes the descriptors of dense correspondence (https://arxiv.org/abs/2112.05814); later blocks do not run.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            facet: `"query"`, `"key"` or `"value"`: what the block's attention computes by `attn.qkv`, before rotary
+                positions rotate it, and without the key's bias if `key_bias=False`; `"token"`: the block's output.
+            layer: a block from 0; negative ones count from the end.
+            reshape: return the facets of the patches as a map.
+
+        Returns:
+            (B, heads, T, D / heads) of all tokens, of an XCiT the patches alone; tokens (B, T, D), not normed; with
+            `reshape` (B, D, h, w), the channels of one head after those of another.
+
+        Raises:
+            ValueError: for a ResNet or ConvNeXt, or if there is no such facet or layer.
+        """
+        if not self.backbone.has_facets:
+            raise ValueError(f"{self.config.backbone} has no queries, keys and values: use a ViT or an XCiT")
+        if facet not in FACETS:
+            raise ValueError(f"unknown facet {facet!r}: allowed are {', '.join(FACETS)}")
+        (layer,), pixel_values = self.resolve_layers([layer]), self.check_pixel_values(pixel_values)
+        found = self.backbone.facet(pixel_values, facet, layer)
+        if not reshape:
+            return found
+        height, width = self.backbone.grid(pixel_values)
+        patches = found[..., -height * width :, :].transpose(-2, -1).unflatten(-1, (height, width))
+        return patches.flatten(1, -3).contiguous()  # (B, [heads,] channels, h, w) -> (B, D, h, w)
 
     def resolve_layers(self, layers: Sequence[int], depth: int | None = None) -> list[int]:
         """Returns layers with negative ones counted from the end; raises ValueError if the model has no such layer."""

@@ -221,7 +221,7 @@ class VisionTransformer(Backbone):
     """CLS token, registers and patches through pre-norm blocks. Stage 0 is the embedding, stage i is block i."""
 
     tag, kind = "vit", "vision transformer"
-    has_attention = has_cls_attention = has_cls_token = has_patch_tokens = has_drop_path = True
+    has_attention = has_cls_attention = has_facets = has_cls_token = has_patch_tokens = has_drop_path = True
 
     def __init__(self, config: DinoConfig):
         super().__init__()

@@ -71,9 +71,12 @@ class FourierPositions(nn.Module):
 class CrossCovarianceAttention(nn.Module):
     """Attention between the channels of each head, by the cosines of their values over all patches."""
 
+    query_key_value = Attention.query_key_value  # (B, N, D) -> three of (B, heads, N, D / heads)
+
     def __init__(self, config: DinoConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
         self.temperature = nn.Parameter(torch.ones(self.num_heads, 1, 1))
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.attn_drop = nn.Dropout(config.attention_probs_dropout_prob)
@@ -85,8 +88,7 @@ class CrossCovarianceAttention(nn.Module):
         init.ones_(self.temperature)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # each (B, heads, D / heads, N)
+        query, key, value = (x.transpose(-2, -1) for x in self.query_key_value(hidden_states))
         weights = (l2_normalize(query) @ l2_normalize(key).transpose(-2, -1)) * self.temperature
         attended = self.attn_drop(weights.softmax(dim=-1)) @ value
         return self.proj_drop(self.proj(attended.permute(0, 3, 1, 2).flatten(2)))
@@ -175,7 +177,7 @@ class Xcit(Backbone):
 
     tag, kind = "xcit", "cross-covariance image transformer"
     num_prefix_tokens = 1
-    has_cls_attention = has_cls_token = has_patch_tokens = has_drop_path = True
+    has_cls_attention = has_facets = has_cls_token = has_patch_tokens = has_drop_path = True
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -234,9 +236,9 @@ class Xcit(Backbone):
             stages: numbers in ascending order.
             kwargs: what only other backbones use.
         """
-        return [self.attend_from_cls(patches) for patches in self.patch_stages(pixel_values, stages)]
+        return [self.attend_from_cls(patches) for patches in self.block_tokens(pixel_values, stages)]
 
-    def patch_stages(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
+    def block_tokens(self, pixel_values: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
         """Computes the patches (B, N, D) after each of the given stages."""
         grid = self.grid(pixel_values)
         positions = self.pos_embeder(grid, pixel_values).flatten(2).transpose(1, 2)
@@ -267,7 +269,7 @@ class Xcit(Backbone):
         return self.patch_tokens(self.normalize(tokens)), attention
 
     def _tokens_and_attention(self, pixel_values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        (patches,) = self.patch_stages(pixel_values, [len(self.blocks)])
+        (patches,) = self.block_tokens(pixel_values, [len(self.blocks)])
         before, block = self.attend_from_cls(patches, layer), self.cls_attn_blocks[layer]
         weights = block.attn.cls_attention(block.norm1(before))
         return block(before), weights[:, :, 1:].unflatten(-1, self.grid(pixel_values))

@@ -14,7 +14,9 @@ from ..runtime.options import StrPath, option
 from .knn import TEMPERATURE
 
 
-FEATURES_HELP = "Kind of features of `dino extract`, other than patches; by default cls, or the only kind in a folder."
+FEATURES_HELP = (
+    "Kind of features of `dino extract` with one vector an image; by default cls, or the only kind in a folder."
+)
 _HELP = {field.name: field.metadata.get("help") for field in fields(ExtractOptions)}
 
 

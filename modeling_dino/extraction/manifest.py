@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..hub.loading import DTYPES
 from ..runtime.json_files import check_types
 from ..runtime.run_folder import RunFacts
-from .features import FEATURE_KINDS, feature_columns
+from .features import feature_columns, is_known
 from .shards import Shard, damaged
 
 
@@ -68,7 +68,7 @@ def check_settings(settings: dict[str, Any], shapes: dict[str, list[int]], name:
     check_types(settings, ManifestSettings, name)
     columns = feature_columns(settings["features"])
     checks = {
-        "features": columns.keys() == shapes.keys() and set(columns.values()) <= set(FEATURE_KINDS),
+        "features": columns.keys() == shapes.keys() and all(map(is_known, columns.values())),
         "dtype": settings["dtype"] in DTYPES,
         "last_blocks": settings["last_blocks"] > 0,
     }

@@ -13,7 +13,7 @@ from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptio
 from ..data.sources import open_source
 from ..hub.loading import DTYPES, MODEL_HELP
 from ..runtime.options import StrPath, option
-from .features import GEM_P, feature_columns
+from .features import GEM_P, feature_columns, is_of_patches
 
 
 CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
@@ -31,7 +31,9 @@ class ExtractionSettings(TableOptions):
     model: StrPath = option(MODEL_HELP)
     images: StrPath = option(IMAGES_HELP)
     features: str = option(
-        "cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; several with commas.", "cls"
+        "cls, patch_mean, cls_patch_mean, gem, cls_gem, patches or projection; keys@9, queries@9, values@9 or "
+        "tokens@9 of the patches in block 9, counted from 0, or negative from the end; several with commas.",
+        "cls",
     )
     last_blocks: int = option("Number of last blocks whose features are put side by side.", 1)
     batch_size: int = option("Images in one forward pass; on a CPU at most 8.", 32)
@@ -50,7 +52,7 @@ class ExtractionSettings(TableOptions):
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.resize == "whole":
-            if "patches" in self.columns.values():
+            if any(map(is_of_patches, self.columns.values())):
                 raise ValueError("patches of whole images differ in number: resize them to squares, or crop them")
             object.__setattr__(self, "batch_size", 1)  # every image has a size of its own
 

@@ -56,6 +56,7 @@ def test_features_of_the_model_that_is_named_alone(tmp_path, folder):
     ("model", "options", "says"),
     [
         ("model", {"features": "patches"}, "several vectors an image"),
+        ("model", {"features": "keys@0"}, "has keys@0 features, several vectors an image"),
         (None, {}, "name a model with --model"),
         ("model", {"features": "nonsense"}, "unknown features"),
     ],

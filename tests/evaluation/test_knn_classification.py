@@ -131,6 +131,7 @@ def test_two_processes_say_the_same_as_one(tmp_path, folder, dino):
         (["--k", "13"], "k=[13]: each must be between 1 and the 12 training images"),
         (["--temperature", "0"], "temperature=0.0 must be greater than 0"),
         (["--features", "patches"], "several vectors an image"),
+        (["--features", "keys@-1"], "several vectors an image"),
         (["--features", "projection", "--last-blocks", "2"], "the projection is of the last block alone"),
         (["--test", "plain"], "plain have no labels"),
         (["--train", "plain"], "plain have no labels"),

@@ -95,6 +95,8 @@ def test_features_are_the_models(tmp_path, folder, num_workers):
         ("cls_patch_mean", 1, (64,)),
         ("patches", 1, (16, 32)),
         ("projection", 1, (24,)),
+        ("keys@1", 1, (16, 32)),
+        ("tokens@-1", 1, (16, 32)),
     ],
 )
 def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
@@ -129,6 +131,24 @@ def test_images_that_are_not_cropped_and_several_scales(tmp_path, folder):
         extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **{**options, "scales": (1.0,)})
     with pytest.raises(ValueError, match="patches of whole images differ in number"):
         extract(folder, tmp_path / "patches", resize="whole", features="patches")
+
+
+def test_facets_beside_other_kinds(tmp_path, folder):
+    """Of a model that is prepared for inference, on images that are squashed; the folder is opened and goes on."""
+    options = {"features": "cls,keys@1,values@-1", "resize": "square", "image_size": 24}
+    extract(folder, tmp_path / "out", **options)
+    table = load_features(tmp_path / "out")
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    processor = load_image_processor(str(folder / "model"), model.config, "square", 24)
+    for file, *rows in zip(table["path"], table["feature_keys_1"], table["feature_values_minus_1"], strict=True):
+        pixel_values = processor(Image.open(file), return_tensors="pt")["pixel_values"]
+        for (facet, layer), row in zip((("key", 1), ("value", 2)), rows):
+            with torch.no_grad():
+                facets = model.get_facets(pixel_values, facet, layer)[0, :, 1:]  # (heads, h * w, d)
+            np.testing.assert_allclose(row, facets.transpose(0, 1).flatten(1), rtol=0, atol=1e-5)
+    assert extract(folder, tmp_path / "out", **options).computed == 0
+    with pytest.raises(ValueError, match="patches of whole images differ in number"):
+        extract(folder, tmp_path / "whole", resize="whole", features="cls,keys@1")
 
 
 def test_several_kinds_in_one_pass(tmp_path, folder, monkeypatch):

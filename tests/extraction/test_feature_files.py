@@ -153,6 +153,7 @@ def test_a_changed_byte_is_noticed(folder, place):
         (lambda manifest: manifest["settings"].update(last_blocks=0), "last_blocks=0 does not fit"),
         (lambda manifest: manifest["settings"].update(dtype="float8"), "dtype='float8' does not fit"),
         (lambda manifest: manifest["settings"].update(features="nonsense"), "features='nonsense' does not fit"),
+        (lambda manifest: manifest["settings"].update(features="keys@x"), "features='keys@x' does not fit"),
         (lambda manifest: manifest["settings"].update(transform=None), "transform"),
     ],
 )

@@ -3,7 +3,7 @@ import torch
 from tiny_models import LATER_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel
-from modeling_dino.extraction.features import gem, image_features
+from modeling_dino.extraction.features import feature_columns, gem, image_features
 
 
 @pytest.fixture
@@ -101,10 +101,46 @@ def test_features_of_later_dinos_have_no_registers(images, family):
     assert features["patches"].shape[1] == height * width
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3", "xcit"])
+@torch.no_grad()
+def test_facets_are_those_of_the_model_at_the_patches(images, family):
+    """The vector of a patch has the heads side by side; facets go with other kinds."""
+    model = DinoModel(tiny_config(family)).eval()
+    facets = {"keys@1": ("key", 1), "queries@-2": ("query", 1), "values@0": ("value", 0), "tokens@-1": ("token", 2)}
+    features = image_features(model, images, ["cls", *facets, "patches"])
+    assert list(features) == ["cls", *facets, "patches"]
+    for kind, (facet, layer) in facets.items():
+        found = model.get_facets(images, facet, layer)[..., -24:, :]
+        expected = found if facet == "token" else torch.cat(found.unbind(1), dim=-1)
+        assert torch.equal(features[kind], expected)
+        assert torch.equal(image_features(model, images, kind), expected)
+    torch.testing.assert_close(features["cls"], model(images).pooler_output)
+
+
+def test_names_of_columns():
+    """A single kind is `feature`; the names of several can be written in SQL as they are."""
+    assert feature_columns("keys@9") == {"feature": "keys@9"}
+    columns = feature_columns("cls, keys@9,tokens@-1")
+    assert columns == {"feature_cls": "cls", "feature_keys_9": "keys@9", "feature_tokens_minus_1": "tokens@-1"}
+    assert all(column.isidentifier() for column in columns)
+
+
 @pytest.mark.parametrize(
     ("family", "options", "arguments", "message"),
     [
         ("vit", {}, ("class",), "unknown features 'class': allowed are cls, patch_mean"),
+        ("vit", {}, ("class",), "projection, keys@LAYER, queries@LAYER, values@LAYER, tokens@LAYER"),
+        ("vit", {}, ("keys",), "unknown features 'keys'"),
+        ("vit", {}, ("key@1",), "unknown features 'key@1'"),
+        ("vit", {}, ("cls@1",), "unknown features 'cls@1'"),
+        ("vit", {}, ("keys@",), "unknown features 'keys@'"),
+        ("vit", {}, ("keys@1.5",), "unknown features 'keys@1.5'"),
+        ("vit", {}, ("keys@3",), r"no such layers, \[3\]: vit_tiny has layers 0 to 2"),
+        ("vit", {}, ("tokens@-4",), r"no such layers, \[-4\]: vit_tiny has layers 0 to 2"),
+        ("vit", {}, ("keys@1", 2), "keys@1 features are of one block alone: leave out last_blocks"),
+        ("vit", {}, ("keys@1", 1, 4.0, (1.0, 0.5)), "patches differ in number from scale to scale"),
+        ("resnet", {}, ("keys@1",), "resnet50 has no queries, keys and values: use a ViT or an XCiT"),
+        ("convnext", {}, ("tokens@1",), "convnext_tiny has no queries, keys and values"),
         ("vit", {}, ("cls", 0), "last_blocks=0 must be between 1 and 3"),
         ("vit", {}, ("cls", 4), "last_blocks=4 must be between 1 and 3"),
         ("vit", {"head_type": None}, ("projection",), "the model has no projection head"),

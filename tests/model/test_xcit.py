@@ -82,7 +82,7 @@ def test_cls_attention(name):
     model = model_of(name)
     images = TENSORS[f"input.{sizes_of(name, 'cls')[-1]}"]
     backbone, layers = model.backbone, METADATA[name]["cls_attn_layers"]
-    (patches,) = backbone.patch_stages(images, [len(backbone.blocks)])
+    (patches,) = backbone.block_tokens(images, [len(backbone.blocks)])
     block = backbone.cls_attn_blocks[-1]
     tokens = block.norm1(backbone.attend_from_cls(patches, layers - 1))
     heads = METADATA[name]["num_heads"]
