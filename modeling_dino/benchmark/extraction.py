@@ -19,12 +19,13 @@ from transformers import pipeline
 
 from ..data.evaluation_transform import ImageTransform
 from ..data.reader import ImageReader, read_batches
-from ..extraction.compute import FeatureComputer, computing_threads, feature_shapes
+from ..extraction.compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import FeatureFolder, load_features
+from ..extraction.feature_models import load_feature_model
 from ..extraction.options import ExtractionSettings, ExtractOptions
 from ..extraction.plan import Plan
-from ..hub.loading import load_config, load_image_processor, load_model
+from ..hub.loading import load_config, load_image_processor
 from ..modeling_dino import DinoModel
 from ..runtime.processes import processes
 from .options import BenchOptions
@@ -93,14 +94,15 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     """Returns functions that only read the images in the worker, and only compute the features of read images."""
     settings = ExtractionSettings(model=str(folder / "model"), images=str(folder / "images"), batch_size=BATCH_SIZE)
     state, source = processes(), settings.open_source()
-    model = load_model(settings.model)
+    model = load_feature_model(settings)
     processor = load_image_processor(settings.model, model.config)
     shapes = feature_shapes(model.config, processor, settings)
     nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
     plan = Plan(source, nothing, settings.batch_size_on(state.device), rank=0, num_processes=1)
     transform = ImageTransform(processor, model.config.num_channels)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
-    compute = FeatureComputer(model, settings, transform.normalize, shapes)
+    features = model.on(state.device, processor, batches_at_once(state.device))
+    compute = FeatureComputer(features, state.device, settings, transform.normalize, shapes)
 
     def read() -> list:
         return list(read_batches(reader, plan, WORKERS))
@@ -108,7 +110,7 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     batches = read()
 
     def computed():
-        with computing_threads(model.device) as map_in_order:
+        with computing_threads(state.device) as map_in_order:
             list(map_in_order(compute, batches))
 
     return {"reading alone": read, "model alone": computed}

@@ -38,6 +38,7 @@ class FeatureOptions(ReaderOptions, TableOptions):
     features: str | None = option(FEATURES_HELP, None, python_only=True)
     last_blocks: int | None = _option_of_extract("last_blocks", python_only=True)
     dtype: str = option(_HELP["dtype"], "float32", python_only=True)
+    engine: str = option(_HELP["engine"], "torch")
     gem_p: float | None = _option_of_extract("gem_p", python_only=True)
     scales: Sequence[float] | None = _option_of_extract("scales", python_only=True)
     resize: str | None = _option_of_extract("resize", python_only=True)

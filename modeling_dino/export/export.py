@@ -49,7 +49,7 @@ def export_model(options: ExportOptions) -> ExportSummary:
         what was written, and the largest difference to PyTorch, or what quantization costs.
 
     Raises:
-        ValueError: if the model lacks an output, or the graph does not compute what it should; nothing is written then.
+        ValueError: if the model lacks an output, or the graph does not compute what it should; nothing is written.
         OSError: if the model is missing or damaged.
         ImportError: if the engine is not installed.
     """

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes int8 graphs by the engines' own tools, and measures what that costs."""
 
+import io
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,7 +66,7 @@ def images_to_quantize_by(options: ExportOptions, config: DinoConfig) -> tuple[l
 
 
 def quantize_onnx(file: Path, batches: list[torch.Tensor]):
-    """Makes an ONNX model one of int8, with the ranges of activations of these batches, or of each if there are none."""
+    """Makes an ONNX model one of int8, with the ranges of activations of these batches; without any, of each batch."""
     tools = require("onnxruntime.quantization", "export")
     is_large = file.stat().st_size > 2**30 or any(file.parent.glob("*.data"))
     common = {"per_channel": True, "use_external_data_format": is_large, "op_types_to_quantize": QUANTIZED}
@@ -110,16 +111,17 @@ def quantize_openvino(file: Path, batches: list[torch.Tensor], is_transformer: b
         data = nncf.Dataset(batches, lambda images: images.numpy())
         model_type = nncf.ModelType.TRANSFORMER if is_transformer else None
         quantized = nncf.quantize(model, data, model_type=model_type, subset_size=len(batches))
-        del model  # which holds the file open
+        file.with_suffix(".bin").unlink()  # not written over: who has opened the graph reads the weights from there
         openvino.save_model(quantized, str(file), compress_to_fp16=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what the tools log."""
+    """Holds back what the tools log and print."""
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(logging.NOTSET)
 

@@ -16,6 +16,7 @@ from ..data.reader import Images
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
 from ..runtime.finite import check_finite
+from .feature_models import Features
 from .features import check_features, image_features
 from .options import ExtractionSettings
 
@@ -30,22 +31,22 @@ class FeatureComputer:
     Once memory does not suffice for a batch, all are computed in smaller ones from then on.
 
     Args:
+        features: computes them of pixel values on the device.
         normalize: makes pixel values of transformed images.
         shapes: columns of features, and the shape of an image's.
     """
 
     def __init__(
         self,
-        model: DinoModel,
+        features: Features,
+        device: torch.device,
         settings: ExtractionSettings,
         normalize: Callable[[torch.Tensor], torch.Tensor],
         shapes: dict[str, tuple[int, ...]],
-        compile: bool = False,
     ):
-        self.model = model if compile else model.prepare_for_inference()
+        self.features, self.device = features, device
         self.settings, self.normalize, self.shapes = settings, normalize, shapes
         self.max_batch_size = settings.batch_size
-        self.function = torch.compile(image_features) if compile else image_features
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> dict[str, torch.Tensor]:
@@ -66,7 +67,7 @@ class FeatureComputer:
                 if not memory.should_reduce_batch_size(error):
                     raise
                 if size == 1:
-                    raise ValueError(f"one image is too large for the memory of {self.model.device}") from error
+                    raise ValueError(f"one image is too large for the memory of {self.device}") from error
             memory.clear_device_cache(garbage_collection=True)
             size = self.max_batch_size = max(1, min(size, len(images.pixels)) // 2)
         names = [row.get("path", row.get("index")) for row in images.rows]
@@ -75,10 +76,13 @@ class FeatureComputer:
         return features
 
     def _compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixel_values = self.normalize(pixels.to(self.model.device, non_blocking=True))
-        kinds = self.settings.columns
-        features = self.function(self.model, pixel_values, list(kinds.values()), *self.settings.pooling)
-        return {column: features[kind].float().cpu() for column, kind in kinds.items()}
+        features = self.features(self.normalize(pixels.to(self.device, non_blocking=True)))
+        return {column: features[kind].float().cpu() for column, kind in self.settings.columns.items()}
+
+
+def batches_at_once(device: torch.device) -> int:
+    """Returns how many batches are computed at a time, each by a thread of its own."""
+    return torch.get_num_threads() if device.type == "cpu" else THREADS_OF_DEVICE
 
 
 @contextmanager
@@ -89,9 +93,8 @@ def computing_threads(device: torch.device) -> Iterator[Callable[[Callable, Iter
     On a CPU there are as many threads as PyTorch would give to one batch, each with a batch of its own. That is
     faster, and PyTorch's last digits depend on the number of threads that share a batch.
     """
-    num_threads = torch.get_num_threads()
+    num_threads, num_batches = torch.get_num_threads(), batches_at_once(device)
     on_cpu = device.type == "cpu"
-    num_batches = num_threads if on_cpu else THREADS_OF_DEVICE
     with ThreadPoolExecutor(num_batches) as pool:
         try:
             if on_cpu:

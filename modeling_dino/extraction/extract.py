@@ -17,15 +17,14 @@ import torch
 from tqdm import tqdm
 from transformers import ImageProcessingMixin
 
-from ..backbone import has_initial_weights
 from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
-from ..hub.loading import DTYPES, load_image_processor, load_model, model_fingerprint
-from ..modeling_dino import DinoModel
+from ..hub.loading import load_image_processor
 from ..runtime.options import takes_options
 from ..runtime.processes import processes, reading_processes
-from .compute import FeatureComputer, computing_threads, feature_shapes
+from .compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
+from .feature_models import FeatureModel, load_feature_model
 from .options import ExtractionSettings, ExtractOptions
 from .plan import Plan
 
@@ -71,10 +70,10 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     source = options.open_source()
     if source.num_images == 0:
         raise ValueError(why_no_images(options.images, source.notes))
-    model = load_model(options.model, DTYPES[options.dtype])
+    model = load_feature_model(options, options.compile)
     processor = load_image_processor(options.model, model.config, options.resize, options.image_size)
     shapes = feature_shapes(model.config, processor, options)
-    settings = describe(options, source, model, processor, state.device)
+    settings = describe(options, source, model, processor, model.device(state.device))
     folder = FeatureFolder(options.output, settings, source.columns, shapes)
     with folder.opened(options.overwrite) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
@@ -99,7 +98,7 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
 def compute_shards(
     options: ExtractOptions,
     source: ImageSource,
-    model: DinoModel,
+    model: FeatureModel,
     processor: ImageProcessingMixin,
     folder: FeatureFolder,
 ) -> int:
@@ -107,16 +106,18 @@ def compute_shards(
     from ..data.evaluation_transform import ImageTransform
 
     state = processes()
-    plan = Plan(source, folder, options.batch_size_on(state.device), state.process_index, state.num_processes)
+    device = model.device(state.device)
+    plan = Plan(source, folder, options.batch_size_on(device), state.process_index, state.num_processes)
     folder.check_parts(len(plan.parts))
-    min_side = math.ceil(model.backbone.min_image_size / min(options.scales))
+    min_side = math.ceil(model.model.backbone.min_image_size / min(options.scales))
     transform = ImageTransform(processor, model.config.num_channels, min_side)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
     num_workers = reading_processes(options.num_workers, source.num_images, state.num_processes)
-    batches = read_batches(reader, plan, num_workers, pin_memory=torch.cuda.is_available())
+    batches = read_batches(reader, plan, num_workers, pin_memory=device.type == "cuda")
     if options.on_error == "fail":
         batches = refuse_unreadable(batches)
-    compute = FeatureComputer(model.to(state.device), options, transform.normalize, folder.shapes, options.compile)
+    features = model.on(device, processor, batches_at_once(device))
+    compute = FeatureComputer(features, device, options, transform.normalize, folder.shapes)
     with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, bar)
     return len(plan.parts)
@@ -125,21 +126,19 @@ def compute_shards(
 def describe(
     settings: ExtractionSettings,
     source: ImageSource,
-    model: DinoModel,
+    model: FeatureModel,
     processor: ImageProcessingMixin,
     device: torch.device,
 ) -> dict:
     """Returns everything that the features depend on, for the manifest."""
     return {
         **{field.name: getattr(settings, field.name) for field in fields(ExtractionSettings)},
-        "model_revision": getattr(model.config, "_commit_hash", None),
-        "model_fingerprint": model_fingerprint(model),
+        **model.facts,
         "num_images": source.num_images,
         "images_fingerprint": source.fingerprint(),
         "transform": processor.to_dict(),
         "device": device.type,
-        "versions": {name: version(name) for name in ("modeling-dino", "torch", "transformers", "pillow")},
-        **({"random_weights": True} if has_initial_weights(model.backbone) else {}),
+        "versions": {name: version(name) for name in model.packages},
     }
 
 
@@ -153,7 +152,7 @@ def refuse_unreadable(batches: Iterable[Images]) -> Iterator[Images]:
 
 def write_shards(folder: FeatureFolder, batches: Iterable[Images], compute: FeatureComputer, bar: tqdm):
     """Computes the batches, and writes each shard when its last batch is done."""
-    with computing_threads(compute.model.device) as map_in_order:
+    with computing_threads(compute.device) as map_in_order:
         rows, features, skipped, notes = [], [], {}, {}
         for images, computed in map_in_order(compute, batches):
             rows += images.rows

@@ -10,7 +10,7 @@ precision); the mean over scales is not normalised, since those who compare feat
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import interpolate
@@ -19,7 +19,17 @@ from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel, backbone_class
 
 
-FEATURE_KINDS = ("cls", "patch_mean", "cls_patch_mean", "gem", "cls_gem", "patches", "projection")
+# kinds of features, and the outputs of an exported model that they are made of
+MADE_OF = {
+    "cls": {"features"},
+    "patch_mean": {"patches"},
+    "cls_patch_mean": {"features", "patches"},
+    "gem": {"patches"},
+    "cls_gem": {"features", "patches"},
+    "patches": {"patches"},
+    "projection": {"projection"},
+}
+FEATURE_KINDS = tuple(MADE_OF)
 # the facets of a model by their names before @LAYER
 FACETS = {"keys": "key", "queries": "query", "values": "value", "tokens": "token"}
 ALLOWED = ", ".join([*FEATURE_KINDS, *(f"{name}@LAYER" for name in FACETS)])
@@ -145,6 +155,23 @@ def _features(
     else:
         outputs = backbone.normed_stages(pixel_values, stages)
         layers = [(backbone.patch_tokens(output), backbone.pool(output)) for output in outputs]
+    found = {kind: _facet(model, pixel_values, kind) for kind in kinds if facet_of(kind)}
+    return found | combine_tokens(others, layers, model.head, gem_p)
+
+
+def combine_tokens(
+    kinds: Sequence[str],
+    layers: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
+    project: Callable[[torch.Tensor], torch.Tensor] | None,
+    gem_p: float = GEM_P,
+) -> dict[str, torch.Tensor]:
+    """
+    Makes kinds of features of what a model gives.
+
+    Args:
+        layers: patch tokens (B, h * w, D) and CLS token (B, D) of each of the last blocks, as far as they are needed.
+        project: makes the projection of the last block's CLS token.
+    """
     last_patches, last_cls = layers[-1]
     compute = {
         "cls": lambda: torch.cat([cls for _, cls in layers], dim=-1),
@@ -153,6 +180,6 @@ def _features(
         "gem": lambda: torch.cat([gem(patches, gem_p) for patches, _ in layers], dim=-1),
         "cls_gem": lambda: torch.cat([*(cls for _, cls in layers), gem(last_patches, gem_p)], dim=-1),
         "patches": lambda: torch.cat([patches for patches, _ in layers], dim=-1),
-        "projection": lambda: model.head(last_cls),
+        "projection": lambda: project(last_cls),
     }
-    return {kind: compute[kind]() if kind in compute else _facet(model, pixel_values, kind) for kind in kinds}
+    return {kind: compute[kind]() for kind in kinds}

@@ -56,6 +56,8 @@ class ManifestSettings(TypedDict):
     device: str
     transform: dict[str, Any]
     versions: dict[str, str]
+    engine: NotRequired[str]
+    prepared: NotRequired[str]
     random_weights: NotRequired[bool]
     gem_p: NotRequired[float | int]
     scales: NotRequired[list[float | int]]

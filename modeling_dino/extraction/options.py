@@ -11,11 +11,13 @@ from ..data.decoding import check_on_error
 from ..data.image_source import ImageSource
 from ..data.options import IMAGES_HELP, ON_ERROR_HELP, ReaderOptions, TableOptions
 from ..data.sources import open_source
+from ..export.engines import GRAPH_ENGINES
 from ..hub.loading import DTYPES, MODEL_HELP
 from ..runtime.options import StrPath, option
 from .features import GEM_P, feature_columns, is_of_patches
 
 
+ENGINES = ("torch", *GRAPH_ENGINES)
 CPU_BATCH = 8  # images at once: more do not fit the cache, and malloc asks the system for each tensor above 32 MiB
 
 
@@ -38,6 +40,10 @@ class ExtractionSettings(TableOptions):
     last_blocks: int = option("Number of last blocks whose features are put side by side.", 1)
     batch_size: int = option("Images in one forward pass; on a CPU at most 8.", 32)
     dtype: str = option("float32, bfloat16 or float16, of weights and arithmetic.", "float32")
+    engine: str = option(
+        "torch; or onnxruntime or openvino, which are faster on many CPUs: `dino bench --engines` measures it.",
+        "torch",
+    )
     streaming: bool = option("Read a data set of the hub without storing it.", False)
     gem_p: float = option("Exponent of generalised means.", GEM_P)
     scales: Sequence[float] = option("Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.", (1.0,))
@@ -49,6 +55,8 @@ class ExtractionSettings(TableOptions):
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}: allowed are {', '.join(ENGINES)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.resize == "whole":
