@@ -10,8 +10,9 @@ lint:
 docs:  ## builds the pages into site/, and checks their links
 	mkdocs build --strict
 
-test:  ## fetches transformers' common tests the first time
+test:  ## fetches transformers' common tests, and transformers.js where there is Node, the first time
 	python tests/helpers/transformers_common.py
+	python tests/helpers/transformers_js.py
 	pytest -n 2 --dist loadgroup
 
 test-fast:  ## what a developer runs while working: all but the tests that take long, within about four minutes on two cores

@@ -50,8 +50,6 @@ class ExportedModel(nn.Module):
             raise ValueError("the model has no projection head (head_type is None): leave out projection")
         if "cls_attention" in outputs:
             model.check_cls_attention()
-        if "patches" in outputs and not model.backbone.has_patch_tokens:
-            raise ValueError(f"{model.config.backbone} has no patch tokens: its tokens are a map of cells")
         if transform is not None:
             self._remember_normalization(transform, model.config.num_channels)
         depth = model.config.num_hidden_layers
