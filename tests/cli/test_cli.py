@@ -16,8 +16,8 @@ from modeling_dino.runtime.options import required_first
 
 
 NAMES = list(typer.main.get_command(app).commands)
-LISTED = ["info", "convert", "extract", "attention", "pca", "segment", "knn", "linear", "finetune", "retrieve"]
-LISTED += ["report", "pretrain", "push", "bench", "demo"]  # `export` and `match` are to come
+LISTED = ["info", "convert", "extract", "attention", "pca", "match", "segment", "knn", "linear", "finetune"]
+LISTED += ["retrieve", "report", "pretrain", "push", "bench", "demo"]  # `export` is to come
 
 
 @pytest.fixture
