@@ -127,7 +127,7 @@ def match_images(options: MatchOptions) -> Matches:
     )
     titled = {f"{options.first} and {options.second}": picture}
     save_picture(mosaic([titled], [*about, legend]), Path(options.output), MATCH_MARK)
-    stored = [points * torch.tensor(view.scale) for view, points in zip((first, second), centers)]
+    stored = [points * torch.tensor(view.scale, dtype=torch.float64) for view, points in zip((first, second), centers)]
     matches = Matches(*stored, similarities, drawn, kind, about, Path(options.output))
     if options.table is not None:
         write_matches(matches, Path(options.table))
