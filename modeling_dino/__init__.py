@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # type checkers read these, and Python `_LAZY`
     from .hub.pushing import push_model
     from .pictures.attention import draw_attention
     from .pictures.components import draw_pca
+    from .pictures.matches import match_images
     from .report.page import write_report
     from .training.arguments import DinoTrainingArguments
     from .training.finetune import finetune
@@ -72,6 +73,7 @@ _LAZY = {
     "finetune": "modeling_dino.training.finetune",
     "load_features": "modeling_dino.extraction.feature_files",
     "load_recipe": "modeling_dino.training.recipes",
+    "match_images": "modeling_dino.pictures.matches",
     "pretrain": "modeling_dino.training.pretrain",
     "push_model": "modeling_dino.hub.pushing",
     "retrieve": "modeling_dino.evaluation.retrieval",
@@ -120,6 +122,7 @@ __all__ = [
     "finetune",
     "load_features",
     "load_recipe",
+    "match_images",
     "pretrain",
     "push_model",
     "retrieve",

@@ -16,7 +16,7 @@ from ..evaluation.options import KnnOptions, LinearOptions, RetrieveOptions, Seg
 from ..export.options import ExportOptions
 from ..extraction.options import ExtractOptions
 from ..hub.options import InfoOptions, PushOptions
-from ..pictures.options import AttentionOptions, PcaOptions
+from ..pictures.options import AttentionOptions, MatchOptions, PcaOptions
 from ..report.options import ReportOptions
 from ..training.options import FinetuneOptions, PretrainOptions
 
@@ -49,6 +49,7 @@ COMMANDS = [
     Command("extract", ExtractOptions, "modeling_dino.extraction.extract.extract_features"),
     Command("attention", AttentionOptions, "modeling_dino.pictures.attention.draw_attention"),
     Command("pca", PcaOptions, "modeling_dino.pictures.components.draw_pca"),
+    Command("match", MatchOptions, "modeling_dino.pictures.matches.match_images"),
     Command("segment", SegmentOptions, "modeling_dino.evaluation.segmentation.segment_video"),
     Command("knn", KnnOptions, "modeling_dino.evaluation.knn_classification.evaluate_knn"),
     Command("linear", LinearOptions, "modeling_dino.evaluation.linear.evaluate_linear"),

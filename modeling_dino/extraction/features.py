@@ -56,6 +56,12 @@ def is_known(kind: str) -> bool:
     return kind in FEATURE_KINDS or facet_of(kind) is not None
 
 
+def check_kind(kind: str):
+    """Raises ValueError if no model has features of this kind."""
+    if not is_known(kind):
+        raise ValueError(f"unknown features {kind!r}: allowed are {ALLOWED}")
+
+
 def is_of_patches(kind: str) -> bool:
     """Returns whether features have a vector for each patch, not one for the image."""
     return kind == "patches" or facet_of(kind) is not None
@@ -65,8 +71,7 @@ def check_features(
     config: DinoConfig, kind: str, last_blocks: int = 1, gem_p: float = GEM_P, scales: Sequence[float] = (1.0,)
 ):
     """Raises ValueError if a model of this configuration has no such features; facets are left to the model."""
-    if not is_known(kind):
-        raise ValueError(f"unknown features {kind!r}: allowed are {ALLOWED}")
+    check_kind(kind)
     if not 1 <= last_blocks <= config.num_hidden_layers:
         raise ValueError(f"last_blocks={last_blocks} must be between 1 and {config.num_hidden_layers}")
     if not 0 < gem_p < math.inf:

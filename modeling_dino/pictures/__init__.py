@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and videos of what a model sees: its attention, and the principal components of its patch tokens."""
+"""Pictures of what a model sees: its attention, the components of its patch tokens, and what matches in two images."""

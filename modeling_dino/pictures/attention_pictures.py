@@ -5,7 +5,6 @@ The heads in colors are after figure 3 of the paper, https://arxiv.org/abs/2104.
 https://github.com/facebookresearch/dino/blob/7c446df/visualize_attention.py#L166.
 """
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from ..runtime.extras import PilImage, require
-from .patch_images import enlarge, mosaic, paint_patches
+from .patch_images import enlarge, even_hues, mosaic, paint_patches
 
 
 COLORMAP = "inferno"
@@ -45,7 +44,7 @@ def attention_pictures(
         the image, each in its color; with `mass`, `mask0`, … are white where the mask of one head is, and `masks`
         shows all masks over the image; `attention` is the mosaic of all.
     """
-    values, colors = stretch(attention), head_colors(len(attention))
+    values, colors = stretch(attention), even_hues(len(attention))
     pictures = {f"head{i}": paint_patches(apply_colormap(head), patch_size) for i, head in enumerate(values)}
     pictures["heads"] = draw_heads(image, attention, colors)
     (mean,) = stretch(attention.mean(0, keepdim=True))
@@ -71,11 +70,6 @@ def mass_masks(attention: torch.Tensor, mass: float) -> torch.Tensor:
     values, order = attention.double().flatten(1).sort(dim=1, stable=True)  # ascending
     below = values.cumsum(1) / values.sum(1, keepdim=True)  # what is lost without a patch and all that have less
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, below > 1 - mass).view(attention.shape)
-
-
-def head_colors(num_heads: int) -> torch.Tensor:
-    """Returns a color for each head, with hues evenly spaced: (heads, 3), in [0, 1]."""
-    return torch.tensor([colorsys.hsv_to_rgb(i / num_heads, 0.9, 1.0) for i in range(num_heads)])
 
 
 def stretch(attention: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of any size for a ViT, cropped to whole patches, and pictures that are painted patch by patch."""
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,11 +48,16 @@ class PatchTransform:
 
     def crop(self, image: Decoded) -> Decoded:
         """Resizes an image by its shorter side, and crops it at the bottom and right to whole patches."""
-        scale = self.size / min(size_of(image))
-        width, height = (max(self.patch_size, round(side * scale)) for side in size_of(image))
+        width, height = self.resized_size(image)
         image = self.resize(image, (width, height), require("PIL.Image").Resampling.BICUBIC)
         width, height = width - width % self.patch_size, height - height % self.patch_size
         return image[:height, :width] if isinstance(image, np.ndarray) else image.crop((0, 0, width, height))
+
+    def resized_size(self, image: Decoded) -> tuple[int, int]:
+        """Returns width and height of an image when its shorter side is resized, before it is cropped."""
+        scale = self.size / min(size_of(image))
+        width, height = (max(self.patch_size, round(side * scale)) for side in size_of(image))
+        return width, height
 
     def resize(self, image: Decoded, size: tuple[int, int], resample: int) -> Decoded:
         """Resizes an image to (width, height)."""
@@ -76,6 +82,11 @@ def paint_patches(colors: torch.Tensor, patch_size: int) -> PilImage:
     Image = require("PIL.Image")
     picture = Image.fromarray((colors * 255 + 0.5).to(torch.uint8).numpy())
     return picture.resize((colors.shape[1] * patch_size, colors.shape[0] * patch_size), Image.Resampling.NEAREST)
+
+
+def even_hues(number: int) -> torch.Tensor:
+    """Returns so many bright colors, whose hues are evenly spaced: (number, 3), in [0, 1]."""
+    return torch.tensor([colorsys.hsv_to_rgb(i / number, 0.9, 1.0) for i in range(number)])
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:

@@ -22,7 +22,7 @@ from ..modeling_dino import DinoModel
 from ..runtime.extras import PilImage, require
 from ..runtime.marked_files import MARK, marked_file
 from ..runtime.processes import processes
-from .options import PictureOptions
+from .options import PictureOptions, ViewOptions
 from .patch_images import RANDOM_WEIGHTS, PatchTransform
 
 
@@ -75,20 +75,29 @@ def open_drawing(
     Raises:
         ValueError: if the model has no patch tokens, or an option cannot work.
     """
-    if not model.backbone.has_patch_tokens:
-        raise ValueError(f"{model.config.backbone} has no patch tokens: use a ViT")
-    processor = load_image_processor(options.model, model.config)
-    check_bands(options.bands, model.config.num_channels)
-    factor = range_of(processor)
-    transform = PatchTransform(
-        model.config.patch_size, processor.image_mean, processor.image_std, options.size, factor, options.bands
-    )
-    is_video = is_video or options.fps is not None
+    transform = open_transform(options, model)
+    is_video, factor = is_video or options.fps is not None, transform.rescale_factor
     frames = open_frames(images, model.config.num_channels, options.size, on_error, factor, is_video, **of_tables)
     folder = new_folder(options.output, options.overwrite)
     model = model.to(processes().device)
     about = describe_model(options.model, model, options.size)
     return Drawing(model, transform, frames, options.fps or frames.fps, folder, options.progress, about)
+
+
+def open_transform(options: ViewOptions, model: DinoModel) -> PatchTransform:
+    """Opens the transform of whole images for a model; raises ValueError as [`open_drawing`] does."""
+    if not model.backbone.has_patch_tokens:
+        raise ValueError(f"{model.config.backbone} has no patch tokens: use a ViT")
+    processor = load_image_processor(options.model, model.config)
+    check_bands(options.bands, model.config.num_channels)
+    return PatchTransform(
+        model.config.patch_size,
+        processor.image_mean,
+        processor.image_std,
+        options.size,
+        range_of(processor),
+        options.bands,
+    )
 
 
 def describe_model(name: str, model: DinoModel, size: int) -> list[str]:

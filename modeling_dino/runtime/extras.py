@@ -43,6 +43,7 @@ NEEDED = {
     "extract": "cli",
     "attention": "cli",
     "pca": "cli",
+    "match": "cli",
     "segment": "cli",
     "knn": "cli",
     "linear": "cli",

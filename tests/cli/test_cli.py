@@ -16,20 +16,8 @@ from modeling_dino.runtime.options import required_first
 
 
 NAMES = list(typer.main.get_command(app).commands)
-LISTED = [
-    "info",
-    "convert",
-    "export",
-    "extract",
-    "attention",
-    "pca",
-    "segment",
-    "knn",
-    "linear",
-    "finetune",
-    "retrieve",
-]
-LISTED += ["report", "pretrain", "push", "bench", "demo"]  # `match` is to come
+LISTED = ["info", "convert", "export", "extract", "attention", "pca", "match", "segment", "knn", "linear"]
+LISTED += ["finetune", "retrieve", "report", "pretrain", "push", "bench", "demo"]
 
 
 @pytest.fixture

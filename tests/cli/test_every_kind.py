@@ -21,6 +21,7 @@ CALLS = {
     "extract": "extract --model model --images train --output features --num-workers 0",
     "attention": "attention --model model --image plain/test-red-0.png --output attention --size 32",
     "pca": "pca --model model --images test --output pca --size 32",
+    "match": "match plain/test-red-0.png plain/test-red-1.png --model model --output matches.png --size 32",
     "segment": "segment --model model --video video.mp4 --mask mask.png --output segments --size 32",
     "knn": f"knn {SETS} --k 3",
     "linear": f"linear {SETS} --epochs 1",
@@ -38,7 +39,8 @@ training: {max_steps: 2, warmup_epochs: 0, disable_tqdm: true}
 """
 # to which a tiny model is converted; that of others is timm
 LIBRARIES = {"resnet": "torchvision", "convnext": "transformers", "dinov3": "original"}
-NOT_OF_STAGES = {"attention": "has no attention", "pca": "has no patch tokens", "segment": "has no patch tokens"}
+NOT_OF_STAGES = {"attention": "has no attention"}
+NOT_OF_STAGES |= dict.fromkeys(("pca", "match", "segment"), "has no patch tokens")
 
 
 @pytest.fixture(scope="module", params=ALL_BACKBONES)

@@ -298,6 +298,10 @@ def outputs(healthy: Path) -> Iterator[Case]:
         yield Case(f"retrieve {option} {name}", [*RETRIEVE, option, name], {"mine.csv": "a,b\n"}, code=2, says=kept)
     picture = (healthy / "images" / "a" / "0.png").read_bytes()
     draw = ["--model", "vit", "--images", "images/a/0.png", "--size", "32", "--output", "out"]
+    match = ["match", "images/a/0.png", "images/a/0.png", "--model", "vit", "--size", "32", "--output"]
+    for places in (["images/a/0.png"], ["out.png", "--table", "mine.csv"]):
+        files = {"mine.csv": "a,b\n"}
+        yield Case(f"match over {places[-1]}", [*match, *places], files, code=2, says=kept)
     for command, name in (("attention", "0-head0.png"), ("pca", "0-pca.png")):
         drawn = [command, *draw]
         yield Case(f"{command} into pictures", drawn, {f"out/{name}": picture}, code=2, says="is not empty")

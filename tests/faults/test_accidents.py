@@ -33,6 +33,7 @@ COMMANDS = {
     "extract": ["extract", "--model", "vit", "--images", "images", "--output", "out", "--num-workers", 0],
     "attention": ["attention", "--model", "vit", "--images", "images/a", "--output", "out", "--size", 32],
     "pca": ["pca", "--model", "vit", "--images", "images", "--output", "out", "--size", 32],
+    "match": ["match", "images/a/0.png", "images/a/0.png", "--model", "vit", "--output", "out.png", "--size", 32],
     "report": ["report", "features", "--output", "out", "--k", 1],
     "retrieve": ["retrieve", "--index", "features", "--output", "out.csv"],
     "knn": ["knn", *FEATURES, "--k", 1, "--json", "out"],

@@ -5,11 +5,11 @@ from PIL import Image
 
 from modeling_dino.pictures.attention_pictures import (
     attention_pictures,
-    head_colors,
     mass_masks,
     share_of_less,
     stretch,
 )
+from modeling_dino.pictures.patch_images import even_hues
 
 
 def original_masks(attention: torch.Tensor, mass: float) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_each_head_has_its_color():
     masks = [f"mask{i}" for i in range(3)]
     assert list(pictures) == [*heads, "heads", *masks, "masks", "attention"]
     assert all(picture.size == (48, 32) for name, picture in pictures.items() if name != "attention")
-    colors = head_colors(3) * 255
+    colors = even_hues(3) * 255
     for head in range(3):
         place = (8 + 16 * head, 8)  # the middle of its patch
         np.testing.assert_allclose(pictures["heads"].getpixel(place), colors[head], atol=12)
@@ -80,7 +80,7 @@ def test_a_broad_head_does_not_hide_a_narrow_one():
     """Head 0 attends to all patches alike but one; head 1 to the first most, with less than head 0 there."""
     attention = torch.tensor([[4.0, 4, 4, 4, 4, 1], [1.0, 0, 0, 0, 0, 0.01]]).view(2, 2, 3) / 100
     heads = attention_pictures(Image.new("RGB", (48, 32), "white"), attention, 16)["heads"]
-    red, cyan = (head_colors(2) * 255).int().tolist()
+    red, cyan = (even_hues(2) * 255).int().tolist()
     np.testing.assert_allclose(heads.getpixel((8, 8)), cyan, atol=12)
     np.testing.assert_allclose(heads.getpixel((24, 24)), red, atol=12)
 

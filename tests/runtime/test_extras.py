@@ -185,6 +185,7 @@ WITH_EXTRA = {
         f"extract {MODEL} {IMAGES} --output features",
         f"attention {MODEL} {IMAGES} --output attention --size 32",
         f"pca {MODEL} {IMAGES} --output pca --size 32",
+        f"match images/a/0.png images/b/1.png {MODEL} --output matches.png --size 32",
         f"segment {MODEL} --video images/a --mask mask.png --output masks --size 32",
         f"knn {MODEL} {SIDES} --k 1",
         f"linear {MODEL} {SIDES} --output linear",
