@@ -17,14 +17,13 @@ from ..runtime.whole_files import check_is_free, whole_output
 from .check import BOUNDS, largest_difference, other_shapes, random_images
 from .engines import Graph, open_graph, open_program
 from .folder import EXPORT_FILE, FORMAT, file_of, graph_size
-from .graphs import AXES, write_onnx, write_openvino, write_program
+from .graphs import AXES, example_shape, write_onnx, write_openvino, write_program
 from .options import ExportOptions
 from .outputs import ExportedModel, output_names
 from .quantize import QuantizationCost, images_to_quantize_by, measure_cost, quantize_onnx, quantize_openvino
 
 
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
-EXAMPLE_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,10 @@ def shapes_to_compare(exported: ExportedModel, options: ExportOptions) -> list[t
 
 
 def write_graph(exported: ExportedModel, options: ExportOptions, file: Path):
-    """Records the graph on an image that is not square, unless its size is fixed, and writes it."""
+    """Records the graph, and writes it."""
     config = exported.model.config
     side = options.image_size or config.evaluation_size or config.image_size
-    width = side if options.image_size else side + (config.patch_size or exported.model.backbone.min_image_size)
-    shape = (options.batch_size or EXAMPLE_BATCH, config.num_channels, side, width)
+    shape = example_shape(exported.model, side, options.batch_size, bool(options.image_size))
     images = random_images(shape, options.uint8)
     is_fixed = {0: options.batch_size, 2: options.image_size, 3: options.image_size}
     dynamic = {axis: name for axis, name in AXES.items() if not is_fixed[axis]}

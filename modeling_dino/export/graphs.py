@@ -11,11 +11,30 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from ..modeling_dino import DinoModel
 from ..runtime.extras import require
 from .outputs import INPUT
 
 
 AXES = {0: "batch", 2: "height", 3: "width"}
+EXAMPLE_BATCH = 2
+LEAST_CELLS = 4  # a side of the last map: a length of 1 would count as fixed
+
+
+def example_shape(
+    model: DinoModel, side: int, batch_size: int | None = None, is_fixed: bool = False
+) -> tuple[int, ...]:
+    """
+    Returns the shape of images (B, C, H, W) that a graph is recorded on.
+
+    Args:
+        side: of the images that the model is for, in pixels.
+        batch_size: where the graph takes no other.
+        is_fixed: whether the graph takes only squares of this side; other examples are not square.
+    """
+    height = side if is_fixed else max(side, LEAST_CELLS * model.backbone.min_image_size)
+    width = side if is_fixed else height + (model.config.patch_size or model.backbone.min_image_size)
+    return batch_size or EXAMPLE_BATCH, model.config.num_channels, height, width
 
 
 def write_onnx(model: nn.Module, images: torch.Tensor, dynamic: dict[int, str], names: list[str], file: Path):

@@ -15,7 +15,7 @@ from ..backbone import has_initial_weights
 from ..configuration_dino import DinoConfig
 from ..export.engines import GRAPH_ENGINES, open_graph
 from ..export.folder import ExportFacts, graph_fingerprint, is_exported, read_export
-from ..export.graphs import write_onnx
+from ..export.graphs import AXES, example_shape, write_onnx
 from ..hub.loading import DTYPES, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
@@ -81,10 +81,9 @@ class FeatureModel:
 
     def _of_graph(self, processor: ImageProcessingMixin, callers: int) -> Features:
         graph = FeatureGraph(self.model, self.settings)
-        side = processor.crop_size
         is_fixed = processor.do_center_crop or "height" in dict(processor.size)
-        images = torch.zeros(2, self.config.num_channels, side["height"], side["width"] + (0 if is_fixed else 32))
-        dynamic = {0: "batch"} if is_fixed else {0: "batch", 2: "height", 3: "width"}
+        images = torch.zeros(example_shape(self.model, processor.crop_size["height"], is_fixed=is_fixed))
+        dynamic = {axis: name for axis, name in AXES.items() if axis == 0 or not is_fixed}
         with TemporaryDirectory(prefix="dino-") as folder:
             file = Path(folder) / "model.onnx"
             write_onnx(graph, images, dynamic, graph.kinds, file)

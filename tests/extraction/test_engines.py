@@ -1,0 +1,187 @@
+"""Extraction by other engines: the features of PyTorch, in the same shards, and with the engine in the manifest."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import ALL_BACKBONES, tiny_config
+
+from modeling_dino import DinoModel, evaluate_knn, export_model, extract_features, load_features
+from modeling_dino.extraction import extract as extract_module
+from modeling_dino.extraction import feature_files
+from modeling_dino.runtime import extras
+
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Folders of models and of images, and a `graph` of one of the models."""
+    folder = tmp_path_factory.mktemp("engines")
+    for kind in ALL_BACKBONES:
+        torch.manual_seed(0)
+        DinoModel(tiny_config(kind)).save_pretrained(folder / kind)
+    for i in range(11):
+        (folder / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
+        noise.save(folder / "images" / "ab"[i % 2] / f"{i:02d}.png")
+    export_model(model=folder / "vit", output=folder / "graph", outputs="features,patches,projection")
+    return folder
+
+
+def extract(folder: Path, output: Path, model: str = "vit", **options):
+    names = {"model": folder / model, "images": folder / "images", "output": output}
+    return extract_features(**names, num_workers=0, progress=False, **options)
+
+
+def assert_equal_features(one: Path, other: Path, bound: float = 1e-5):
+    expected, found = load_features(one), load_features(other)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        if name in ("path", "label"):
+            assert np.array_equal(found[name], values)
+        else:
+            assert np.abs(found[name] - values).max() <= bound * np.abs(values).max(), name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_features_are_those_of_pytorch(tmp_path, folder, engine):
+    options = {"features": "cls,cls_gem,patches,projection,keys@1", "batch_size": 3}
+    extract(folder, tmp_path / "torch", **options)
+    extract(folder, tmp_path / "engine", engine=engine, **options)
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+    settings = json.loads((tmp_path / "engine" / "manifest.json").read_text())["settings"]
+    assert (settings["engine"], settings["prepared"], settings["dtype"]) == (engine, "graph", "float32")
+    assert settings["versions"].keys() == {"modeling-dino", "torch", "transformers", "pillow", engine}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in ALL_BACKBONES if kind != "vit"])
+def test_every_kind(tmp_path, folder, kind):
+    extract(folder, tmp_path / "torch", model=kind)
+    extract(folder, tmp_path / "engine", model=kind, engine="openvino")
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+
+
+@pytest.mark.parametrize("given", [{"scales": (1, 0.75)}, {"last_blocks": 2}, {"resize": "square", "image_size": 48}])
+def test_other_features(tmp_path, folder, given):
+    extract(folder, tmp_path / "torch", **given)
+    extract(folder, tmp_path / "engine", engine="onnxruntime", **given)
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+
+
+def test_bfloat16(tmp_path, folder):
+    extract(folder, tmp_path / "torch")
+    extract(folder, tmp_path / "engine", engine="openvino", dtype="bfloat16")
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine", bound=3e-2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_goes_on_with_the_same_bytes(tmp_path, folder, monkeypatch, engine):
+    monkeypatch.setattr(feature_files, "MIN_SHARD_ROWS", 4)
+    extract(folder, tmp_path / "whole", engine=engine)
+    write = feature_files.FeatureFolder.write_shard
+
+    def write_first(self, part, chunk, *arguments):
+        if part:
+            raise KeyboardInterrupt
+        write(self, part, chunk, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_files.FeatureFolder, "write_shard", write_first)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path / "stopped", engine=engine)
+    assert len(list((tmp_path / "stopped").glob("*.parquet"))) == 1
+    extract(folder, tmp_path / "stopped", engine=engine)
+    for file in (tmp_path / "whole").glob("*.parquet"):
+        assert (tmp_path / "stopped" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_exported_model(tmp_path, folder, engine):
+    features = "cls,patch_mean,cls_patch_mean,gem,patches,projection"
+    extract(folder, tmp_path / "torch", features=features)
+    extract(folder, tmp_path / "engine", model="graph", engine=engine, features=features)
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+    settings = json.loads((tmp_path / "engine" / "manifest.json").read_text())["settings"]
+    assert settings["prepared"] == "export"
+    assert settings["random_weights"]
+
+
+def test_evaluations_take_an_engine(tmp_path, folder):
+    given = {"train": folder / "images", "test": folder / "images", "k": [1, 3], "num_workers": 0, "progress": False}
+    expected = evaluate_knn(model=folder / "vit", **given)
+    for model in ("vit", "graph"):
+        found = evaluate_knn(model=folder / model, engine="onnxruntime", **given)
+        assert found.found == expected.found
+    extract(folder, tmp_path / "features", model="graph", engine="onnxruntime")
+    stored = {**given, "train": tmp_path / "features", "test": tmp_path / "features"}
+    assert evaluate_knn(model=folder / "graph", **stored).found == expected.found
+
+
+MISTAKES = {
+    "--engine tensorrt": "unknown engine 'tensorrt': allowed are torch, onnxruntime, openvino",
+    "--engine onnxruntime --compile": "--compile is for --engine torch, not for onnxruntime",
+    "--engine onnxruntime --dtype bfloat16": "onnxruntime computes in float32, not bfloat16",
+    "--model graph": "graph is exported to onnx: pass --engine onnxruntime or openvino",
+    "--model graph --engine openvino --dtype bfloat16": "graph is exported in float32: pass --dtype float32",
+    "--model graph --engine openvino --features keys@1": "an exported model has no keys@1: name the model",
+    "--model graph --engine openvino --last-blocks 2": "an exported model gives the last block at one scale",
+    "--model narrow --engine openvino --features patches": "narrow lacks the outputs patches: export it with them",
+    "--model narrow --engine openvino": "narrow is exported with image_size=32: export it without",
+    "--model program --engine openvino": "program is a program of torch.export: name the model",
+    "--model broken --engine onnxruntime": "onnxruntime cannot run the model: ",
+    "--model broken --engine openvino": "openvino cannot run the model: ",
+    "--model lost --engine openvino": "lost lacks its graph, onnx/model.onnx: export the model again",
+    "--model damaged --engine openvino": "export.json is damaged: file='../secret' is not of a known export",
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(folder, tmp_path_factory) -> Path:
+    """A folder with the models, and some that cannot be run."""
+    place = tmp_path_factory.mktemp("mistaken")
+    for name in ("vit", "images", "graph"):
+        (place / name).symlink_to(folder / name)
+    for name in ("broken", "lost", "damaged", "narrow", "program"):
+        (place / name / "onnx").mkdir(parents=True)
+        facts = json.loads((folder / "graph" / "export.json").read_text())
+        facts |= {"narrow": {"outputs": {"pooler_output": "features"}, "image_size": 32}}.get(name, {})
+        facts |= {"damaged": {"file": "../secret"}}.get(name, {})
+        facts |= {"program": {"to": "torch", "file": "torch/model.pt2"}}.get(name, {})
+        (place / name / "export.json").write_text(json.dumps(facts))
+        (place / name / "config.json").write_bytes((folder / "graph" / "config.json").read_bytes())
+        if name != "lost":
+            (place / name / "onnx" / "model.onnx").write_bytes(b"no graph")
+    (place / "program" / "torch").mkdir()
+    (place / "program" / "torch" / "model.pt2").write_bytes(b"")
+    return place
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing(mistaken, tmp_path, dino, monkeypatch, arguments):
+    monkeypatch.chdir(mistaken)
+    model = [] if "--model" in arguments else ["--model", "vit"]
+    given = [*model, "--images", "images", "--output", tmp_path / "out", "--num-workers", 0]
+    code, _, err = dino("extract", *given, *arguments.split())
+    assert code == 2
+    assert MISTAKES[arguments] in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_that_is_not_installed(folder, tmp_path, dino, monkeypatch):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(extras, "import_module", import_module)
+    monkeypatch.setattr(extract_module, "load_image_processor", None)  # is not reached
+    given = ["--model", folder / "vit", "--images", folder / "images", "--output", tmp_path / "out"]
+    code, _, err = dino("extract", *given, "--engine", "openvino")
+    assert code == 2
+    assert "openvino is not installed: run `pip install" in err
+    assert not (tmp_path / "out").exists()
