@@ -4,9 +4,11 @@ import inspect
 
 import pytest
 import torch
+from PIL import Image
 from tiny_models import tiny_config
 
-from modeling_dino import DinoModel
+from modeling_dino import DinoImageProcessor, DinoModel
+from modeling_dino.image_processing_dino import image_processor_config
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,3 +114,30 @@ def test_what_asks_for_tuples_or_the_signature():
     assert isinstance(found, tuple)
     assert list(map(len, found)) == [len(images)] * len(model(images))
     assert list(inspect.signature(model.forward).parameters)[:2] == ["pixel_values", "bool_masked_pos"]
+
+
+@torch.no_grad()
+def test_what_the_image_processor_does_not_crop(family):
+    """By transformers' own arguments; images that end up with one size are one tensor, as ever."""
+    model = model_of(family)
+    processor = DinoImageProcessor(**image_processor_config(model.config))
+    pictures = [Image.effect_noise(size, 90).convert("RGB") for size in ((60, 40), (41, 52), (60, 40), (90, 41))]
+    for options, sizes in (
+        ({"do_resize": False}, [(40, 60), (52, 41), (40, 60), (41, 90)]),
+        ({"do_resize": False, "do_rescale": False}, [(40, 60), (52, 41), (40, 60), (41, 90)]),
+        ({"size": {"shortest_edge": 36}, "do_resize": True}, [(36, 54), (45, 36), (36, 54), (36, 79)]),
+    ):
+        inputs = processor(pictures, do_center_crop=False, return_tensors="pt", **options)
+        assert isinstance(inputs["pixel_values"], list)
+        assert [tuple(x.shape[1:]) for x in inputs["pixel_values"]] == sizes
+        arrays = processor(pictures, do_center_crop=False, return_tensors="np", **options)["pixel_values"]
+        for tensor, array, picture in zip(inputs["pixel_values"], arrays, pictures, strict=True):
+            alone = processor(picture, do_center_crop=False, return_tensors="pt", **options)["pixel_values"]
+            assert torch.equal(tensor, alone[0])
+            assert torch.equal(tensor, torch.from_numpy(array))
+        found = model(**inputs.to("cpu", torch.float32)).pooler_output
+        assert len(found) == len(pictures)
+        torch.testing.assert_close(torch.stack(found), model.get_features(**inputs), rtol=0, atol=1e-4)
+    same = processor([pictures[0], pictures[2]], do_center_crop=False, do_resize=False, return_tensors="pt")
+    assert same["pixel_values"].shape == (2, 3, 40, 60)
+    assert processor(pictures, return_tensors="pt")["pixel_values"].shape == (4, 3, 32, 32)
