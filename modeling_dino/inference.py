@@ -42,9 +42,9 @@ def fingerprint(*tensors: torch.Tensor) -> tuple:
     return tuple((x.data_ptr(), x.device, x.dtype, 0 if x.is_inference() else x._version) for x in tensors)
 
 
-def newest(packed: dict, key, value) -> dict:
-    """Adds an entry and keeps one more: whole batches need one, and what is left over at the end another."""
-    return dict([*list(packed.items())[-1:], (key, value)])
+def newest(packed: dict, key, value, kept: int = 1) -> dict:
+    """Adds an entry and keeps as many more: whole batches need one, and what is left over at the end another."""
+    return dict([*list(packed.items())[-kept:], (key, value)])
 
 
 Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
@@ -212,7 +212,7 @@ class InferenceBackbone(Faster):
 
 
 class InferenceVisionTransformer(InferenceBackbone, VisionTransformer):
-    """A ViT whose positions are interpolated once a size."""
+    """A ViT whose positions are interpolated once for each of the last four sizes: an image has several scales."""
 
     def prepare(self):
         self._positions = {}
@@ -221,9 +221,11 @@ class InferenceVisionTransformer(InferenceBackbone, VisionTransformer):
         if self.pos_embed is None or is_recorded() or pixel_values.is_meta:
             return super().positions(pixel_values)
         size, now = tuple(pixel_values.shape[-2:]), fingerprint(self.pos_embed)
-        if self._positions.get(size, (None, None))[0] != now:
-            self._positions[size] = now, super().positions(pixel_values)
-        return self._positions[size][1]
+        then, positions = self._positions.get(size, (None, None))
+        if then != now:
+            positions = super().positions(pixel_values)
+            self._positions = newest(self._positions, size, (now, positions), kept=3)
+        return positions
 
 
 def can_be_folded(conv: nn.Module, norm: nn.Module) -> bool:

@@ -12,13 +12,15 @@ width.
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
@@ -105,6 +107,47 @@ BACKBONE_CLASSES = {
 def backbone_class(config: DinoConfig) -> type[Backbone]:
     """Returns the class of the backbone that a configuration names."""
     return BACKBONE_CLASSES[config.backbone]
+
+
+def stack_by_size(images: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
+    """Stacks images (C, H, W) of one size; returns the batches, and where each image is in them, put side by side."""
+    groups: dict[torch.Size, list[int]] = {}
+    for number, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(number)
+    numbers = [number for group in groups.values() for number in group]
+    batches = [torch.stack([images[number] for number in group]) for group in groups.values()]
+    return batches, sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
+def takes_lists(method: Callable) -> Callable:
+    """Lets a method of images (B, C, H, W) take a list of (C, H, W), too, and compute those of one size together."""
+
+    @wraps(method)
+    def by_size(self: "DinoModel", pixel_values: torch.Tensor | Sequence[torch.Tensor] | None = None, *args, **kwargs):
+        if not isinstance(pixel_values, (list, tuple)):
+            return method(self, pixel_values, *args, **kwargs)
+        if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
+            raise ValueError("bool_masked_pos does not go with a list of images: stack images of one size")
+        channels, side, least = self.config.num_channels, self.config.image_size, self.backbone.min_image_size
+        for number, image in enumerate(pixel_values):
+            if not isinstance(image, torch.Tensor):
+                raise ValueError(f"pixel_values[{number}] is no tensor but {type(image).__name__}")
+            if image.ndim != 3 or image.shape[0] != channels or min(image.shape[1:]) < least:
+                expected = f"({channels}, height, width) of at least {least} pixels each way"
+                raise ValueError(f"pixel_values[{number}] has the shape {tuple(image.shape)}, expected {expected}")
+        batches, order = stack_by_size(pixel_values)
+        batches = batches or [torch.empty(0, channels, side, side, device=self.device)]
+        outputs = [method(self, batch, *args, **kwargs) for batch in batches]
+        if isinstance(outputs[0], torch.Tensor):
+            return torch.cat(outputs)[order]
+
+        def in_order(*parts: torch.Tensor) -> list[torch.Tensor]:
+            rows = [row for part in parts for row in part]
+            return [rows[place] for place in order]
+
+        return tree_map(in_order, *outputs)
+
+    return by_size
 
 
 class DinoPreTrainedModel(PreTrainedModel):
@@ -233,6 +276,8 @@ class DinoPreTrainedModel(PreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
+        if isinstance(pixel_values, (list, tuple)):
+            raise ValueError("pixel_values are a list: only DinoModel takes one; stack images of one size")
         shape, channels = tuple(pixel_values.shape), self.config.num_channels
         if not pixel_values.is_floating_point():
             raise ValueError(
@@ -431,18 +476,20 @@ class DinoModel(DinoPreTrainedModel):
         model.image_transform = conversion.image_transform
         return loaded
 
+    @takes_lists
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | Sequence[torch.Tensor] | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         project_patches: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DinoModelOutput:
         """
         Args:
-            pixel_values: (B, C, H, W), any H and W of at least one patch.
+            pixel_values: (B, C, H, W), any H and W of at least one patch; or a list of (C, H, W) of different sizes.
+                Each tensor of the output, (B, ...), is then a list of (...), one an image, in order.
             bool_masked_pos: (B, h * w), true for patches that are replaced by the mask token.
             project_patches: whether to compute `patch_projection`.
             local_crops: whether the images are local crops, which in training may have a norm of their own.
@@ -527,10 +574,11 @@ class DinoModel(DinoPreTrainedModel):
             return tuple(outputs)
         return tuple(zip(patches, map(self.backbone.pool, outputs))) if return_class_token else tuple(patches)
 
-    def get_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    @takes_lists
+    def get_features(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> torch.Tensor:
         """
-        Computes only the feature of each image, `pooler_output` to rounding: (B, C, H, W) -> (B, D). `kwargs` are
-        `bool_masked_pos` and `local_crops` of `forward`.
+        Computes only the feature of each image, `pooler_output` to rounding: (B, C, H, W), or a list of (C, H, W) of
+        different sizes, -> (B, D). `kwargs` are `bool_masked_pos` and `local_crops` of `forward`.
         """
         pixel_values = self.check_pixel_values(pixel_values)
         (feature,) = self.backbone.pooled_stages(pixel_values, self.last_stages(1), **kwargs)

@@ -21,17 +21,18 @@ from PIL import Image
 from transformers import BatchFeature, BitImageProcessorPil, ImageProcessingMixin
 from transformers.image_transforms import get_resize_output_image_size, to_pil_image
 from transformers.image_utils import ChannelDimension, ImageInput, SizeDict, infer_channel_dimension_format
-from transformers.utils import logging
+from transformers.utils import TensorType, logging
 
 from ..image_processing_dino import check_image_transform
 from .decoding import check_resized
-from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, range_of, resized
+from .image_values import EIGHT_BITS, MODES, Decoded, as_model_takes, is_8_bit, range_of, resized, size_of
 
 
 logger = logging.get_logger(__name__)
 
 
-RESIZE = ("crop", "square", "whole")
+RESIZE = ("crop", "square", "longest", "none")
+MAX_OWN_PIXELS = 2**22  # of an image that is not resized; a ViT with patches of 8 makes 65,536 tokens of them
 
 
 class DinoImageProcessor(BitImageProcessorPil):
@@ -88,14 +89,26 @@ class DinoImageProcessor(BitImageProcessorPil):
         return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
     def _preprocess(
-        self, images: list[np.ndarray], *, size: SizeDict, resample: int, do_resize: bool, do_rescale: bool, **kwargs
+        self,
+        images: list[np.ndarray],
+        *,
+        size: SizeDict,
+        resample: int,
+        do_resize: bool,
+        do_rescale: bool,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
     ) -> BatchFeature:
+        """Gives images that end up with different sizes as a list, which [`DinoModel`] takes; transformers cannot."""
         white = 1 / kwargs["rescale_factor"] if do_rescale else 1.0
         if do_resize:
             images = [self.resize(image, size, resample, white=white) for image in images]
-        return super()._preprocess(
-            images, size=size, resample=resample, do_resize=False, do_rescale=do_rescale, **kwargs
-        )
+        options = {"size": size, "resample": resample, "do_resize": False, "do_rescale": do_rescale, **kwargs}
+        images = super()._preprocess(images, return_tensors=None, **options)["pixel_values"]
+        if len({image.shape for image in images}) > 1:
+            one_by_one = [BatchFeature({"pixels": image}, return_tensors)["pixels"] for image in images]
+            return BatchFeature({"pixel_values": one_by_one})
+        return BatchFeature({"pixel_values": images}, return_tensors)
 
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: int | None = None, white: float = 255, **kwargs
@@ -178,7 +191,8 @@ class ImageTransform:
     def __init__(self, processor: ImageProcessingMixin, num_channels: int = 3, min_side: int = 1):
         self.processor, self.num_channels, self.min_side = processor, num_channels, min_side
         self.rescale_factor = range_of(processor)
-        self.shorter_side = min(dict(processor.size).values())
+        self.keeps_size = not processor.do_resize and not getattr(processor, "do_center_crop", False)
+        self.shorter_side = min(dict(processor.size).values()) if processor.do_resize else 1
         in_8_bits, is_ours = is_8_bit(num_channels, self.rescale_factor), hasattr(processor, "grey_levels")
         if not in_8_bits and not is_ours:
             raise ValueError(
@@ -205,6 +219,21 @@ class ImageTransform:
             raise ValueError(f"{width} x {height} pixels after resizing: the model needs {self.min_side} each way")
         return pixels
 
+    def fit(self, image: Decoded) -> tuple[Decoded, str | None]:
+        """
+        Returns an image as it is, unless it would keep its size, and that is below what the model needs or above
+        `MAX_OWN_PIXELS`: then resized, with a note that says so.
+        """
+        width, height = size_of(image)
+        least, most = self.min_side / min(width, height), (MAX_OWN_PIXELS / (width * height)) ** 0.5
+        scale = min(max(1, least), most)
+        if not self.keeps_size or scale == 1:
+            return image, None
+        size = tuple(max(1, round(side * scale)) for side in (width, height))
+        why = f"the model needs {self.min_side} each way" if scale > 1 else f"more than {MAX_OWN_PIXELS} are too many"
+        fitted = resized(image, size, self.processor.resample, white=1 / self.rescale_factor)
+        return fitted, f"{width} x {height} pixels, resized to {size[0]} x {size[1]}: {why}"
+
     def pixel_values(self, image: Decoded) -> torch.Tensor:
         """Returns an image as the model takes it: (C, H, W), in float32."""
         return self.normalize(self(image)[None])[0]
@@ -225,20 +254,25 @@ def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -
 
     Args:
         resize: `"crop"`: a square from the middle of the image, 7/8 of its shorter side, as saved models have it;
-            `"square"`: all of it, squashed; `"whole"`: all of it, the longer side at most as long as `side`.
+            `"square"`: all of it, squashed; `"longest"`: all of it, the longer side at most as long as `side`;
+            `"none"`: all of it, in its own size.
         side: of the result, in pixels; by default that of the other transform.
 
     Raises:
-        ValueError: if `resize` is unknown, or the side less than a pixel.
+        ValueError: if `resize` is unknown, the side less than a pixel, or given for images in their own sizes.
     """
     if resize not in RESIZE:
         raise ValueError(f"unknown resize {resize!r}: allowed are {', '.join(RESIZE)}")
     if side is not None and side < 1:
         raise ValueError(f"image_size={side} must be at least 1 pixel")
+    if resize == "none" and side is not None:
+        raise ValueError(f"image_size={side} has no use for resize none: leave it out, or choose longest")
     if resize == "crop" and side is None:
         return processor
+    if resize == "none":
+        return DinoImageProcessor(**{**processor.to_dict(), "do_resize": False, "do_center_crop": False})
     side = side or processor.crop_size["height"]
     square = {"height": side, "width": side}
-    sizes = {"crop": {"shortest_edge": side * 8 // 7}, "square": square, "whole": {"longest_edge": side}}
+    sizes = {"crop": {"shortest_edge": side * 8 // 7}, "square": square, "longest": {"longest_edge": side}}
     options = {**processor.to_dict(), "size": sizes[resize], "crop_size": square, "do_center_crop": resize == "crop"}
     return DinoImageProcessor(**options)

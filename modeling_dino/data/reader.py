@@ -38,13 +38,13 @@ class Images:
 
     place: Any
     rows: list[dict[str, Any]] = field(default_factory=list)  # columns of the images that can be read
-    pixels: torch.Tensor | None = None  # (rows, ...), as transformed; None where no image can be read
+    pixels: torch.Tensor | list[torch.Tensor] | None = None  # (rows, ...), a list if sizes differ; None without rows
     skipped: dict[str, str] = field(default_factory=dict)  # images that cannot be read: name -> reason
     notes: dict[str, str] = field(default_factory=dict)  # what was lost in reading others: name -> text
 
     def pin_memory(self) -> "Images":
         """Pins the pixels, which the loader asks for before copies to a GPU."""
-        if self.pixels is not None:
+        if isinstance(self.pixels, torch.Tensor):
             self.pixels = self.pixels.pin_memory()
         return self
 
@@ -54,9 +54,9 @@ class ImageReader(Dataset):
     Reads and transforms batches; runs in the loader's workers.
 
     Args:
-        transform: makes a tensor of an image, of the same shape for all images of a batch; raises ValueError for an
-            image that the model cannot take.
+        transform: makes a tensor of an image; raises ValueError for one that the model cannot take.
         num_channels, rescale_factor: see [`read_image`].
+        fit: is applied before `transform`: returns an image, and a note on what was changed in it, if anything.
     """
 
     def __init__(
@@ -64,23 +64,27 @@ class ImageReader(Dataset):
         transform: Callable[[Decoded], torch.Tensor],
         num_channels: int | None = 3,
         rescale_factor: float = EIGHT_BITS,
+        fit: Callable[[Decoded], tuple[Decoded, str | None]] | None = None,
     ):
         self.transform, self.num_channels, self.rescale_factor = transform, num_channels, rescale_factor
+        self.fit = fit
 
     def __getitem__(self, batch: Batch) -> Images:
         images, pixels = Images(batch.place), []
         for record in batch.records:
             try:
-                image, note = decode_record(record, self.num_channels, rescale_factor=self.rescale_factor)
+                image, lost = decode_record(record, self.num_channels, rescale_factor=self.rescale_factor)
+                image, changed = (image, None) if self.fit is None else self.fit(image)
                 pixels.append(self.transform(image))
             except ValueError as error:
                 images.skipped[record.name] = str(error)
                 continue
             images.rows.append(record.columns)
-            if note:
-                images.notes[record.name] = note
+            if lost or changed:
+                images.notes[record.name] = "; ".join(filter(None, (lost, changed)))
         if pixels:
-            images.pixels = torch.stack(pixels)
+            has_one_size = len({image.shape for image in pixels}) == 1
+            images.pixels = torch.stack(pixels) if has_one_size else pixels
         return images
 
 

@@ -4,7 +4,7 @@
 The original's two protocols, as options:
 
     https://github.com/facebookresearch/dino/blob/7c446df/eval_image_retrieval.py
-        --resize whole --image-size 224 [--scales 1,0.70711,0.5] --ground-truth gnd_roxford5k.json
+        --resize longest --image-size 224 [--scales 1,0.70711,0.5] --ground-truth gnd_roxford5k.json
     https://github.com/facebookresearch/dino/blob/7c446df/eval_copy_detection.py
         --resize square --image-size 320 --features cls_gem --whiten IMAGES --ground-truth FILE
 """

@@ -13,11 +13,11 @@ from transformers import ImageProcessingMixin
 
 from ..configuration_dino import DinoConfig
 from ..data.reader import Images
-from ..modeling_dino import DinoModel
+from ..modeling_dino import DinoModel, stack_by_size
 from ..runtime.extras import require
 from ..runtime.finite import check_finite
 from .feature_models import Features
-from .features import check_features, image_features
+from .features import check_features, image_features, is_of_patches
 from .options import ExtractionSettings
 
 
@@ -27,6 +27,9 @@ THREADS_OF_DEVICE = 2  # one prepares a batch while the device computes the othe
 class FeatureComputer:
     """
     Computes features of batches of images, in float32 on the CPU; several threads may call it.
+
+    Images of one size in a batch of different sizes are computed together, which is 5 to 10 % faster than one by one
+    for a ViT-S on a CPU. To sort the images of a whole shard by size was not faster.
 
     Once memory does not suffice for a batch, all are computed in smaller ones from then on.
 
@@ -56,11 +59,13 @@ class FeatureComputer:
         """
         if images.pixels is None:
             return {column: torch.empty(0, *shape) for column, shape in self.shapes.items()}
+        is_one_size = isinstance(images.pixels, torch.Tensor)
+        batches, order = ([images.pixels], slice(None)) if is_one_size else stack_by_size(images.pixels)
         size = self.max_batch_size
         while True:
             try:
-                parts = [self._compute(part) for part in images.pixels.split(size)]
-                features = {column: torch.cat([part[column] for part in parts]) for column in self.shapes}
+                parts = [self._compute(part) for batch in batches for part in batch.split(size)]
+                features = {column: torch.cat([part[column] for part in parts])[order] for column in self.shapes}
                 break
             except RuntimeError as error:
                 memory = require("accelerate.utils.memory")
@@ -123,10 +128,13 @@ def feature_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """
     Returns the columns of features, and the shape of an image's, from a model without memory behind its weights.
-    Raises ValueError if the model has no such features.
+    Raises ValueError if the model has no such features, or they would differ in shape.
     """
     for kind in settings.columns.values():
         check_features(config, kind, *settings.pooling)
+    is_squashed = processor.do_resize and not {"height", "width"} - dict(processor.size).keys()
+    if any(map(is_of_patches, settings.columns.values())) and not (processor.do_center_crop or is_squashed):
+        raise ValueError("patches of images that are not cropped differ in number: resize these to squares")
     size = processor.crop_size
     with torch.device("meta"):
         model = DinoModel(config).eval()

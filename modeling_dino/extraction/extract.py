@@ -111,7 +111,7 @@ def compute_shards(
     folder.check_parts(len(plan.parts))
     min_side = math.ceil(model.model.backbone.min_image_size / min(options.scales))
     transform = ImageTransform(processor, model.config.num_channels, min_side)
-    reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
+    reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor, transform.fit)
     num_workers = reading_processes(options.num_workers, source.num_images, state.num_processes)
     batches = read_batches(reader, plan, num_workers, pin_memory=device.type == "cuda")
     if options.on_error == "fail":

@@ -14,7 +14,7 @@ from ..data.sources import open_source
 from ..export.engines import GRAPH_ENGINES
 from ..hub.loading import DTYPES, MODEL_HELP
 from ..runtime.options import StrPath, option
-from .features import GEM_P, feature_columns, is_of_patches
+from .features import GEM_P, feature_columns
 
 
 ENGINES = ("torch", *GRAPH_ENGINES)
@@ -48,9 +48,11 @@ class ExtractionSettings(TableOptions):
     gem_p: float = option("Exponent of generalised means.", GEM_P)
     scales: Sequence[float] = option("Sizes of the image to take the mean over, e.g. 1,0.7071,0.5.", (1.0,))
     resize: str = option(
-        "crop: from the middle, as saved with the model; square: squashed; whole: not cropped.", "crop"
+        "crop: from the middle, as saved with the model; square: squashed; longest: not cropped, by the longer side; "
+        "none: in the images' own sizes.",
+        "crop",
     )
-    image_size: int | None = option("Pixels a side, if not the model's; the longer side of whole images.", None)
+    image_size: int | None = option("Pixels a side, if not the model's; with longest those of the longer side.", None)
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -59,10 +61,6 @@ class ExtractionSettings(TableOptions):
             raise ValueError(f"unknown engine {self.engine!r}: allowed are {', '.join(ENGINES)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        if self.resize == "whole":
-            if any(map(is_of_patches, self.columns.values())):
-                raise ValueError("patches of whole images differ in number: resize them to squares, or crop them")
-            object.__setattr__(self, "batch_size", 1)  # every image has a size of its own
 
     @property
     def columns(self) -> dict[str, str]:

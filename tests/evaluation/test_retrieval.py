@@ -267,7 +267,10 @@ def test_a_path_that_features_name_is_not_opened_for_a_sheet(here, tmp_path, fol
         ("--index index --model model --features gem --gem-p 0", "gem_p=0.0 must be greater than 0"),
         ("--index index --model model --scales 1,half", "--scales 1,half must be numbers with commas between them"),
         ("--index index --model model --scales 0.1", "an image of 3x3 pixels is smaller than a patch of 8x8"),
-        ("--index index --model model --resize stretch", "unknown resize 'stretch': allowed are crop, square, whole"),
+        (
+            "--index index --model model --resize stretch",
+            "unknown resize 'stretch': allowed are crop, square, longest",
+        ),
         ("--index index --model model --image-size 0 --resize square", "image_size=0 must be at least 1"),
         ("--index index --model model --search annoy", "unknown search 'annoy'"),
         ("--index index --model model --whiten-dim 12", "12 images with features 32 wide allow 1 to 11"),

@@ -1,6 +1,7 @@
 """Extraction by other engines: the features of PyTorch, in the same shards, and with the engine in the manifest."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from PIL import Image
 from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel, evaluate_knn, export_model, extract_features, load_features
-from modeling_dino.extraction import extract as extract_module
 from modeling_dino.extraction import feature_files
 from modeling_dino.runtime import extras
 
@@ -132,7 +132,7 @@ MISTAKES = {
     "--model graph --engine openvino --features keys@1": "an exported model has no keys@1: name the model",
     "--model graph --engine openvino --last-blocks 2": "an exported model gives the last block at one scale",
     "--model narrow --engine openvino --features patches": "narrow lacks the outputs patches: export it with them",
-    "--model narrow --engine openvino": "narrow is exported with image_size=32: export it without",
+    "--model fixed --engine openvino": "fixed is exported with image_size=32: export it without",
     "--model program --engine openvino": "program is a program of torch.export: name the model",
     "--model broken --engine onnxruntime": "onnxruntime cannot run the model: ",
     "--model broken --engine openvino": "openvino cannot run the model: ",
@@ -147,10 +147,10 @@ def mistaken(folder, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("mistaken")
     for name in ("vit", "images", "graph"):
         (place / name).symlink_to(folder / name)
-    for name in ("broken", "lost", "damaged", "narrow", "program"):
+    for name in ("broken", "lost", "damaged", "narrow", "fixed", "program"):
         (place / name / "onnx").mkdir(parents=True)
         facts = json.loads((folder / "graph" / "export.json").read_text())
-        facts |= {"narrow": {"outputs": {"pooler_output": "features"}, "image_size": 32}}.get(name, {})
+        facts |= {"narrow": {"outputs": {"pooler_output": "features"}}, "fixed": {"image_size": 32}}.get(name, {})
         facts |= {"damaged": {"file": "../secret"}}.get(name, {})
         facts |= {"program": {"to": "torch", "file": "torch/model.pt2"}}.get(name, {})
         (place / name / "export.json").write_text(json.dumps(facts))
@@ -175,11 +175,12 @@ def test_mistakes_are_one_line_and_leave_nothing(mistaken, tmp_path, dino, monke
 
 
 def test_an_engine_that_is_not_installed(folder, tmp_path, dino, monkeypatch):
-    def import_module(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def import_others(name):
+        if name == "openvino":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_module(name)
 
-    monkeypatch.setattr(extras, "import_module", import_module)
-    monkeypatch.setattr(extract_module, "load_image_processor", None)  # is not reached
+    monkeypatch.setattr(extras, "import_module", import_others)
     given = ["--model", folder / "vit", "--images", folder / "images", "--output", tmp_path / "out"]
     code, _, err = dino("extract", *given, "--engine", "openvino")
     assert code == 2

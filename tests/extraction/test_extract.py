@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_dino import DinoImageProcessor, DinoModel, load_features
 from modeling_dino.extraction import feature_files
+from modeling_dino.extraction.compute import FeatureComputer
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.features import image_features
 from modeling_dino.extraction.options import ExtractionSettings, ExtractOptions
@@ -109,18 +110,18 @@ def test_every_kind_of_features(tmp_path, folder, kind, last_blocks, shape):
 
 
 def test_images_that_are_not_cropped_and_several_scales(tmp_path, folder):
-    """Whole images have sizes of their own; what is then too small for the model is named."""
+    """Images that are not cropped have sizes of their own; what is then too small for the model is named."""
     images = tmp_path / "images"
     shutil.copytree(folder / "images", images)
     Image.new("RGB", (400, 90)).save(images / "thin.png")  # 24 x 5 pixels
     options = {"features": "cls_gem", "gem_p": 3.0, "scales": (1.0, 0.75)}
-    summary = extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **options)
+    summary = extract(folder, tmp_path / "out", images, resize="longest", image_size=24, **options)
     assert summary.skipped == {
         str(images / "thin.png"): "24 x 5 pixels after resizing: the model needs 11 each way",
     }
     features = load_features(tmp_path / "out")["feature"]
     model = DinoModel.from_pretrained(folder / "model").eval()
-    processor = load_image_processor(str(folder / "model"), model.config, "whole", 24)
+    processor = load_image_processor(str(folder / "model"), model.config, "longest", 24)
     with torch.no_grad():
         for file, row in zip(sorted((folder / "images").iterdir()), features, strict=True):
             pixel_values = processor(Image.open(file), return_tensors="pt")["pixel_values"]
@@ -128,9 +129,108 @@ def test_images_that_are_not_cropped_and_several_scales(tmp_path, folder):
             expected = image_features(model, pixel_values, "cls_gem", 1, 3.0, (1.0, 0.75))[0]
             np.testing.assert_allclose(row, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"has features of other settings, scales: \[1.0, 0.75\] -> \[1.0\]"):
-        extract(folder, tmp_path / "out", images, resize="whole", image_size=24, **{**options, "scales": (1.0,)})
-    with pytest.raises(ValueError, match="patches of whole images differ in number"):
-        extract(folder, tmp_path / "patches", resize="whole", features="patches")
+        extract(folder, tmp_path / "out", images, resize="longest", image_size=24, **{**options, "scales": (1.0,)})
+    for resize in ("longest", "none"):
+        with pytest.raises(ValueError, match="patches of images that are not cropped differ in number"):
+            extract(folder, tmp_path / "patches", resize=resize, features="patches")
+
+
+@pytest.fixture
+def mixed_images(tmp_path) -> Path:
+    """Images of which some share a size, one is smaller than a patch, and one larger than the bound of the test."""
+    sizes = [(40, 29), (61, 33), (40, 29), (33, 61), (61, 33), (40, 29), (5, 20), (120, 90), (33, 61), (61, 33)]
+    (tmp_path / "images").mkdir()
+    for i, size in enumerate(sizes):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / "images" / f"{i}.png")
+    return tmp_path / "images"
+
+
+def pixel_values_by_pil(file: Path, resize: str) -> torch.Tensor:
+    """An image as `--resize` says, by Pillow and the published mean and deviation: (1, 3, H, W)."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if resize == "longest":
+        image.thumbnail((32, 32), Image.Resampling.LANCZOS)
+    elif image.size == (5, 20):
+        image = image.resize((8, 32), Image.Resampling.BICUBIC)
+    elif image.size == (120, 90):
+        image = image.resize((60, 45), Image.Resampling.BICUBIC)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((torch.from_numpy(np.array(image)) / 255 - mean) / std).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("resize", ["longest", "none"])
+def test_images_in_sizes_of_their_own(tmp_path, folder, mixed_images, monkeypatch, resize):
+    """Each as by Pillow and the model alone, though those of one size in a batch are computed together."""
+    monkeypatch.setattr("modeling_dino.data.evaluation_transform.MAX_OWN_PIXELS", 2700)
+    batches, compute = [], FeatureComputer._compute
+    monkeypatch.setattr(
+        FeatureComputer, "_compute", lambda self, pixels: batches.append(len(pixels)) or compute(self, pixels)
+    )
+    summary = extract(folder, tmp_path / "out", mixed_images, resize=resize, features="cls,gem")
+    assert sorted(batches) == [1] * (5 if resize == "none" else 4) + [2, 3]
+    small, large = (str(mixed_images / name) for name in ("6.png", "7.png"))
+    if resize == "none":
+        assert summary.notes == {
+            small: "5 x 20 pixels, resized to 8 x 32: the model needs 8 each way",
+            large: "120 x 90 pixels, resized to 60 x 45: more than 2700 are too many",
+        }
+    else:
+        assert summary.notes == {}
+        assert summary.skipped == {small: "5 x 20 pixels after resizing: the model needs 8 each way"}
+    table = load_features(tmp_path / "out")
+    assert table["path"].tolist() == sorted(set(map(str, mixed_images.iterdir())) - set(summary.skipped))
+    model = DinoModel.from_pretrained(folder / "model").eval()
+    for i, file in enumerate(table["path"]):
+        with torch.no_grad():
+            expected = image_features(model, pixel_values_by_pil(Path(file), resize), ["cls", "gem"])
+        for kind, values in expected.items():
+            np.testing.assert_allclose(table[f"feature_{kind}"][i], values[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("resize", ["longest", "none"])
+def test_sizes_of_their_own_whatever_threads_workers_and_shards_that_are_there(tmp_path, folder, mixed_images, resize):
+    extract(folder, tmp_path / "out", mixed_images, resize=resize)
+    expected, num_threads = contents(tmp_path / "out"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads + 1)
+        extract(folder, tmp_path / "threads", mixed_images, resize=resize, num_workers=2)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert contents(tmp_path / "threads") == expected
+    (tmp_path / "threads" / "features-000001-000000.parquet").unlink()
+    extract(folder, tmp_path / "threads", mixed_images, resize=resize)
+    assert contents(tmp_path / "threads") == expected
+
+
+def test_a_transform_that_is_saved_without_a_crop(tmp_path, folder, mixed_images):
+    """The model's own transform may keep the sides' ratio: images then differ in size, too."""
+    model = DinoModel.from_pretrained(folder / "model")
+    model.image_transform = {**model.image_transform, "do_center_crop": False}
+    model.save_pretrained(tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "images": mixed_images}
+    assert extract(folder, tmp_path / "out", **options).rows == 10
+    with pytest.raises(ValueError, match="patches of images that are not cropped differ in number"):
+        extract(folder, tmp_path / "patches", **options, features="patches")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--resize", "whole"), "unknown resize 'whole': allowed are crop, square, longest, none"),
+        (
+            ("--resize", "none", "--image-size", 64),
+            "image_size=64 has no use for resize none: leave it out, or choose",
+        ),
+        (("--resize", "longest", "--image-size", 0), "image_size=0 must be at least 1 pixel"),
+        (("--resize", "none", "--features", "cls,patches"), "patches of images that are not cropped differ in number"),
+    ],
+)
+def test_sizes_that_cannot_be(dino, tmp_path, folder, options, message):
+    names = ("--model", folder / "model", "--images", folder / "images", "--output", tmp_path / "out")
+    code, _, err = dino("extract", *names, *options)
+    assert (code, message in err, err.count("\n")) == (2, True, 1), err
 
 
 def test_facets_beside_other_kinds(tmp_path, folder):

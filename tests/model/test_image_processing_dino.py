@@ -85,17 +85,20 @@ def test_images_that_are_not_cropped_are_resized_as_the_original_does(tmp_path, 
     model = DinoModel(tiny_config())
     model.save_pretrained(tmp_path / "model")
     processors = {
-        resize: load_image_processor(str(tmp_path / "model"), model.config, resize, image_size)
-        for resize in ("whole", "square", "crop")
+        resize: load_image_processor(
+            str(tmp_path / "model"), model.config, resize, None if resize == "none" else image_size
+        )
+        for resize in ("longest", "square", "crop", "none")
     }
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     square = transforms.Resize((image_size, image_size), interpolation=transforms.InterpolationMode.BICUBIC)
     for file in save_variants(tmp_path / "photographs"):
         with Image.open(file) as image:
-            whole = image.convert("RGB")
-            whole.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
+            thumbnail = image.convert("RGB")
+            thumbnail.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
             expected = {
-                "whole": normalise(whole),
+                "longest": normalise(thumbnail),
+                "none": normalise(image.convert("RGB")),
                 "square": normalise(square(image.convert("RGB"))),
                 "crop": originals_transform(image_size)(image.convert("RGB")),
             }
@@ -309,7 +312,7 @@ def test_channels_that_do_not_fit_are_refused_with_both_numbers():
     assert processor_of(4)(colours())["pixel_values"][0].shape == (4, 32, 32)
 
 
-@pytest.mark.parametrize("resize", ["crop", "square", "whole"])
+@pytest.mark.parametrize("resize", ["crop", "square", "longest"])
 @pytest.mark.parametrize("image_size", [32, 96])
 def test_floating_point_is_resized_as_eight_bits_within_a_grey_level(resize, image_size):
     eight = resized_to(processor_of(3), resize, image_size)

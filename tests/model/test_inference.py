@@ -377,3 +377,12 @@ def test_what_is_known_is_faster_and_what_is_not_is_plain():
     with_class(model.backbone, ScaledVisionTransformer)
     kinds = {type(module) for module in model.backbone.modules()}
     assert {type(module) for module in model.prepare_for_inference().backbone.modules()} == kinds
+
+
+@torch.inference_mode()
+def test_positions_of_many_sizes_do_not_fill_the_memory():
+    """Images in sizes of their own may have thousands."""
+    model = DinoModel(tiny_config()).prepare_for_inference()
+    for side in range(40, 120, 8):
+        model(torch.randn(1, 3, side, 40))
+    assert list(model.backbone._positions) == [(side, 40) for side in range(88, 120, 8)]
