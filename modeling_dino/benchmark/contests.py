@@ -76,7 +76,8 @@ def measure_features(name: str, options: BenchOptions, single: bool = False) -> 
     ours = [who for who in functions if who.startswith("dino")]
     functions = {who: torch.no_grad()(partial(function, images)) for who, function in functions.items()}
     tolerance = TOLERANCES[options.dtype]
-    return measure(Contest(what, name, functions, ours, tolerance, batch_size, flops * batch_size, facts), options)
+    contest = Contest(what, name, functions, ours, tolerance, batch_size, flops * batch_size, facts=facts)
+    return measure(contest, options)
 
 
 def flops_of(config: DinoConfig, side: int) -> int:

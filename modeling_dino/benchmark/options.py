@@ -31,6 +31,9 @@ class BenchOptions:
         "Presets, folders or hub ids, with commas between them.", ("dino_vits16", "dino_resnet50")
     )
     what: Sequence[str] = option(f"{', '.join(BENCHMARKS)}; several with commas.", ("features", "latency"))
+    engines: bool = option(
+        "Measure the features by each engine that is installed, in each precision, in the place of --what.", False
+    )
     against: Sequence[str] = option("Libraries to compare with, where they are installed.", LIBRARIES)
     device: str = option("cpu or cuda.", "cpu")
     dtype: str = option("float32, bfloat16 or float16.", "float32")

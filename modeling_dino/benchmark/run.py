@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from ..export.engines import GRAPH_ENGINES
 from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .contests import measure_attention, measure_features, measure_imports, measure_loading
+from .engines import measure_engines
 from .extraction import measure_extraction
 from .knn import measure_knn
 from .options import LIBRARIES, BenchOptions
@@ -27,6 +29,7 @@ MODEL_BENCHMARKS = {
     "features": measure_features,
     "latency": partial(measure_features, single=True),
     "attention": measure_attention,
+    "engines": measure_engines,
     "training": measure_training,
     "loading": measure_loading,
     "extraction": measure_extraction,
@@ -59,7 +62,8 @@ def run_bench(options: BenchOptions) -> BenchResults:
     Raises:
         ValueError: if the file for the results could not be written, or has something else.
     """
-    if "extraction" in options.what:
+    asked = ["engines"] if options.engines else options.what
+    if "extraction" in asked:
         check_extra("bench --what extraction", "demo")
     if options.output is not None and not Path(options.output).absolute().parent.is_dir():
         raise ValueError(f"there is no folder for {options.output}: make it first")
@@ -67,7 +71,7 @@ def run_bench(options: BenchOptions) -> BenchResults:
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
-        lines = [line for what in options.what for line in measured_lines(what, options) if line is not None]
+        lines = [line for what in asked for line in measured_lines(what, options) if line is not None]
     finally:
         torch.set_num_threads(threads)
     results = BenchResults(
@@ -111,7 +115,7 @@ def machine(device: str) -> dict:
 def versions() -> dict[str, str]:
     """Returns the versions of Python, this package, PyTorch and the installed libraries."""
     found = {"python": platform.python_version()}
-    for name in ("modeling-dino", "torch", *LIBRARIES):
+    for name in ("modeling-dino", "torch", *LIBRARIES, *GRAPH_ENGINES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

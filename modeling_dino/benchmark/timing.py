@@ -34,6 +34,7 @@ class Contest:
     Args:
         ours: names of this package's functions; outputs are compared with the first, and the others are rivals.
         tolerance: largest difference of outputs, relative to the largest value; None where there are none to compare.
+        tolerances: the same for functions that compute in less precision, by their names.
         images, flops: of one call; 0 where that says nothing.
         facts: what else is written to the results.
     """
@@ -45,6 +46,7 @@ class Contest:
     tolerance: float | None
     images: int = 0
     flops: int = 0
+    tolerances: dict[str, float] = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
 
 
@@ -85,7 +87,7 @@ def measure(contest: Contest, options: BenchOptions) -> dict:
     if contest.tolerance is not None:
         reference = outputs[contest.ours[0]]
         differences = {name: relative_difference(outputs[name], reference) for name in equal}
-        equal = [name for name in equal if differences[name] <= contest.tolerance]
+        equal = [name for name in equal if differences[name] <= contest.tolerances.get(name, contest.tolerance)]
     fastest = min((name for name in rivals if name in equal), key=seconds.get, default=None)
     line = {"what": contest.what, "model": contest.model, **contest.facts, "seconds": seconds}
     line |= {"relative_difference": differences, "unequal": [name for name in differences if name not in equal]}

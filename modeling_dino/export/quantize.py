@@ -101,8 +101,13 @@ def _reader(tools, batches: list[torch.Tensor]):
     return Reader()
 
 
-def quantize_openvino(file: Path, batches: list[torch.Tensor], is_transformer: bool):
-    """Makes an OpenVINO model one of int8, with the ranges of activations of these batches."""
+def quantize_openvino(file: Path, batches: list[torch.Tensor], is_transformer: bool, output: Path | None = None):
+    """
+    Makes a model of OpenVINO, or an ONNX model, one of int8, with the ranges of activations of these batches.
+
+    Args:
+        output: the file to write (.xml); by default it takes the place of the other.
+    """
     os.environ.setdefault("NNCF_CI", "1")  # it would report to its makers
     nncf, openvino = require("nncf", "export"), require("openvino", "export")
     nncf.set_log_level(logging.ERROR)
@@ -111,8 +116,9 @@ def quantize_openvino(file: Path, batches: list[torch.Tensor], is_transformer: b
         data = nncf.Dataset(batches, lambda images: images.numpy())
         model_type = nncf.ModelType.TRANSFORMER if is_transformer else None
         quantized = nncf.quantize(model, data, model_type=model_type, subset_size=len(batches))
-        file.with_suffix(".bin").unlink()  # not written over: who has opened the graph reads the weights from there
-        openvino.save_model(quantized, str(file), compress_to_fp16=False)
+        if output is None:  # not written over: who has opened the graph reads the weights from there
+            file.with_suffix(".bin").unlink()
+        openvino.save_model(quantized, str(output or file), compress_to_fp16=False)
 
 
 @contextmanager
