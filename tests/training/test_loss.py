@@ -3,13 +3,10 @@ import torch
 from golden_data import assert_close, read_golden
 from lightly.loss import DINOLoss
 
-from modeling_dino.training.loss import (
-    cross_view_entropy,
-    dino_loss,
-    mean_entropy,
-    teacher_probabilities,
-    update_center,
-)
+from modeling_dino.training.loss import dino_loss
+from modeling_dino.training.losses.centering import teacher_probabilities, update_center
+from modeling_dino.training.losses.cross_entropy import mean_entropy
+from modeling_dino.training.losses.dino import cross_view_entropy
 from modeling_dino.training.schedules import linear_warmup
 
 
