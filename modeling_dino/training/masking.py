@@ -174,8 +174,8 @@ def draw_masks(
     most = [int(blocks.num_patches * bound) for bound in bounds[1:]]
     if sum(most) == 0:
         raise ValueError(
-            f"no patch of {num_crops} crops of {blocks.height} x {blocks.width} patches is masked with ratios {ratios} in "
-            f"a share of {share_of_crops} of the crops: raise these, or leave out the patch loss"
+            f"no patch is masked in {num_crops} crops of {blocks.height} x {blocks.width} patches by ratios {ratios} "
+            f"in a share of {share_of_crops}: raise these, or leave out the patch loss"
         )
     masks: list[torch.Tensor] = []
     for low, high in pairwise(bounds):

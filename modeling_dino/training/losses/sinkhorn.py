@@ -54,8 +54,9 @@ def sinkhorn_knopp(teacher: torch.Tensor, temperature: float, iterations: int = 
         scales = (largest - max_over_processes(_largest_of(largest))).exp_()  # of the N outputs
         scaled = logits.sub_(largest.unsqueeze(1)).exp_()  # (N, K)
         for _ in range(iterations):
-            shares = sum_over_processes(scaled.T @ scales).clamp_(min=SMALLEST_SHARE)  # (K,)
-            prototype_scales = shares.reciprocal_()
+            shares = sum_over_processes(scaled.T @ scales)  # (K,)
+            # of 1, else the scales would grow or shrink by N / K in every round
+            prototype_scales = (shares / shares.sum()).clamp_(min=SMALLEST_SHARE).reciprocal_()
             scales = (scaled @ prototype_scales).reciprocal_()
         return scaled.mul_(prototype_scales).mul_(scales.unsqueeze(1))
 
