@@ -124,6 +124,13 @@ def test_many_rounds_of_sinkhorn_give_every_prototype_the_same_share():
     assert_close(targets.sum(1), torch.ones(12))
 
 
+def test_sinkhorn_of_microbatches_is_another_than_of_the_batch():
+    """So the outputs of all must come together, as its documentation says."""
+    teacher = torch.randn(8, 5)
+    in_parts = torch.cat([sinkhorn_knopp(part, 0.3) for part in teacher.chunk(2)])
+    assert (in_parts - sinkhorn_knopp(teacher, 0.3)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_sinkhorn_of_logits_too_large_for_exp(scale):
     teacher = torch.randn(6, 5) * scale

@@ -48,6 +48,12 @@ def test_a_case_worked_by_hand():
     assert gram_loss(-student.flip(1), student) == 0  # no rotation or mirror is seen
 
 
+def test_the_mean_over_microbatches_is_the_loss_of_the_batch():
+    student, teacher = torch.randn(6, 5, 4), torch.randn(6, 5, 3)
+    microbatches = [gram_loss(*parts) for parts in zip(student.chunk(3), teacher.chunk(3))]
+    assert_close(sum(microbatches) / 3, gram_loss(student, teacher))
+
+
 def test_rows_and_columns_keep_their_places():
     tokens = torch.arange(6.0).repeat_interleave(4).view(1, 24, 1)  # rows of 4 patches
     resized = resize_patches(tokens, (6, 4), (3, 2)).view(3, 2)

@@ -81,8 +81,9 @@ def test_lightlys_loss_agrees():
         assert_close(center, reference.center.value)
 
 
-def test_rows_computed_in_parts_are_the_whole(monkeypatch):
-    monkeypatch.setattr(ibot, "ROWS", 4)
+@pytest.mark.parametrize("elements", [1, 4 * 6, 2**20])
+def test_rows_computed_in_parts_are_the_whole(monkeypatch, elements):
+    monkeypatch.setattr(ibot, "ELEMENTS_ON_CPU", elements)
     masks = torch.rand(3, 7) < 0.7
     masks[1] = False
     masks[0, 0] = True
@@ -94,6 +95,20 @@ def test_rows_computed_in_parts_are_the_whole(monkeypatch):
     actual = ibot_loss(*parts, masked.weights, len(masks), temperature=0.2)
     assert_close(actual.detach(), expected.detach())
     assert_close(torch.autograd.grad(actual, student)[0], expected_gradient)
+
+
+def test_the_mean_over_microbatches_is_the_loss_of_the_batch():
+    masks = torch.rand(6, 8) < 0.5
+    masks[:, 0] = True
+    student, targets = torch.randn(6, 8, 5), torch.randn(6, 8, 5).softmax(-1)
+
+    def loss_of(images: slice) -> torch.Tensor:
+        masked = mask_batch(masks[images])
+        parts = (masked_tokens(values[images], masked.indices) for values in (student, targets))
+        return ibot_loss(*parts, masked.weights, len(masks[images]))
+
+    microbatches = [loss_of(slice(start, start + 2)) for start in (0, 2, 4)]
+    assert_close(sum(microbatches) / 3, loss_of(slice(None)))
 
 
 def test_a_case_worked_by_hand():
