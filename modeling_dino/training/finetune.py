@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import ImageProcessingMixin, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from ..configuration_dino import DinoConfig
 from ..data.image_source import IndexedSource, remarks_on_images
 from ..data.image_values import EIGHT_BITS, rescaled
 from ..data.sources import open_source
@@ -27,13 +26,13 @@ from ..evaluation.knn import TOP, knn_accuracy
 from ..evaluation.linear import classifier_of
 from ..hub.evaluation_results import add_evaluation_results
 from ..hub.loading import load_image_processor, load_model, model_fingerprint
-from ..modeling_dino import DinoForImageClassification, backbone_class
+from ..modeling_dino import DinoForImageClassification
 from ..runtime.extras import require
 from ..runtime.options import takes_options
 from ..runtime.processes import check_joined, on_cpu, reading_processes, started_processes
 from .checkpoints import CheckpointedTrainer
 from .finite_steps import check_finite_step
-from .optimization import parameter_groups
+from .optimization import layer_of, parameter_groups
 from .options import FinetuneOptions, FinetuneSettings
 from .training_data import ReplacingDataset, SourceImages, UnreadableImage, gather_unreadable
 from .training_folder import TrainingFolder, opened_together
@@ -278,12 +277,6 @@ def random_crop(processor: ImageProcessingMixin, settings: FinetuneSettings) -> 
             v2.Normalize(processor.image_mean, processor.image_std),
         ]
     )
-
-
-def layer_of(name: str, config: DinoConfig) -> int:
-    """Returns the layer of a parameter: 0 before the first block or stage, and one more than these after the last."""
-    layer = backbone_class(config).layer_of(name.removeprefix("backbone."))
-    return config.num_hidden_layers + 1 if layer is None else layer
 
 
 def decayed_groups(model: DinoForImageClassification, learning_rate: float, layer_decay: float) -> list[dict]:

@@ -1,101 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of DINO, and the center that keeps its teacher from collapsing.
+"""Joins the losses of `losses/`: the loss of DINO, and weighted sums of several, as those of DINOv2 and DINOv3.
 
-Paper: https://arxiv.org/abs/2104.14294, section 3.1 and algorithm 1.
-Reference: `DINOLoss` of https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py.
-Deviation: the loss does not move the center; `update_center` does, where the training step says so.
-
-Letters in shapes: G global crops, S crops in all, B images, K prototypes.
+Papers: https://arxiv.org/abs/2104.14294, algorithm 1; https://arxiv.org/abs/2304.07193, section 4;
+https://arxiv.org/abs/2508.10104, sections 3 and 4.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
-import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
-
-def teacher_probabilities(
-    teacher: torch.Tensor, center: torch.Tensor, temperature: float, num_global_crops: int = 2
-) -> torch.Tensor:
-    """
-    Returns the student's targets: the teacher's outputs, centered and sharpened, in float32 and without gradient.
-
-    Args:
-        teacher: (G * B, K), the head's outputs, crop by crop.
-        center: (1, K).
-        temperature: the teacher's.
-        num_global_crops: G.
-
-    Returns:
-        (G, B, K); the last dimension sums to 1.
-    """
-    logits = (teacher.detach().float() - center.float()) / temperature
-    return logits.softmax(dim=-1).unflatten(0, (num_global_crops, -1))
-
-
-def cross_view_entropy(student: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    Returns the cross-entropy of the student's output for each crop with the teacher's for every other crop.
-
-    ```
-    for s in range(S):                 # the student's crops, global ones first
-        for t in range(G):             # the teacher's, global ones alone
-            if t != s:                 # never the same crop
-                loss += -(targets[t] * log_softmax(student[s] / temperature)).sum(-1).mean()
-    loss /= G * (S - 1)                # the number of pairs
-    ```
-
-    The log_softmax is the same for all t, so the targets are summed first: one pass over prototypes a student crop.
-    Its gradient is computed with it, so that of all probabilities only that is kept.
-
-    Args:
-        student: (S * B, K), the head's outputs, crop by crop, global ones first.
-        targets: (G, B, K) of [`teacher_probabilities`].
-        temperature: the student's.
-
-    Returns:
-        a float32 scalar, the mean over pairs and images.
-
-    Raises:
-        ValueError: if the number of crops does not fit, or there is no pair of different crops.
-    """
-    num_global_crops, batch_size, _ = targets.shape
-    num_crops, remainder = divmod(len(student), batch_size)
-    if remainder or num_crops < num_global_crops or num_crops < 2:
-        raise ValueError(
-            f"the student has {len(student)} outputs, which must be those of at least {max(num_global_crops, 2)} "
-            f"crops of {batch_size} images, {num_global_crops} of them global"
-        )
-    return CrossViewEntropy.apply(student, targets, temperature, torch.is_grad_enabled())
-
-
-class CrossViewEntropy(torch.autograd.Function):
-    """Computes [`cross_view_entropy`] and, in the same pass, its gradient. No gradient goes to the targets."""
-
-    @staticmethod
-    def forward(
-        ctx, student: torch.Tensor, targets: torch.Tensor, temperature: float, with_gradient: bool
-    ) -> torch.Tensor:
-        num_global_crops, batch_size, _ = targets.shape
-        num_crops = len(student) // batch_size
-        num_terms = num_global_crops * (num_crops - 1) * batch_size  # pairs times images
-        gradients, targets_of_all = [], targets.sum(0)
-        total = student.new_zeros((), dtype=torch.float32)
-        for crop, output in enumerate(student.chunk(num_crops)):
-            is_global = crop < num_global_crops
-            log_probabilities = (output.float() / temperature).log_softmax(dim=-1)  # (B, K)
-            wanted = targets_of_all - targets[crop] if is_global else targets_of_all
-            total -= (wanted * log_probabilities).sum(-1).sum()
-            if with_gradient and ctx.needs_input_grad[0]:  # the latter alone is true under no_grad, too
-                mass = num_global_crops - is_global  # to which the targets sum
-                gradient = log_probabilities.exp_().mul_(mass).sub_(wanted).div_(temperature * num_terms)
-                gradients.append(gradient.to(student.dtype))
-        ctx.save_for_backward(*gradients)
-        return total / num_terms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return torch.cat([part * gradient.to(part.dtype) for part in ctx.saved_tensors]), None, None, None
+from .losses.centering import teacher_probabilities
+from .losses.cross_entropy import without_autocast
+from .losses.dino import cross_view_entropy, pair_count
 
 
 def dino_loss(
@@ -114,35 +31,49 @@ def dino_loss(
     """
     if num_global_crops < 1 or len(teacher) % num_global_crops:
         raise ValueError(f"the teacher has {len(teacher)} outputs, which are not those of {num_global_crops} crops")
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         targets = teacher_probabilities(teacher, center, teacher_temperature, num_global_crops)
         return cross_view_entropy(student, targets, student_temperature)
 
 
-@torch.no_grad()
-def update_center(center: torch.Tensor, teacher: torch.Tensor, momentum: float, count: int | None = None):
+def pair_shares(num_global_crops: int, num_local_crops: int, ignore_diagonal: bool = True) -> tuple[float, float]:
     """
-    Moves the center, in place, towards the mean of the teacher's outputs of all processes.
+    Returns the shares of the pairs of global crops, and of local with global ones, in all pairs of crops.
+
+    They are the weights with which DINOv2 and DINOv3 sum the losses of global and of local crops; the sum is then
+    the loss of DINO.
 
     Args:
-        center: (1, K).
-        teacher: (N, K), the teacher's outputs since the last update.
-        momentum: how much of the center stays; 0.9 in the original.
-        count: how many outputs these are the sums of, where they were summed over micro-batches; else N.
+        ignore_diagonal: whether a global crop is not paired with itself.
+
+    Raises:
+        ValueError: if there is no pair.
     """
-    total, count = teacher.float().sum(0), float(len(teacher) if count is None else count)
-    total_and_count = sum_over_processes(torch.cat([total, total.new_tensor([count])]))
-    mean = total_and_count[:-1] / total_and_count[-1]
-    center.lerp_(mean.to(center.dtype), 1 - momentum)
+    of_global = pair_count(num_global_crops, num_global_crops, ignore_diagonal)
+    of_local = pair_count(num_global_crops, num_local_crops, ignore_diagonal=False)
+    if of_global + of_local < 1:
+        raise ValueError(f"{num_global_crops} global and {num_local_crops} local crops make no pair")
+    return of_global / (of_global + of_local), of_local / (of_global + of_local)
 
 
-def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Returns the sum over the processes, in place."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values
+def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """
+    Returns the sum of losses, each times the weight of its name; one without a weight counts nothing.
+
+    Raises:
+        ValueError: if the weights cannot work ([`check_weights`]), or a weight is of a loss that is not there.
+    """
+    check_weights(weights)
+    missing = [name for name, weight in weights.items() if weight and name not in losses]
+    if missing:
+        raise ValueError(f"there is no loss {', '.join(missing)}: there are {', '.join(losses)}")
+    return sum(losses[name] * weight for name, weight in weights.items() if weight)
 
 
-def mean_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Returns the entropy in nats along the last dimension, averaged over the others."""
-    return torch.special.entr(probabilities).sum(-1).mean()
+def check_weights(weights: Mapping[str, float]):
+    """Raises ValueError if a weight is negative or not finite, or all are zero; the message names it."""
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight {weight} of the loss {name} must be a finite number of at least 0")
+    if not any(weights.values()):
+        raise ValueError(f"all weights are 0 ({', '.join(weights) or 'there are none'}): there is nothing to learn")

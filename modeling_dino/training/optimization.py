@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of parameters, clipping of gradients, and LARS beside PyTorch's optimizers.
 
-Reference: `clip_gradients`, `LARS` and `get_params_groups` of
-https://github.com/facebookresearch/dino/blob/7c446df/utils.py.
+References: `clip_gradients`, `LARS` and `get_params_groups` of
+https://github.com/facebookresearch/dino/blob/7c446df/utils.py; DINOv2's rates that decay by layer,
+https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/utils/param_groups.py.
 """
 
+import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from ..configuration_dino import DinoConfig
+from ..modeling_dino import DinoPreTrainedModel, backbone_class
 
 
 OPTIMIZERS = ("adamw", "sgd", "lars")
@@ -28,12 +34,97 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     ]
 
 
-def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float):
-    """Sets the learning rate of all groups, and the weight decay of those of [`parameter_groups`] that have one."""
+class Multipliers(NamedTuple):
+    """What the rates of a parameter are multiplied by, and whether it is the last layer of a head."""
+
+    learning_rate: float
+    weight_decay: float
+    is_last_layer: bool
+
+
+def layer_of(name: str, config: DinoConfig) -> int:
+    """Returns the layer of a parameter: 0 before the first block or stage, and one more than these after the last."""
+    layer = backbone_class(config).layer_of(name.removeprefix("backbone."))
+    return config.num_hidden_layers + 1 if layer is None else layer
+
+
+def rate_multipliers(
+    model: DinoPreTrainedModel, layer_decay: float = 1.0, patch_embed_multiplier: float = 1.0
+) -> dict[str, Multipliers]:
+    """
+    Returns the multipliers of each trained parameter of a model, by name, as DINOv2's.
+
+    Biases, norms and layer scales have no weight decay. They are told by their names alone, so that norms which a name
+    does not tell (those between the stages of a ConvNeXt) have it.
+
+    Args:
+        model: with a `backbone`.
+        layer_decay: the learning rate of layer l is multiplied by layer_decay ** (last layer - l); see [`layer_of`].
+        patch_embed_multiplier: by which the patch embedding's learning rate is multiplied besides.
+    """
+    last, multipliers = model.config.num_hidden_layers + 1, {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = layer_decay ** (last - layer_of(name, model.config))
+            rate *= patch_embed_multiplier if ".patch_embed." in name else 1.0
+            is_plain = not (name.endswith("bias") or "norm" in name or "gamma" in name)
+            multipliers[name] = Multipliers(rate, float(is_plain), "last_layer" in name)
+    return multipliers
+
+
+def layered_parameter_groups(
+    model: DinoPreTrainedModel, layer_decay: float = 1.0, patch_embed_multiplier: float = 1.0
+) -> list[dict]:
+    """
+    Returns the trained parameters in groups of equal [`rate_multipliers`], which [`set_rates`] takes.
+
+    Its arguments are those of `rate_multipliers`.
+    """
+    groups: dict[Multipliers, list[nn.Parameter]] = {}
+    parameters = dict(model.named_parameters())
+    for name, multipliers in rate_multipliers(model, layer_decay, patch_embed_multiplier).items():
+        groups.setdefault(multipliers, []).append(parameters[name])
+    return [
+        {
+            "params": params,
+            "decays": bool(multipliers.weight_decay),
+            "weight_decay": 0.0,
+            "rate_multiplier": multipliers.learning_rate,
+            "is_last_layer": multipliers.is_last_layer,
+        }
+        for multipliers, params in groups.items()
+    ]
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    weight_decay: float,
+    last_layer_learning_rate: float | None = None,
+):
+    """
+    Sets the learning rate of all groups, and the weight decay of those that have one.
+
+    Args:
+        optimizer: of [`parameter_groups`] or [`layered_parameter_groups`].
+        last_layer_learning_rate: of the last layers of heads, where they are groups of their own; by default that of
+            all. It is 0 while they are frozen; Adam's moments gather meanwhile.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        is_other = group.get("is_last_layer") and last_layer_learning_rate is not None
+        rate = last_layer_learning_rate if is_other else learning_rate
+        group["lr"] = rate * group.get("rate_multiplier", 1.0)
         if group["decays"]:
             group["weight_decay"] = weight_decay
+
+
+def square_root_scaling(base_learning_rate: float, batch_size: int, reference: int = 1024) -> float:
+    """
+    Returns the learning rate for a batch as DINOv2 scales it: the base rate is that of `reference` images.
+
+    DINOv3's is four times as large.
+    """
+    return base_learning_rate * math.sqrt(batch_size / reference)
 
 
 @torch.no_grad()
@@ -51,6 +142,17 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> t
     scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
     torch._foreach_mul_([local(gradient) for gradient in gradients], scales)
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def clip_each_module(modules: Iterable[nn.Module], max_norm: float) -> list[torch.Tensor]:
+    """
+    Scales down, in place, the gradient of each module whose norm is above `max_norm`, as DINOv2 does that of
+    backbone and heads.
+
+    Returns:
+        the norm of each module's gradient, before.
+    """
+    return [whole(nn.utils.clip_grad_norm_(module.parameters(), max_norm)) for module in modules]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

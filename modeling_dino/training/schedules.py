@@ -3,7 +3,9 @@
 
 So there is nothing to save, and a resumed run goes on as if it had not stopped.
 Reference: `cosine_scheduler` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py, and `DINOLoss` of
-main_dino.py there.
+main_dino.py there; DINOv2's are the same (`CosineScheduler` of
+https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/utils/utils.py). DINOv3's are
+[`warmup_cosine_schedule`] (https://arxiv.org/abs/2508.10104, section 3.2).
 """
 
 import math
@@ -53,7 +55,13 @@ def linear_warmup(step: int, start: float, stop: float, num_steps: int) -> float
 
 
 def cosine_schedule(
-    step: int, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
+    step: int,
+    base: float,
+    final: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
+    truncation: float = 0.0,
 ) -> float:
     """
     Rises linearly from `start` to `base`, then falls (or rises) along half a cosine towards `final`.
@@ -62,10 +70,51 @@ def cosine_schedule(
         step: of the optimizer, counted from 0.
         total_steps: of the run, its warm-up included; `final` would be reached at this step.
         warmup_steps: the run may be shorter: it is then the beginning of a longer one's warm-up.
+        truncation: by which share of the steps after the warm-up the cosine is longer than the run, which cuts it off
+            while it still falls, and stretches it to reach `final` in the last step. 0 for a whole one.
     """
     if step < warmup_steps:
         return linear_warmup(step, start, base, warmup_steps)
     if step >= total_steps:
         return final
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    cosine_steps = total_steps - warmup_steps
+    if truncation:
+        longer = max(int((1 + truncation) * cosine_steps) - 1, 1)
+        last = half_cosine((cosine_steps - 1) / longer)
+        return final + (base - final) * (half_cosine((step - warmup_steps) / longer) - last) / (1 - last)
+    progress = (step - warmup_steps) / cosine_steps
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+
+
+def half_cosine(progress: float) -> float:
+    """Returns what falls from 1 to 0 along half a cosine, as the progress goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine_schedule(
+    step: int,
+    start: float,
+    peak: float,
+    end: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    cosine_steps: int | None = None,
+) -> float:
+    """
+    Rises linearly from `start` to `peak`, goes to `end` along half a cosine, and stays there.
+
+    It differs from [`cosine_schedule`] in its ends: `peak` comes once, when the warm-up is over, and `end` in the last
+    step of the cosine, not one after it. With `peak` equal to `end` it is constant after the warm-up, as DINOv3's.
+
+    Args:
+        step: of the optimizer, counted from 0.
+        total_steps: of the run.
+        warmup_steps: before `peak` is reached.
+        cosine_steps: from `peak` to `end`; by default all that follow the warm-up.
+    """
+    if step < warmup_steps:
+        return start + (peak - start) * step / warmup_steps
+    cosine_steps = total_steps - warmup_steps if cosine_steps is None else cosine_steps
+    if step - warmup_steps >= cosine_steps:
+        return end
+    return end + (peak - end) * half_cosine((step - warmup_steps) / max(cosine_steps - 1, 1))

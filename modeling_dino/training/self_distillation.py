@@ -21,7 +21,9 @@ from transformers.utils.generic import can_return_tuple
 from ..checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center
 from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel, DinoPreTrainedModel
-from .loss import cross_view_entropy, mean_entropy, teacher_probabilities, update_center
+from .losses.centering import teacher_probabilities, update_center
+from .losses.cross_entropy import mean_entropy
+from .losses.dino import cross_view_entropy
 
 
 @dataclass
@@ -182,7 +184,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
     def update_center(self, teacher_projection: torch.Tensor, momentum: float = 0.9, count: int | None = None):
-        """Moves the center towards the mean of the teacher's outputs of all processes: [`update_center`] of `loss`."""
+        """Moves the center towards the mean of the teacher's outputs of all processes, as `losses.centering` does."""
         update_center(self.center, teacher_projection, momentum, count)
 
 

@@ -10,8 +10,8 @@ from transformers.utils import logging
 
 from .arguments import DinoTrainingArguments
 from .collapse import CollapseWatch
+from .collectives import sum_over_processes
 from .finite_steps import check_finite_step
-from .loss import sum_over_processes
 from .optimization import set_rates
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, DinoForPreTrainingOutput

@@ -8,7 +8,7 @@ from later_dinos import config_of, our_names
 from tiny_models import tiny_config
 
 from modeling_dino import DinoBackbone, DinoConfig, DinoModel
-from modeling_dino.projection_head import DinoHead, SimpleHead, build_head
+from modeling_dino.projection_head import DinoHead, SimpleHead, build_head, l2_normalize
 
 
 METADATA, TENSORS = read_golden("head")
@@ -79,6 +79,7 @@ def test_golden_head_of_dinov3():
     head = fresh_head(metadata["head"], head_weight_norm=False)
     assert abs(head.last_layer.weight.std() - 0.02) < 3e-3
     head.load_state_dict(with_prefix(tensors, "head.state_dict."))
+    assert_close(l2_normalize(head.mlp(tensors["head.input"])), tensors["head.bottleneck"])
     assert_close(head(tensors["head.input"]), tensors["head.output"])
 
 

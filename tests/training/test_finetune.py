@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from modeling_dino import DinoForImageClassification, DinoImageProcessor, DinoModel
 from modeling_dino.training import finetune as module
-from modeling_dino.training.finetune import decayed_groups, finetune, layer_of
+from modeling_dino.training.finetune import decayed_groups, finetune
+from modeling_dino.training.optimization import layer_of
 from modeling_dino.training.options import FinetuneOptions
 
 

@@ -3,13 +3,10 @@ import torch
 from golden_data import assert_close, read_golden
 from lightly.loss import DINOLoss
 
-from modeling_dino.training.loss import (
-    cross_view_entropy,
-    dino_loss,
-    mean_entropy,
-    teacher_probabilities,
-    update_center,
-)
+from modeling_dino.training.loss import dino_loss, weighted_sum
+from modeling_dino.training.losses.centering import teacher_probabilities, update_center
+from modeling_dino.training.losses.cross_entropy import mean_entropy
+from modeling_dino.training.losses.dino import cross_view_entropy
 from modeling_dino.training.schedules import linear_warmup
 
 
@@ -122,3 +119,25 @@ def test_lightlys_loss_agrees():
         assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (actual, expected)))
         update_center(center, teacher, 0.8)
         assert_close(center, reference.center[0])
+
+
+def test_a_weighted_sum_of_losses():
+    losses = {"dino": torch.tensor(2.0, requires_grad=True), "ibot": torch.tensor(3.0), "koleo": torch.tensor(5.0)}
+    total = weighted_sum(losses, {"dino": 1.0, "koleo": 0.1, "gram": 0.0})
+    assert_close(total.detach(), torch.tensor(2.5))
+    assert torch.autograd.grad(total, losses["dino"])[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"dino": 0.0, "ibot": 0}, r"all weights are 0 \(dino, ibot\)"),
+        ({}, r"all weights are 0 \(there are none\)"),
+        ({"dino": -1.0}, "the weight -1.0 of the loss dino must be a finite number of at least 0"),
+        ({"dino": float("nan")}, "the weight nan of the loss dino"),
+        ({"dino": 1.0, "gram": 1.0}, "there is no loss gram: there are dino"),
+    ],
+)
+def test_weights_that_cannot_work_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted_sum({"dino": torch.ones(())}, weights)

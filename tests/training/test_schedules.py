@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden_data import read_golden
 
-from modeling_dino.training.schedules import cosine_schedule, linear_warmup
+from modeling_dino.training.schedules import cosine_schedule, linear_warmup, warmup_cosine_schedule
 
 
 def test_the_originals_schedules():
@@ -41,3 +41,68 @@ def test_a_warmup_of_one_epoch_or_none():
     assert [linear_warmup(i, 0.04, 0.07, 1) for i in range(2)] == [0.04, 0.07]
     assert linear_warmup(0, 0.04, 0.07, 0) == 0.07
     assert torch.tensor([linear_warmup(i, 0.0, 1.0, 5) for i in range(7)]).tolist() == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_dinov2s_schedules():
+    metadata, tensors = read_golden("dinov2_losses")
+    golden = metadata["schedules"]
+    optim, teacher, per_epoch = golden["optim"], golden["teacher"], golden["train"]["OFFICIAL_EPOCH_LENGTH"]
+    total, steps = optim["epochs"] * per_epoch, range(len(tensors["schedule.lr"]))
+    warmup = {"warmup_steps": optim["warmup_epochs"] * per_epoch}
+    rates = [cosine_schedule(i, optim["lr"], optim["min_lr"], total, **warmup) for i in steps]
+    last_layer_rates = [0.0 if i < optim["freeze_last_layer_epochs"] * per_epoch else rates[i] for i in steps]
+    ends = {
+        "weight_decay": (optim["weight_decay"], optim["weight_decay_end"]),
+        "momentum": (teacher["momentum_teacher"], teacher["final_momentum_teacher"]),
+    }
+    values = {name: [cosine_schedule(i, *pair, total) for i in steps] for name, pair in ends.items()}
+    warmup_steps = teacher["warmup_teacher_temp_epochs"] * per_epoch
+    values["teacher_temp"] = [
+        linear_warmup(i, teacher["warmup_teacher_temp"], teacher["teacher_temp"], warmup_steps) for i in steps
+    ]
+    for name, actual in {"lr": rates, "last_layer_lr": last_layer_rates, **values}.items():
+        assert actual == pytest.approx(tensors[f"schedule.{name}"].tolist(), rel=1e-9), name
+
+
+def test_dinov2s_schedule_that_begins_late():
+    metadata, tensors = read_golden("dinov2_losses")
+    golden = metadata["schedules"]["freeze_example"]
+    frozen, total = golden["freeze_iters"], golden["total_iters"]
+    ends = golden["base_value"], golden["final_value"]
+    warmup = golden["warmup_iters"], golden["start_warmup_value"]
+    expected = tensors["schedule.freeze_example"].tolist()
+    values = [cosine_schedule(i - frozen, *ends, total - frozen, *warmup) for i in range(frozen, len(expected))]
+    assert [0.0] * frozen + values == pytest.approx(expected, rel=1e-9)
+
+
+def test_dinov3s_schedules():
+    metadata, tensors = read_golden("dinov3_losses")
+    for name, golden in metadata["schedules"]["v2"].items():
+        values = [
+            warmup_cosine_schedule(
+                i,
+                golden["start"],
+                golden["peak"],
+                golden["end"],
+                golden["total_iterations"],
+                golden["warmup_iterations"],
+                golden.get("cosine_iterations"),
+            )
+            for i in range(golden["total_iterations"])
+        ]
+        assert values == pytest.approx(tensors[f"schedule.v2.{name}"].tolist(), rel=1e-9)
+
+
+def test_dinov3s_cosine_that_is_cut_off():
+    metadata, tensors = read_golden("dinov3_losses")
+    golden, expected = metadata["schedules"]["truncated"], tensors["schedule.truncated"].tolist()
+    ends = golden["base_value"], golden["final_value"], golden["total_iters"]
+    warmup = golden["warmup_iters"], golden["start_warmup_value"]
+    values = [cosine_schedule(i, *ends, *warmup, golden["trunc_extra"]) for i in range(len(expected))]
+    assert values == pytest.approx(expected, rel=1e-9)
+
+
+def test_constant_after_the_warmup():
+    assert [warmup_cosine_schedule(i, 0, 2, 2, 6, 2) for i in range(8)] == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert [warmup_cosine_schedule(i, 0, 2, 1, 3, 2) for i in range(5)] == [0, 1, 2, 1, 1]
+    assert [warmup_cosine_schedule(i, 0, 2, 1, 3) for i in range(4)] == pytest.approx([2, 1.5, 1, 1])

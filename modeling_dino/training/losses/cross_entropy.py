@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy between distributions over prototypes, and entropy: what the losses of crops and patches share."""
+
+import torch
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Returns the values in float32, or in float64 if they are; the losses are not computed in half precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def without_autocast(values: torch.Tensor) -> torch.autocast:
+    """Returns a context in which products of matrices are computed in the precision of their factors."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def cross_entropy_and_gradient(
+    student: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    *,
+    mass: int = 1,
+    divisor: float | torch.Tensor = 1.0,
+    weights: torch.Tensor | None = None,
+    with_gradient: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Computes the cross-entropy of each row in one pass with its gradient, so that of all probabilities only the
+    gradient need be kept.
+
+    Args:
+        student: (N, K), logits.
+        targets: (N, K), whose rows sum to `mass`.
+        temperature: the student's.
+        divisor: a number by which only the gradient is divided, besides the temperature.
+        weights: (N,), with which the rows are summed; 1 by default.
+
+    Returns:
+        the sum over rows, a scalar that is not divided by `divisor`, and its gradient (N, K) divided by it, in the
+        student's dtype, or None.
+    """
+    log_probabilities = (at_least_float32(student) / temperature).log_softmax(dim=-1)  # (N, K)
+    rows = (targets * log_probabilities).sum(-1)  # (N,)
+    total = -(rows if weights is None else rows * weights).sum()
+    if not with_gradient:
+        return total, None
+    gradient = log_probabilities.exp_().mul_(mass).sub_(targets).div_(temperature * divisor)
+    if weights is not None:
+        gradient.mul_(weights.unsqueeze(-1))
+    return total, gradient.to(student.dtype)
+
+
+def mean_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Returns the entropy in nats along the last dimension, averaged over the others."""
+    return torch.special.entr(probabilities).sum(-1).mean()
