@@ -51,7 +51,6 @@ from .image_processing_dino import (
     read_image_transform,
     save_image_transform,
 )
-from .inference import prepare_for_inference
 from .projection_head import WeightNormLinear, build_head, build_patch_head
 from .resnet import ResNet
 from .vision_transformer import Attention, VisionTransformer
@@ -321,20 +320,14 @@ class DinoPreTrainedModel(PreTrainedModel):
 
     def prepare_for_inference(self) -> "DinoPreTrainedModel":
         """
-        Makes the backbone faster, in place, so that it cannot be trained; outputs are the same to rounding.
-
-        What is saved stays the same, bit for bit. The backbone gives no gradients any more, and hooks on its modules
-        may see tensors that are written over. Modules that are not exactly known stay as they are.
+        Puts the model into eval mode, and the convolutions of a ResNet or ConvNeXt into the order in memory in which
+        they are fastest (channels_last). Outputs are the same to rounding, and what is saved is the same bit for bit.
 
         Returns:
-            the model, in eval mode.
-
-        Raises:
-            ValueError: for a model in pretraining; prepare its teacher.
+            the model.
         """
-        if not hasattr(self, "backbone"):
-            raise ValueError("student and teacher are trained: prepare what DinoModel.from_pretrained makes of either")
-        prepare_for_inference(self.backbone)
+        if self.config.has_stages:
+            self.to(memory_format=torch.channels_last)
         return self.eval()
 
     def save_pretrained(
@@ -741,7 +734,7 @@ class DinoForImageClassification(DinoPreTrainedModel):
     def _features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Computes what is classified: (B, C, H, W) -> (B, classifier_width)."""
         last_blocks = self.config.classifier_last_blocks
-        if last_blocks == 1:  # the backbone norms it itself, and without gradients if it is prepared for inference
+        if last_blocks == 1:  # the backbone norms it itself
             outputs = [self.backbone(pixel_values, **kwargs)]
         else:
             outputs = self.backbone.normed_stages(pixel_values, self.last_stages(last_blocks), **kwargs)

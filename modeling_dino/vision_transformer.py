@@ -83,7 +83,6 @@ class Attention(nn.Module):
     """Multi-head self-attention with one fused linear for query, key and value, in that order."""
 
     is_causal = False
-    linears: tuple[type, ...] = (nn.Linear, LinearWithoutKeyBias)  # classes of which the weights are all there is
 
     def __init__(self, config: DinoConfig):
         super().__init__()
@@ -113,7 +112,7 @@ class Attention(nn.Module):
     def _projections(self) -> tuple[list[torch.Tensor], list[torch.Tensor | None]] | None:
         """Returns weights (heads, D / heads, D) and biases (heads, D / heads) of query, key and value; None for
         adapters and offloaded weights, where only the module knows what it computes."""
-        if type(self.qkv) not in self.linears or hasattr(self.qkv, "_hf_hook"):
+        if type(self.qkv) not in (nn.Linear, LinearWithoutKeyBias) or hasattr(self.qkv, "_hf_hook"):
             return None
         weights = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim)).unbind(0)
         if self.qkv.bias is None:

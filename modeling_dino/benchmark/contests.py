@@ -13,12 +13,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
 import torch
 
 from ..configuration_dino import DinoConfig
+from ..export.engines import GRAPH_ENGINES, open_graph
+from ..export.graphs import write_onnx
+from ..export.outputs import ExportedModel
 from ..extraction.features import image_features
 from ..hub.info import backbone_flops
 from ..hub.loading import DTYPES, load_config
@@ -47,15 +51,13 @@ def measure_features(name: str, options: BenchOptions, single: bool = False) -> 
     """
     Measures the features of a batch, or of a single image.
 
-    Models are taken as they are, prepared for inference, and compiled; ResNets of rivals also in channels_last.
+    Models are prepared for inference, and also compiled if asked for; ResNets of rivals also in channels_last.
     """
     what, batch_size = ("latency", 1) if single else ("features", options.batch_size)
     model = random_model(name, options)
     images = random_images(model, options, batch_size)
-    prepared = copy.deepcopy(model).prepare_for_inference()
     functions = {
-        "dino": partial(image_features, model),
-        "dino prepared": partial(image_features, prepared),
+        "dino": partial(image_features, model.prepare_for_inference()),
         "dino forward": lambda x: model(x).pooler_output,
     }
     rivals = feature_rivals(model, options.against, images.shape[-1])
@@ -113,14 +115,17 @@ def measure_attention(name: str, options: BenchOptions) -> dict | None:
     if not model.backbone.has_attention:
         return None
     images = random_images(model, options, 1)
-    prepared, eager = copy.deepcopy(model).prepare_for_inference(), copy.deepcopy(model)
+    eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")  # as the original's blocks
     functions = {
         "dino": lambda: model.get_cls_attention(images).flatten(2),
-        "dino prepared": lambda: prepared.get_cls_attention(images).flatten(2),
         "dino, map of the last block": lambda: model.get_attention_maps(images)[0][:, :, 0, 1:],
     }
     ours = list(functions)
+    with tempfile.TemporaryDirectory(prefix="dino-") as folder:
+        graphs = attention_graphs(model, images, Path(folder), options.threads) if options.device == "cpu" else {}
+    functions |= graphs
+    ours += graphs
     functions["original's way"] = lambda: eager.get_attention_maps(images)[0][:, :, 0, 1:]
     if "transformers" in options.against:
         theirs = feature_rivals(model, ["transformers"])["transformers eager"].model
@@ -131,6 +136,17 @@ def measure_attention(name: str, options: BenchOptions) -> dict | None:
     difference = max((other - attention).abs().max().item() for other in others)
     facts = {"image_size": images.shape[-1], "batch_size": 1, "largest_difference": difference}
     return measure(Contest("attention", name, functions, ours, 1e-3, images=1, facts=facts), options)
+
+
+def attention_graphs(model: DinoModel, images: torch.Tensor, folder: Path, threads: int) -> dict[str, Callable]:
+    """Returns the same attention by other engines, where they are installed."""
+    engines = [engine for engine in GRAPH_ENGINES if find_spec(engine) and model.dtype == torch.float32]
+    if not engines:
+        return {}
+    exported, file = ExportedModel(model, ["cls_attention"]), folder / "model.onnx"
+    write_onnx(exported, images, {}, exported.graph_names(), file)
+    graphs = {engine: open_graph(file, engine, threads=threads) for engine in engines}
+    return {engine: lambda graph=graph: graph(images)["cls_attention"].flatten(2) for engine, graph in graphs.items()}
 
 
 IMPORT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"

@@ -139,7 +139,7 @@ def load_feature_model(settings: ExtractionSettings, compile: bool = False) -> F
     facts = {
         "model_revision": getattr(model.config, "_commit_hash", None),
         "model_fingerprint": model_fingerprint(model),
-        "prepared": "graph" if settings.engine != "torch" else "compile" if compile else "prepare_for_inference",
+        "prepared": "graph" if settings.engine != "torch" else "compile" if compile else "eval",
         **({"random_weights": True} if has_initial_weights(model.backbone) else {}),
     }
     return FeatureModel(settings, model, facts)

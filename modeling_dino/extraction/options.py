@@ -86,8 +86,8 @@ class ExtractOptions(ReaderOptions, ExtractionSettings):
     """
     An extraction: what the features depend on, and how it is run.
 
-    On a CPU `torch.compile` gains nothing, as the model is prepared for inference otherwise; and torch 2.11 without a
-    GPU cannot train in a process that has compiled.
+    On a CPU other engines gain more than `torch.compile`; and torch 2.11 without a GPU cannot train in a process that
+    has compiled.
     """
 
     summary: ClassVar[str] = (

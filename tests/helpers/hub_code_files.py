@@ -8,7 +8,6 @@ CODE_FILES = {
     "configuration_dino.py",
     "convnext.py",
     "image_processing_dino.py",
-    "inference.py",
     "modeling_dino.py",
     "positions.py",
     "projection_head.py",

@@ -66,13 +66,10 @@ def test_an_exported_model_takes_other_batches_and_sizes(model):
         torch.testing.assert_close(exported(images), model(images))
 
 
-@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.filterwarnings("ignore:Converting a tensor")
 @torch.no_grad()
-def test_a_traced_model_takes_other_batches(model, size, prepared):
-    if prepared:
-        model.model.prepare_for_inference()
+def test_a_traced_model_takes_other_batches(model, size):
     traced = torch.jit.trace(model, torch.randn(3, 3, *size))
     for batch_size in (1, 2, 70):
         images = torch.randn(batch_size, 3, *size)

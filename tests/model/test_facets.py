@@ -143,15 +143,6 @@ def test_later_blocks_are_not_computed(kind):
         assert ran == blocks
 
 
-@torch.no_grad()
-def test_of_a_model_that_is_prepared_for_inference(kind):
-    model, images = model_of(kind), torch.randn(2, 3, 32, 48)
-    expected = [model.get_facets(images, facet, 2) for facet in (*PARTS, "token")]
-    prepared = model.prepare_for_inference()
-    for facet, values in zip((*PARTS, "token"), expected):
-        torch.testing.assert_close(prepared.get_facets(images, facet, 2), values, rtol=0, atol=2e-6)
-
-
 def test_gradients_reach_the_images(kind):
     images = torch.randn(1, 3, 32, 32, requires_grad=True)
     model_of(kind).get_facets(images, "value", 1, reshape=True).square().sum().backward()

@@ -1,6 +1,5 @@
 """The vision transformers of DINOv2 and DINOv3, against numbers of the originals."""
 
-import copy
 import re
 
 import pytest
@@ -119,20 +118,6 @@ def test_attention(case):
         patches, attention = model.backbone.patch_tokens_and_attention(images)
         assert_close(attention.flatten(2), to_patches, tolerance)
         assert_close(patches, tensors[f"x_norm_patchtokens.{size}"], tolerance)
-
-
-@torch.no_grad()
-def test_prepared_for_inference(case):
-    name, model, tensors = case
-    prepared = copy.deepcopy(model).prepare_for_inference()
-    assert type(prepared.backbone.blocks[0]) is not type(model.backbone.blocks[0])
-    for size in sizes_of(tensors, "x_norm_clstoken."):
-        images = tensors[f"input.{size}"]
-        output = prepared(images, output_hidden_states=True)
-        assert_features(output, tensors, "", size, tolerance_of(name))
-        assert_close(prepared.get_features(images), output.pooler_output, tolerance_of(name))
-    many = images.repeat(200, 1, 1, 1)  # enough rows for packed weights
-    assert_close(prepared.get_features(many), output.pooler_output.repeat(200, 1), tolerance_of(name))
 
 
 def test_there_is_a_golden_model_with_each_option():

@@ -23,13 +23,10 @@ def sizes_of(name: str, quantity: str) -> list[str]:
     return [key.removeprefix(prefix) for key in TENSORS if key.startswith(prefix)]
 
 
-@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_features(name, prepared):
+def test_features(name):
     model = model_of(name)
-    if prepared:
-        model.prepare_for_inference()
     for size in sizes_of(name, "cls"):
         images, expected = TENSORS[f"input.{size}"], TENSORS[f"{name}.cls.{size}"]
         output = model(images)
