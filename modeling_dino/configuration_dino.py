@@ -6,18 +6,25 @@ Papers: Emerging Properties in Self-Supervised Vision Transformers, https://arxi
 https://arxiv.org/abs/2304.07193; Vision Transformers Need Registers, https://arxiv.org/abs/2309.16588; DINOv3,
 https://arxiv.org/abs/2508.10104.
 The name of the backbone fixes its sizes; each of them can be overridden. What distinguishes the ViTs of DINO, DINOv2
-and DINOv3 is an option each, with the name that transformers has for it. `from_preset` sets them as published:
+and DINOv3 is an option each, and everything else is as the defaults. `from_preset("dinov2_vitb14_reg")` and so on set
+them as published (`presets()` lists the names):
 
 | option | DINO (the default) | DINOv2 | DINOv3 |
 | --- | --- | --- | --- |
-| `patch_size`, `image_size` | 16 or 8, 224 | 14, 518 | 16, 224 |
-| positions | learned | learned; `position_interpolation="antialias"` with registers | `rope_theta=100` |
+| `patch_size`, `image_size` (of the positions) | 16 or 8, 224 | 14, 518 | 16, 224 |
+| positions | learned | learned | `rope_theta=100`, `pos_embed_rescale=2` |
+| `position_interpolation` | "dino" | "dino"; with registers "antialias" | – |
 | `num_register_tokens` | 0 | 0 or 4 | 4 |
 | `layerscale_value`, `use_mask_token` | None, False | 1e-5, True | 1e-5, True |
+| `token_init_std` | 0.02 | 1e-6 | 0.02 |
 | `key_bias`, `layer_norm_eps` | True, 1e-6 | True, 1e-6 | False, 1e-5 |
 | `use_swiglu_ffn` | False | in `vit_giant` | in `vit_small_plus`, `vit_huge_plus`, `vit_7b` |
 | `image_resize` | "crop" | "crop", to an `evaluation_size` of 224 | "square" |
-| head | gain of the last layer frozen | `norm_last_layer=False` | `head_weight_norm=False` |
+| head | `norm_last_layer=True` | `norm_last_layer=False` | `head_weight_norm=False` (there is no gain then) |
+
+`vit_7b` also has `qkv_bias=False`, `swiglu_multiple=64` and `untie_global_and_local_cls_norm=True`. The ConvNeXts of
+DINOv3 have the defaults but for `image_resize` and the head. ResNets and XCiTs are DINO's. Only DINO's weights were
+published with heads.
 """
 
 import difflib
@@ -85,6 +92,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 # options of one kind of backbone, which others do not have
 OF_VITS = ("num_register_tokens", "use_mask_token", "key_bias", "use_rms_norm", "rope_theta", "rope_min_period")
 OF_VITS += ("rope_max_period", "untie_cls_and_patch_norms", "untie_global_and_local_cls_norm", "use_swiglu_ffn")
+OF_ROTARY_POSITIONS = ("rope_coordinates", "rope_dtype", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 OF_XCITS = ("num_class_attention_layers", "tokens_norm")
 
 # the largest values that are not a slip, or meant to take all memory: far above those of any published model
@@ -413,8 +421,13 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
             self._validate_stages()
         else:
             self._validate_transformer()
-        for names, backbones, kind in ((OF_VITS, VIT_SIZES, "ViTs"), (OF_XCITS, XCIT_SIZES, "XCiTs")):
-            for name in names if self.backbone not in backbones else ():
+        rotary = "rotary positions (rope_theta)"
+        for names, has_them, kind in (
+            (OF_VITS, self.backbone in VIT_SIZES, "ViTs"),
+            (OF_XCITS, self.backbone in XCIT_SIZES, "XCiTs"),
+            (OF_ROTARY_POSITIONS, self.has_rotary_positions, rotary),
+        ):
+            for name in () if has_them else names:
                 value = getattr(self, name)
                 if (value or False) != (self.__dataclass_fields__[name].default or False):
                     raise ValueError(f"{name}={value!r} is for {kind}; leave it out for {self.backbone}")

@@ -18,6 +18,7 @@ SETS = "--model model --train train --test test --num-workers 0"
 CALLS = {
     "info": "info model",
     "convert": "convert model converted --to {library}",
+    "export": "export model exported --outputs features",
     "extract": "extract --model model --images train --output features --num-workers 0",
     "attention": "attention --model model --image plain/test-red-0.png --output attention --size 32",
     "pca": "pca --model model --images test --output pca --size 32",

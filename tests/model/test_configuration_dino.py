@@ -106,6 +106,8 @@ def test_sizes_can_be_overridden_and_survive_saving(tmp_path, family):
             "num_register_tokens=4 is for ViTs; leave it out for res",
         ),
         ({"tokens_norm": False}, "tokens_norm=False is for XCiTs; leave it out for vit_small"),
+        ({"pos_embed_jitter": 2.0}, "pos_embed_jitter=2.0 is for rotary positions (rope_theta); leave it out"),
+        ({"backbone": "resnet18", "rope_dtype": "float64"}, "rope_dtype='float64' is for rotary positions"),
         ({"num_register_tokens": -1}, "num_register_tokens=-1 must be between 0 and 4096"),
         ({"rope_min_period": 1.0}, "rotary positions need rope_theta, or rope_min_period and rope_max_period"),
         ({"rope_theta": 100.0, "rope_max_period": 2.0}, "rotary positions need rope_theta, or rope_min_period and"),
