@@ -94,14 +94,16 @@ def multiply_positions(
     return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
 
 
-def resize_matrix(length: int, side: int, method: str, device: torch.device) -> torch.Tensor:
+def resize_matrix(
+    length: int, side: int, method: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """
     Returns the weights of bicubic interpolation from `side` values to `length`, (length, side): Keys' kernel, which is
     stretched for antialiasing (https://doi.org/10.1109/TASSP.1981.1163711). PyTorch's constant is -0.75 without it and
     -0.5 with it; values beyond an end are those of the end without it, and left out with it.
     """
-    scale = side / (torch.full((), length, device=device, dtype=torch.float32) + (0.1 if method == "dino" else 0))
-    centers = (torch.arange(length, device=device) + 0.5) * scale - 0.5
+    scale = side / (torch.full((), length, device=device, dtype=dtype) + (0.1 if method == "dino" else 0))
+    centers = (torch.arange(length, device=device, dtype=dtype) + 0.5) * scale - 0.5
     if method == "antialias":
         distance = (torch.arange(side, device=device) - centers.unsqueeze(1)).abs() / scale.clamp(min=1)
         weights = keys_kernel(distance, -0.5)

@@ -9,6 +9,7 @@ The pipelines are loaded beforehand, and write nothing.
 import random
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import pipeline
 
 from ..data.evaluation_transform import ImageTransform
 from ..data.reader import ImageReader, read_batches
+from ..export.engines import GRAPH_ENGINES
 from ..extraction.compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import FeatureFolder, load_features
@@ -63,13 +65,15 @@ def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> d
         outputs = pipe(files, batch_size=batch_size, num_workers=num_workers, pool=True, return_tensors=True)
         return torch.cat(list(outputs)).numpy()
 
-    def of_extract() -> np.ndarray:
+    def of_extract(engine: str = "torch", dtype: str = "float32") -> np.ndarray:
         extract_features(
             ExtractOptions(
                 model=model,
                 images=str(folder / "images"),
                 output=str(folder / "features"),
                 batch_size=batch_size,
+                engine=engine,
+                dtype=dtype,
                 num_workers=WORKERS,
                 overwrite=True,
                 progress=False,
@@ -77,8 +81,10 @@ def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> d
         )
         return load_features(folder / "features")["feature"].copy()
 
+    engines = [engine for engine in GRAPH_ENGINES if find_spec(engine) is not None]
     return {
         "dino extract": of_extract,
+        **{f"dino extract, {engine}": partial(of_extract, engine) for engine in engines},
         "pipeline": lambda: of_pipeline(0),
         "pipeline, 1 worker": lambda: of_pipeline(1),
     }
@@ -128,13 +134,13 @@ def measure_extraction(name: str, options: BenchOptions) -> dict:
         alone = halves(folder)
         functions = extractors(folder, str(folder / "model"), files, BATCH_SIZE)
         if "transformers" not in options.against or find_spec("torchvision") is None:
-            functions = {"dino extract": functions["dino extract"]}
+            functions = {who: function for who, function in functions.items() if who.startswith("dino")}
         facts = {"batch_size": BATCH_SIZE, "jpeg": f"{SIZE[0]}x{SIZE[1]}", "workers": WORKERS}
         features = {who: function() for who, function in functions.items()}
         facts["cosine_distance"] = max(largest_difference(features["dino extract"], x) for x in features.values())
         if facts["cosine_distance"] > 1e-3:
             return {"what": "extraction", "model": name, **facts, "seconds": {}, "unequal": list(functions)[1:]}
-        ours = ["dino extract", *alone]
+        ours = [*(who for who in functions if who.startswith("dino")), *alone]
         line = measure(Contest("extraction", name, {**functions, **alone}, ours, None, COUNT, facts=facts), options)
         seconds = line["seconds"]
         line["share_of_slower_half"] = max(seconds[half] for half in alone) / seconds["dino extract"]
