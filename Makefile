@@ -31,12 +31,10 @@ TODAY := $(shell date +%F)
 
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
 bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise idle
-	dino bench --models dino_vits16 --what features,latency $(BENCH)-vits16.json
-	dino bench --models dino_vits16 --what features --threads 2 $(BENCH)-vits16-2-threads.json
-	dino bench --models dinov2_vits14,dinov2_vits14_reg,dinov3_vits16 --image-size 224 --what features --rounds 9 $(BENCH)-later-dinos.json
-	dino bench --models dino_vits16 --what features --dtype bfloat16 --batch-size 1 --rounds 3 $(BENCH)-bfloat16.json
-	dino bench --models dino_resnet50 --what features,latency $(BENCH)-resnet50.json
-	dino bench --models dino_resnet50 --what features --compile --against torchvision --rounds 3 $(BENCH)-resnet50-compiled.json
+	dino bench --models dino_vits16,dino_resnet50 --engines $(BENCH)-engines.json
+	dino bench --models dino_vits16,dino_resnet50 --engines --threads 2 $(BENCH)-engines-2-threads.json
+	dino bench --models dinov2_vits14,dinov2_vits14_reg,dinov3_vits16 --image-size 224 --engines $(BENCH)-engines-later-dinos.json
+	dino bench --models dino_vits16,dino_resnet50 --what latency $(BENCH)-latency.json
 	dino bench --models dino_vits8 --what attention --image-size 320 --rounds 3 $(BENCH)-attention.json
 	dino bench --models vit_tiny --what training --rounds 5 $(BENCH)-training.json
 	dino bench --models vit_tiny,dino_vitb16 --what loading --rounds 3 $(BENCH)-loading.json
