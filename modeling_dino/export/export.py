@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports a model: loads it, records a graph, quantizes it if asked to, compares it, and writes a folder."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +98,13 @@ def write_graph(exported: ExportedModel, options: ExportOptions, file: Path):
     if options.to == "openvino":  # which computes in another dtype than the graph's by itself
         write_openvino(exported, images, dynamic, names, file, compress=options.dtype == "float16")
         return
-    exported.model.to(DTYPES[options.dtype])
+    if options.dtype != "float32":  # of a copy: the other is what the graph is compared with
+        exported = copy.deepcopy(exported)
+        exported.model.to(DTYPES[options.dtype])
     if options.to == "onnx":
         write_onnx(exported, images, dynamic, names, file)
     else:
         write_program(exported, images, dynamic, file)
-    exported.model.float()
 
 
 def open_exported(file: Path, options: ExportOptions) -> Graph:

@@ -14,6 +14,7 @@ from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoImageProcessor, DinoModel, export_model
 from modeling_dino.export import export as export_module
+from modeling_dino.hub.loading import model_fingerprint
 from modeling_dino.runtime import extras
 
 
@@ -132,7 +133,9 @@ def test_a_program_of_torch(tmp_path, folder):
 def test_half_precision(tmp_path, folder, to, dtype):
     summary = export_model(model=folder / "vit", output=tmp_path / "out", to=to, dtype=dtype)
     assert summary.largest_difference <= 2e-2
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["dtype"] == dtype
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert facts["dtype"] == dtype
+    assert facts["model_fingerprint"] == model_fingerprint(DinoModel.from_pretrained(folder / "vit"))
 
 
 def test_images_of_8_bits_are_normalized_in_the_graph(tmp_path, folder):
