@@ -80,9 +80,8 @@ def multiply_positions(
     has no branch that depends on the size, and no operator that other engines lack. On the native grid the result is
     the same bit for bit, elsewhere up to rounding.
     """
-    side = native_grid_side(positions)
+    side, device = native_grid_side(positions), positions.device
     patches = positions[:, 1:].reshape(side, side, -1).float()
-    device = positions.device
     # the original's 0.1 is there on the native grid, too, unless the image is square
     equals = [*((length, side) for length in grid), *([image_size] if method == "dino" else [])]
     is_native = torch.stack([torch.full((), x, device=device) == y for x, y in equals]).all()
@@ -103,13 +102,13 @@ def resize_matrix(
     -0.5 with it; values beyond an end are those of the end without it, and left out with it.
     """
     scale = side / (torch.full((), length, device=device, dtype=dtype) + (0.1 if method == "dino" else 0))
-    centers = (torch.arange(length, device=device, dtype=dtype) + 0.5) * scale - 0.5
+    centers = (torch.arange(length, device=device, dtype=dtype).unsqueeze(1) + 0.5) * scale - 0.5
     if method == "antialias":
-        distance = (torch.arange(side, device=device) - centers.unsqueeze(1)).abs() / scale.clamp(min=1)
+        distance = (torch.arange(side, device=device) - centers).abs() / scale.clamp(min=1)
         weights = keys_kernel(distance, -0.5)
         return weights / weights.sum(1, keepdim=True)
-    taps = centers.floor().unsqueeze(1) + torch.arange(-1, 3, device=device)  # (length, 4)
-    weights = keys_kernel((taps - centers.unsqueeze(1)).abs(), -0.75)
+    taps = centers.floor() + torch.arange(-1, 3, device=device)  # (length, 4)
+    weights = keys_kernel((taps - centers).abs(), -0.75)
     is_tap = taps.clamp(0, side - 1).unsqueeze(2) == torch.arange(side, device=device)  # (length, 4, side)
     return (weights.unsqueeze(2) * is_tap).sum(1)
 
