@@ -110,9 +110,9 @@ def backbone_class(config: DinoConfig) -> type[Backbone]:
 
 def stack_by_size(images: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
     """Stacks images (C, H, W) of one size; returns the batches, and where each image is in them, put side by side."""
-    groups: dict[torch.Size, list[int]] = {}
+    groups: dict[tuple, list[int]] = {}
     for number, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(number)
+        groups.setdefault((image.shape, image.dtype), []).append(number)
     numbers = [number for group in groups.values() for number in group]
     batches = [torch.stack([images[number] for number in group]) for group in groups.values()]
     return batches, sorted(range(len(numbers)), key=numbers.__getitem__)
@@ -276,7 +276,9 @@ class DinoPreTrainedModel(PreTrainedModel):
         if pixel_values is None:
             raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
         if isinstance(pixel_values, (list, tuple)):
-            raise ValueError("pixel_values are a list: only DinoModel takes one; stack images of one size")
+            raise ValueError(
+                "pixel_values are a list: only DinoModel's forward and get_features take one; stack images of one size"
+            )
         shape, channels = tuple(pixel_values.shape), self.config.num_channels
         if not pixel_values.is_floating_point():
             raise ValueError(

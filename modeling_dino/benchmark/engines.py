@@ -35,10 +35,9 @@ def measure_engines(name: str, options: BenchOptions) -> dict:
     model = random_model(name, options)
     images = random_images(model, options, options.batch_size)
     functions, tolerances = torch_functions(name, model, options)
-    ours = list(functions)
     with tempfile.TemporaryDirectory(prefix="dino-") as folder:
         for engine in GRAPH_ENGINES:
-            if find_spec(engine) is not None:
+            if find_spec(engine) and find_spec("nncf") and find_spec("onnxscript"):
                 graphs, loose = engine_functions(engine, model, images, Path(folder), options.threads)
                 functions, tolerances = functions | graphs, tolerances | loose
         ours = list(functions)
@@ -75,12 +74,13 @@ def engine_functions(
     int8 = f"{engine} int8"
     if engine == "openvino":
         openvino_file = folder / "openvino.xml"
-        quantize_openvino(file, batches, model.backbone.has_patch_tokens, openvino_file)
+        quantize_openvino(file, batches, openvino_file, model.backbone.has_patch_tokens)
         graphs |= {"openvino bfloat16": opened(file, dtype="bfloat16"), int8: opened(openvino_file)}
         graphs["openvino int8, bfloat16"] = opened(openvino_file, dtype="bfloat16")
     else:
-        quantize_onnx(file, [])
-        graphs[int8] = opened(file)
+        int8_file = folder / "int8.onnx"
+        quantize_onnx(file, [], int8_file)
+        graphs[int8] = opened(int8_file)
     functions = {who: lambda x, graph=graph: graph(x)[FEATURE] for who, graph in graphs.items()}
     loose = {who: INT8_TOLERANCE if "int8" in who else TOLERANCES["bfloat16"] for who in graphs if who != engine}
     return functions, loose

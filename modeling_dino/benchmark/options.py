@@ -57,5 +57,7 @@ class BenchOptions:
         for name in ("threads", "batch_size", "training_batch_size", "image_size", "rounds"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.engines and (self.device, self.dtype) != ("cpu", "float32"):
+            raise ValueError("--engines measures all precisions on the CPU: leave out --device and --dtype")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("there is no GPU that PyTorch can use: pass --device cpu")

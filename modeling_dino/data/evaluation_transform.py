@@ -274,5 +274,5 @@ def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -
     side = side or processor.crop_size["height"]
     square = {"height": side, "width": side}
     sizes = {"crop": {"shortest_edge": side * 8 // 7}, "square": square, "longest": {"longest_edge": side}}
-    options = {**processor.to_dict(), "size": sizes[resize], "crop_size": square, "do_center_crop": resize == "crop"}
-    return DinoImageProcessor(**options)
+    changed = {"do_resize": True, "size": sizes[resize], "crop_size": square, "do_center_crop": resize == "crop"}
+    return DinoImageProcessor(**{**processor.to_dict(), **changed})

@@ -15,9 +15,9 @@ from ..data.image_source import ImageSource, remarks_on_images
 from ..data.sources import open_source
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import MANIFEST, open_features
-from ..extraction.feature_models import load_feature_model
+from ..extraction.feature_models import fingerprint_of
 from ..extraction.features import feature_columns
-from ..extraction.options import ExtractionSettings, ExtractOptions
+from ..extraction.options import ExtractOptions
 from ..runtime.extras import require
 from ..runtime.finite import check_finite
 from ..runtime.processes import processes
@@ -152,12 +152,8 @@ def _load(source: str, folder: str, model: str | None, options: FeatureOptions) 
     """Loads a folder of features, and checks that they are what the options ask for."""
     stored = open_features(folder)
     settings = stored.settings
-    if model is not None:
-        names = ("features", "last_blocks", "dtype", "engine", "gem_p", "scales")
-        given = {name: settings[name] for name in names if name in settings}
-        of_model = load_feature_model(ExtractionSettings(model=model, images=source, **given))
-        if of_model.facts["model_fingerprint"] != settings["model_fingerprint"]:
-            raise ValueError(f"the features in {source} are not of {model}, or of other weights: extract them again")
+    if model is not None and fingerprint_of(model, settings) != settings["model_fingerprint"]:
+        raise ValueError(f"the features in {source} are not of {model}, or of other weights: extract them again")
     for name in CHECKED:
         wanted = json.loads(json.dumps(getattr(options, name)))  # with lists for tuples, as in the manifest
         if wanted not in (None, settings.get(name)):

@@ -31,7 +31,7 @@ from ..hub.evaluation_results import (
     record_evaluation_results,
     write_evaluation_results,
 )
-from ..hub.loading import load_config, load_image_processor, load_model
+from ..hub.loading import is_exported, load_config, load_image_processor, load_model
 from ..modeling_dino import DinoForImageClassification, DinoModel, backbone_class
 from ..runtime.options import takes_options
 from ..runtime.processes import processes
@@ -305,6 +305,8 @@ def evaluate_linear(options: LinearOptions) -> EvaluationSummary[LinearAccuracy]
     output = None if options.output is None else Path(options.output)
     if output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is not an empty folder: choose another one")
+    if output is not None and is_exported(options.model):
+        raise ValueError(f"{options.model} is exported, without weights to save with a classifier: leave out --output")
     check_results_file(options.json_file)
     train, test = (
         features_of(source, options.model, features_to_classify(source, options.model, options))

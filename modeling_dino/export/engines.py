@@ -38,11 +38,11 @@ def open_graph(file: Path, engine: str, dtype: str = "float32", threads: int = 1
     """
     require(engine, "export")
     opened = _open_in_onnxruntime if engine == "onnxruntime" else _open_in_openvino
-    run = _in_one_line(opened, engine)(file, dtype, threads, callers)
-    return _in_one_line(run, engine)
+    run = _raising_value_errors(opened, engine)(file, dtype, threads, callers)
+    return _raising_value_errors(run, engine)
 
 
-def _in_one_line(function: Callable, engine: str) -> Callable:
+def _raising_value_errors(function: Callable, engine: str) -> Callable:
     """Makes errors of an engine, whose classes are its own, a ValueError of one line."""
 
     def call(*arguments):
@@ -80,10 +80,12 @@ def _open_in_openvino(file: Path, dtype: str, threads: int, callers: int) -> Gra
         "NUM_STREAMS": callers,
     }
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-    names = [output.any_name for output in compiled.outputs]
+    names, taken = [output.any_name for output in compiled.outputs], compiled.input(0).partial_shape
     of_thread = threading.local()
 
     def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not taken.compatible(openvino.PartialShape(list(images.shape))):  # which it would compute wrongly
+            raise ValueError(f"images of shape {tuple(images.shape)}, but the graph takes {taken}")
         if not hasattr(of_thread, "request"):
             of_thread.request = compiled.create_infer_request()
         found = of_thread.request.infer([images.numpy()])

@@ -5,11 +5,12 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from ..backbone import has_initial_weights
-from ..hub.loading import DTYPES, load_model, model_fingerprint
+from ..hub.loading import DTYPES, EXPORT_FILE, load_model, model_fingerprint
 from ..image_processing_dino import save_image_transform
 from ..modeling_dino import DinoModel
 from ..runtime.extras import installed_version
@@ -17,7 +18,7 @@ from ..runtime.options import takes_options
 from ..runtime.whole_files import check_is_free, whole_output
 from .check import BOUNDS, largest_difference, other_shapes, random_images
 from .engines import Graph, open_graph, open_program
-from .folder import EXPORT_FILE, FORMAT, file_of, graph_size
+from .folder import FORMAT, file_of, graph_size
 from .graphs import AXES, example_shape, write_onnx, write_openvino, write_program
 from .options import ExportOptions
 from .outputs import ExportedModel, output_names
@@ -34,7 +35,7 @@ class ExportSummary:
     output: Path
     file: str
     outputs: dict[str, str]
-    largest_difference: float | None
+    largest_difference: float
     cost: QuantizationCost | None
     compared: str
 
@@ -60,16 +61,16 @@ def export_model(options: ExportOptions) -> ExportSummary:
     exported = ExportedModel(model, output_names(options.outputs), transform)
     shapes = shapes_to_compare(exported, options)
     to_quantize_by = images_to_quantize_by(options, model.config) if options.quantize else None
-    with whole_output(output) as partial:
-        file = file_of(options.to, bool(options.quantize))
+    file = file_of(options.to, bool(options.quantize))
+    with whole_output(output) as partial, TemporaryDirectory(prefix="dino-") as temporary:
         (partial / file).parent.mkdir(parents=True)
-        write_graph(exported, options, partial / file)
-        graph = open_exported(partial / file, options)
+        written = Path(temporary) / Path(file).name if options.quantize else partial / file
+        write_graph(exported, options, written)
+        graph = open_exported(written, options)
         difference = compare(graph, exported, shapes, options)
-        compared = describe_difference(difference, shapes, options)
-        cost = None
+        compared, cost = describe_difference(difference, shapes, options), None
         if to_quantize_by is not None:
-            cost = quantize(partial / file, graph, to_quantize_by, model, options)
+            cost = quantize(written, partial / file, graph, to_quantize_by, model, options)
             compared += f"\n{cost}"
         save_beside(model, partial)
         facts = describe(exported, options, file, difference, cost)
@@ -141,20 +142,20 @@ def describe_difference(difference: float, shapes: list[tuple[int, int, int]], o
 
 def quantize(
     file: Path,
+    output: Path,
     before: Graph,
     images: tuple[list[torch.Tensor], list[torch.Tensor]],
     model: DinoModel,
     options: ExportOptions,
 ) -> QuantizationCost:
-    """Quantizes the graph in its file, and returns what that costs."""
+    """Writes the graph in a file as one in int8, and returns what that costs."""
     calibration, measured = images
-    size = graph_size(file.parent)
     if options.to == "onnx":
-        quantize_onnx(file, calibration)
+        quantize_onnx(file, calibration, output)
     else:
-        quantize_openvino(file, calibration, model.backbone.has_patch_tokens)
-    after = open_exported(file, options)
-    return measure_cost(before, after, measured, graph_size(file.parent) / size, options.calibrate is None)
+        quantize_openvino(file, calibration, output, model.backbone.has_patch_tokens)
+    after, size = open_exported(output, options), graph_size(output.parent) / graph_size(file.parent)
+    return measure_cost(before, after, measured, size, options.calibrate is None)
 
 
 def save_beside(model: DinoModel, folder: Path):

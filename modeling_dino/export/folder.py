@@ -13,11 +13,10 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from ..hub.loading import DTYPES
-from ..runtime.json_files import check_types, read_json
+from ..hub.loading import DTYPES, EXPORT_FILE
+from ..runtime.json_files import read_json
 
 
-EXPORT_FILE = "export.json"
 FORMAT = "modeling-dino export 1"
 FILES = {"onnx": "onnx/model.onnx", "openvino": "openvino/model.xml", "torch": "torch/model.pt2"}
 QUANTIZED_ONNX = "onnx/model_quantized.onnx"
@@ -38,7 +37,7 @@ class ExportFacts(TypedDict):
     image_size: int | None
     uint8: bool
     outputs: dict[str, str]
-    largest_difference: float | None
+    largest_difference: float
     versions: dict[str, str]
 
 
@@ -47,16 +46,10 @@ def file_of(to: str, quantized: bool) -> str:
     return QUANTIZED_ONNX if quantized and to == "onnx" else FILES[to]
 
 
-def is_exported(folder: str) -> bool:
-    """Returns whether a folder holds an exported model."""
-    return (Path(folder) / EXPORT_FILE).is_file()
-
-
 def read_export(folder: str) -> ExportFacts:
     """Reads what a folder says of its graph; raises ValueError if it is damaged, or the graph is missing."""
     path = Path(folder) / EXPORT_FILE
     facts = read_json(path, ExportFacts)
-    check_types(facts, ExportFacts, path)
     checks = {
         "format": facts["format"] == FORMAT,
         "to": facts["to"] in FILES,

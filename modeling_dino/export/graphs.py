@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records what a model computes as a graph, and writes it in the format of an engine."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,7 +49,7 @@ def write_onnx(model: nn.Module, images: torch.Tensor, dynamic: dict[int, str], 
         names: of the outputs.
     """
     require("onnxscript", "export")
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
             (images,),
@@ -64,7 +65,7 @@ def write_onnx(model: nn.Module, images: torch.Tensor, dynamic: dict[int, str], 
 def write_program(model: nn.Module, images: torch.Tensor, dynamic: dict[int, str], file: Path):
     """Writes a program of torch.export; arguments as for [`write_onnx`]."""
     shapes = {INPUT: dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         torch.export.save(torch.export.export(model.eval(), (images,), dynamic_shapes=shapes), file)
 
 
@@ -91,16 +92,13 @@ def write_openvino(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what the exporters print and log: remarks on their own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+def quiet() -> Iterator[None]:
+    """Holds back what exporters and quantizers print, warn of and log: remarks on their own code."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
+            logging.disable(logging.WARNING)
             yield
         finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
+            logging.disable(level)

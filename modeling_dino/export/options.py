@@ -6,11 +6,13 @@ from typing import ClassVar
 
 from ..data.options import IMAGES_HELP, ImageColumnOptions
 from ..hub.loading import DTYPES, MODEL_HELP
+from ..image_processing_dino import MAX_SIDE
 from ..runtime.options import StrPath, option
 from .outputs import output_names
 
 
 TARGETS = ("onnx", "openvino", "torch")
+MAX_BATCH = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,9 @@ class ExportOptions(ImageColumnOptions):
             raise ValueError(f"unknown dtype {self.dtype!r}: allowed are {', '.join(DTYPES)}")
         if self.to == "onnx" and self.dtype == "bfloat16":
             raise ValueError("ONNX Runtime does not compute in bfloat16 on a CPU: export to openvino, or in float16")
+        for name, largest in (("image_size", MAX_SIDE), ("batch_size", MAX_BATCH)):
+            if (getattr(self, name) or 1) > largest:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {largest}")
         output_names(self.outputs)
         if self.quantize not in (None, "int8"):
             raise ValueError(f"unknown quantization {self.quantize!r}: allowed is int8")

@@ -6,6 +6,7 @@ import re
 import torch
 from torch import nn
 
+from ..data.image_values import is_8_bit
 from ..modeling_dino import DinoModel
 
 
@@ -60,12 +61,15 @@ class ExportedModel(nn.Module):
 
     def _remember_normalization(self, transform: dict, num_channels: int):
         """Keeps factor and bias of each channel, with which (B, C, H, W) of 8 bits become pixel values."""
-        scale = transform["rescale_factor"] if transform.get("do_rescale", True) else 1.0
-        mean, std = torch.zeros(num_channels), torch.ones(num_channels)
-        if transform.get("do_normalize", True):
-            mean, std = (torch.tensor(transform[name]).expand(num_channels) for name in ("image_mean", "image_std"))
-        self.register_buffer("factor", (scale / std.double()).float().view(-1, 1, 1))
-        self.register_buffer("bias", (mean.double() / std.double()).float().view(-1, 1, 1))
+        is_ours = transform.get("image_processor_type") == "BitImageProcessor"
+        is_whole = is_ours and transform["do_rescale"] and transform["do_normalize"]
+        if not is_whole or not is_8_bit(num_channels, transform["rescale_factor"]):
+            raise ValueError("the model's image transform does not normalise images of 8 bits: leave out --uint8")
+        mean, std = (
+            torch.tensor(transform[name]).double().expand(num_channels) for name in ("image_mean", "image_std")
+        )
+        self.register_buffer("factor", (transform["rescale_factor"] / std).float().view(-1, 1, 1))
+        self.register_buffer("bias", (mean / std).float().view(-1, 1, 1))
 
     def graph_names(self) -> list[str]:
         """Returns the names of the outputs in the graph, in order."""

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes int8 graphs by the engines' own tools, and measures what that costs."""
 
-import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,19 +15,23 @@ from torch.nn.functional import normalize
 
 from ..configuration_dino import DinoConfig
 from ..data.evaluation_transform import ImageTransform
-from ..data.image_source import why_no_images
+from ..data.image_source import remarks_on_images, why_no_images
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..data.sources import open_source
-from ..hub.loading import load_image_processor
+from ..hub.loading import fixed_size, load_image_processor
 from ..runtime.extras import require
 from .check import random_images
 from .engines import Graph
+from .graphs import quiet
 from .options import ExportOptions
 from .outputs import INPUT
 
 
-MAX_IMAGES = 256
-BATCH_SIZE = 8
+logger = logging.getLogger(__name__)
+
+MAX_IMAGES, LEAST_IMAGES = 256, 2  # in all, and of each half
+BATCH_SIZE, RANDOM_BATCHES = 8, 4
+MAX_PROTOBUF = 2**30  # bytes; what is larger has its weights in another file
 ROUNDS = 5
 LEAST_COSINE = 0.5  # of features that are not lost
 QUANTIZED = ["Conv", "Gemm", "MatMul"]  # ONNX's names of what has weights
@@ -41,44 +43,54 @@ def images_to_quantize_by(options: ExportOptions, config: DinoConfig) -> tuple[l
     Without images there are none to calibrate by, and random ones to measure by.
 
     Raises:
-        ValueError: if fewer than four of the images can be read, or the model does not take 8 bits.
+        ValueError: if there are too few images that can be read, or they may differ in size.
     """
+    batch_size = options.batch_size or BATCH_SIZE
     if options.calibrate is None:
         side = options.image_size or config.image_size
-        shape = (BATCH_SIZE, config.num_channels, side, side)
-        return [], [random_images(shape, options.uint8, seed) for seed in range(4)]
+        shape = (batch_size, config.num_channels, side, side)
+        return [], [random_images(shape, options.uint8, seed) for seed in range(RANDOM_BATCHES)]
+    images = read_images(options, config)
+    least = 2 * (options.batch_size or LEAST_IMAGES)
+    if len(images) < least:
+        raise ValueError(f"{options.calibrate} has {len(images)} images that can be read, but {least} are needed")
+    halves = [half.split(batch_size) for half in (images[::2], images[1::2])]
+    calibration, measured = ([x for x in half if not options.batch_size or len(x) == batch_size] for half in halves)
+    return calibration, measured
+
+
+def read_images(options: ExportOptions, config: DinoConfig) -> torch.Tensor:
+    """Reads up to `MAX_IMAGES` images from all over a source: (N, C, H, W), as the graph takes them."""
     source = open_source(options.calibrate, **options.of_tables)
     processor = load_image_processor(options.model, config, image_size=options.image_size)
+    if fixed_size(processor) is None:
+        raise ValueError(f"the image transform of {options.model} gives images of different sizes: pass --image-size")
     transform = ImageTransform(processor, config.num_channels)
     reader = ImageReader(transform, config.num_channels, transform.rescale_factor)
-    records = batched(islice(all_records(source), MAX_IMAGES), BATCH_SIZE)
-    read = list(read_batches(reader, map(Batch, records), num_workers=0))
+    step = max(1, (source.num_images or 0) // MAX_IMAGES)
+    records = islice(islice(all_records(source), 0, None, step), MAX_IMAGES)
+    read = list(read_batches(reader, map(Batch, batched(records, BATCH_SIZE)), num_workers=0))
+    skipped = {name: reason for images in read for name, reason in images.skipped.items()}
     pixels = [images.pixels for images in read if images.pixels is not None]
     if not pixels:
-        skipped = {name: reason for images in read for name, reason in images.skipped.items()}
         raise ValueError(why_no_images(options.calibrate, source.notes, skipped))
-    images = torch.cat(pixels if options.uint8 else [transform.normalize(x) for x in pixels])
-    if len(images) < 4:
-        raise ValueError(f"{options.calibrate} has {len(images)} images that can be read, but 4 are needed")
-    return list(images[::2].split(options.batch_size or BATCH_SIZE)), list(
-        images[1::2].split(options.batch_size or BATCH_SIZE)
-    )
+    for remark in remarks_on_images(skipped):
+        logger.warning(remark)
+    return torch.cat(pixels if options.uint8 else [transform.normalize(x) for x in pixels])
 
 
-def quantize_onnx(file: Path, batches: list[torch.Tensor]):
+def quantize_onnx(file: Path, batches: list[torch.Tensor], output: Path):
     """Makes an ONNX model one of int8, with the ranges of activations of these batches; without any, of each batch."""
     tools = require("onnxruntime.quantization", "export")
-    is_large = file.stat().st_size > 2**30 or any(file.parent.glob("*.data"))
+    is_large = file.stat().st_size > MAX_PROTOBUF or any(file.parent.glob("*.data"))
     common = {"per_channel": True, "use_external_data_format": is_large, "op_types_to_quantize": QUANTIZED}
     common |= {"weight_type": tools.QuantType.QInt8, "extra_options": {"MatMulConstBOnly": True}}
-    float_file = file.rename(file.with_name("float.onnx"))
-    with _quiet():
+    with quiet():
         if not batches:
-            tools.quantize_dynamic(float_file, file, **common)
+            tools.quantize_dynamic(file, output, **common)
         else:
             common["extra_options"]["CalibStridedMinMax"] = 1  # keeps the ranges alone of what it has seen
-            tools.quantize_static(float_file, file, _reader(tools, batches), **common)
-    float_file.unlink()
+            tools.quantize_static(file, output, _reader(tools, batches), **common)
 
 
 def _reader(tools, batches: list[torch.Tensor]):
@@ -101,35 +113,17 @@ def _reader(tools, batches: list[torch.Tensor]):
     return Reader()
 
 
-def quantize_openvino(file: Path, batches: list[torch.Tensor], is_transformer: bool, output: Path | None = None):
-    """
-    Makes a model of OpenVINO, or an ONNX model, one of int8, with the ranges of activations of these batches.
-
-    Args:
-        output: the file to write (.xml); by default it takes the place of the other.
-    """
+def quantize_openvino(file: Path, batches: list[torch.Tensor], output: Path, is_transformer: bool):
+    """Makes a model of OpenVINO, or an ONNX model, one of int8, with the ranges of activations of these batches."""
     os.environ.setdefault("NNCF_CI", "1")  # it would report to its makers
     nncf, openvino = require("nncf", "export"), require("openvino", "export")
     nncf.set_log_level(logging.ERROR)
-    with _quiet():
+    with quiet():
         model = openvino.Core().read_model(str(file))
         data = nncf.Dataset(batches, lambda images: images.numpy())
         model_type = nncf.ModelType.TRANSFORMER if is_transformer else None
         quantized = nncf.quantize(model, data, model_type=model_type, subset_size=len(batches))
-        if output is None:  # not written over: who has opened the graph reads the weights from there
-            file.with_suffix(".bin").unlink()
-        openvino.save_model(quantized, str(output or file), compress_to_fp16=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what the tools log and print."""
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+        openvino.save_model(quantized, str(output), compress_to_fp16=False)
 
 
 @dataclass(frozen=True)
@@ -147,9 +141,9 @@ class QuantizationCost:
     def __str__(self) -> str:
         images = f"{self.num_images} {'random ' if self.are_random else ''}images"
         return (
-            f"int8, by {images}: cosine to the features before {self.cosine:.4f} (least {self.least_cosine:.4f}), the "
-            f"same nearest neighbour for {self.same_neighbour:.0%}, {self.size:.2f} of the size, {self.speed:.2f} "
-            "times as fast"
+            f"int8, by {images}: cosine to the features of the graph before {self.cosine:.4f} (least "
+            f"{self.least_cosine:.4f}), the same nearest neighbour for {self.same_neighbour:.0%}, {self.size:.2f} of "
+            f"the size, {self.speed:.2f} times as fast"
         )
 
     def as_dict(self) -> dict:

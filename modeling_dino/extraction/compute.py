@@ -13,6 +13,7 @@ from transformers import ImageProcessingMixin
 
 from ..configuration_dino import DinoConfig
 from ..data.reader import Images
+from ..hub.loading import fixed_size
 from ..modeling_dino import DinoModel, stack_by_size
 from ..runtime.extras import require
 from ..runtime.finite import check_finite
@@ -132,12 +133,11 @@ def feature_shapes(
     """
     for kind in settings.columns.values():
         check_features(config, kind, *settings.pooling)
-    is_squashed = processor.do_resize and not {"height", "width"} - dict(processor.size).keys()
-    if any(map(is_of_patches, settings.columns.values())) and not (processor.do_center_crop or is_squashed):
+    size = fixed_size(processor)
+    if any(map(is_of_patches, settings.columns.values())) and size is None:
         raise ValueError("patches of images that are not cropped differ in number: resize these to squares")
-    size = processor.crop_size
     with torch.device("meta"):
         model = DinoModel(config).eval()
-        image = torch.empty(1, config.num_channels, size["height"], size["width"])
+        image = torch.empty(1, config.num_channels, *(size or (config.image_size, config.image_size)))
         features = image_features(model, image, list(settings.columns.values()), *settings.pooling)
     return {column: tuple(features[kind].shape[1:]) for column, kind in settings.columns.items()}

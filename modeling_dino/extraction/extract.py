@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from transformers import ImageProcessingMixin
 from ..data.image_source import ImageSource, remarks_on_images, why_no_images
 from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import load_image_processor
+from ..runtime.extras import installed_version
 from ..runtime.options import takes_options
 from ..runtime.processes import processes, reading_processes
 from .compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
@@ -109,6 +109,8 @@ def compute_shards(
     device = model.device(state.device)
     plan = Plan(source, folder, options.batch_size_on(device), state.process_index, state.num_processes)
     folder.check_parts(len(plan.parts))
+    if plan.num_images == 0:
+        return len(plan.parts)
     min_side = math.ceil(model.model.backbone.min_image_size / min(options.scales))
     transform = ImageTransform(processor, model.config.num_channels, min_side)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor, transform.fit)
@@ -138,7 +140,7 @@ def describe(
         "images_fingerprint": source.fingerprint(),
         "transform": processor.to_dict(),
         "device": device.type,
-        "versions": {name: version(name) for name in model.packages},
+        "versions": {name: installed_version(name) for name in model.packages},
     }
 
 

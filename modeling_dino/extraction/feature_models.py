@@ -14,9 +14,9 @@ from transformers import ImageProcessingMixin
 from ..backbone import has_initial_weights
 from ..configuration_dino import DinoConfig
 from ..export.engines import GRAPH_ENGINES, open_graph
-from ..export.folder import ExportFacts, graph_fingerprint, is_exported, read_export
+from ..export.folder import ExportFacts, graph_fingerprint, read_export
 from ..export.graphs import AXES, example_shape, write_onnx
-from ..hub.loading import DTYPES, load_model, model_fingerprint
+from ..hub.loading import DTYPES, fixed_size, is_exported, load_model, model_fingerprint
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
 from .features import MADE_OF, check_features, combine_tokens, image_features
@@ -81,12 +81,14 @@ class FeatureModel:
 
     def _of_graph(self, processor: ImageProcessingMixin, callers: int) -> Features:
         graph = FeatureGraph(self.model, self.settings)
-        is_fixed = processor.do_center_crop or "height" in dict(processor.size)
-        images = torch.zeros(example_shape(self.model, processor.crop_size["height"], is_fixed=is_fixed))
-        dynamic = {axis: name for axis, name in AXES.items() if axis == 0 or not is_fixed}
+        size = fixed_size(processor)
+        shape = example_shape(self.model, self.config.image_size)
+        images = torch.zeros(shape if size is None else (*shape[:2], *size))
+        dynamic = {axis: name for axis, name in AXES.items() if axis == 0 or size is None}
         with TemporaryDirectory(prefix="dino-") as folder:
             file = Path(folder) / "model.onnx"
             write_onnx(graph, images, dynamic, graph.kinds, file)
+            self.model.to("meta")  # frees the weights, which the graph has
             return open_graph(file, self.settings.engine, self.settings.dtype, callers=callers)
 
     def _of_export(self, callers: int) -> Features:
@@ -99,7 +101,22 @@ class FeatureModel:
             kinds = list(self.settings.columns.values())
             return combine_tokens(kinds, layers, lambda _: found["projection"], self.settings.gem_p)
 
+        self._check_graph(compute)
         return compute
+
+    def _check_graph(self, compute: Features):
+        """Raises ValueError if a graph does not give what the configuration and `export.json` beside it say."""
+        shape = example_shape(self.model, self.config.image_size)
+        kinds = list(self.settings.columns.values())
+        expected = image_features(self.model, torch.empty(shape, device="meta"), kinds, *self.settings.pooling)
+        try:
+            found = compute(torch.zeros(shape))
+        except (KeyError, AttributeError) as error:
+            raise ValueError(f"{self.settings.model} is damaged: its graph lacks an output ({error})") from error
+        for kind, values in expected.items():
+            if found[kind].shape != values.shape:
+                shapes = f"{tuple(found[kind].shape)}, not {tuple(values.shape)}"
+                raise ValueError(f"{self.settings.model} is damaged: its graph gives {kind} of shape {shapes}")
 
 
 class FeatureGraph(nn.Module):
@@ -133,6 +150,8 @@ def load_feature_model(settings: ExtractionSettings, compile: bool = False) -> F
         return _load_export(settings)
     if settings.engine == "onnxruntime" and settings.dtype != "float32":
         raise ValueError(f"onnxruntime computes in float32, not {settings.dtype}: take openvino, or an exported model")
+    if settings.engine == "onnxruntime" and settings.resize == "none":
+        raise ValueError("onnxruntime has no memory for images in their own sizes: take openvino, or resize longest")
     # OpenVINO computes in another dtype by itself
     dtype = DTYPES[settings.dtype] if settings.engine == "torch" else torch.float32
     model = load_model(settings.model, dtype)
@@ -177,9 +196,17 @@ def check_outputs(settings: ExtractionSettings, config: DinoConfig, export: Expo
     for kind in kinds:
         check_features(config, kind, *settings.pooling)
     if settings.last_blocks != 1 or tuple(settings.scales) != (1.0,):
-        raise ValueError("an exported model gives the last block at one scale: leave out last_blocks and scales")
+        raise ValueError("an exported model gives the last block at one scale: pass --last-blocks 1, and no --scales")
     if facets := [kind for kind in kinds if kind not in MADE_OF]:
         raise ValueError(f"an exported model has no {facets[0]}: name the model that it was exported from")
     needed = set().union(*(MADE_OF[kind] for kind in kinds))
     if missing := sorted(needed - set(export["outputs"].values())):
         raise ValueError(f"{settings.model} lacks the outputs {', '.join(missing)}: export it with them, by --outputs")
+
+
+def fingerprint_of(model: str, settings: dict[str, Any]) -> str:
+    """Computes the `model_fingerprint` that features of these settings have if they are of a model."""
+    if is_exported(model):
+        return graph_fingerprint((Path(model) / read_export(model)["file"]).parent)
+    dtype = settings["dtype"] if settings.get("engine", "torch") == "torch" else "float32"
+    return model_fingerprint(load_model(model, DTYPES[dtype]))

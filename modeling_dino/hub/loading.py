@@ -15,6 +15,7 @@ from ..runtime.extras import require
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXPORT_FILE = "export.json"  # in the folder of a model that `dino export` has made a graph of
 MODEL_HELP = "Folder or hub id of a saved model."
 
 
@@ -45,6 +46,8 @@ def load_model(
     if not _is_saved_model(name):
         DinoConfig.from_preset(name)  # raises for an unknown name
         raise ValueError(f"{name} is a configuration without weights: pass the folder or hub id of a saved model")
+    if is_exported(name):
+        raise ValueError(f"{name} is exported, and has no weights for PyTorch: name the model that it was made from")
     if model_class is None:
         named = DinoConfig.get_config_dict(name)[0].get("architectures") or []
         model_class = next((c for c in (DinoBackbone, DinoForImageClassification) if c.__name__ in named), DinoModel)
@@ -53,6 +56,11 @@ def load_model(
         raise ValueError(f"{name} is not whole: it lacks {missing[0]} and {len(missing) - 1} more")
     check_finite_weights(model.state_dict(), name)
     return model.eval()
+
+
+def is_exported(name: str) -> bool:
+    """Returns whether a folder holds what `dino export` makes of a model: a graph, without weights for PyTorch."""
+    return (Path(name) / EXPORT_FILE).is_file()
 
 
 def load_image_processor(
@@ -78,6 +86,12 @@ def load_image_processor(
         raise ValueError(f"{name} has an image transform that is damaged: {wrong[0]!r} is not a value of one")
     processor = DinoImageProcessor(**transform)
     return resized_to(processor, resize, image_size)
+
+
+def fixed_size(processor: ImageProcessingMixin) -> tuple[int, int] | None:
+    """Returns height and width of all images after a transform; None if they may differ."""
+    size = dict(processor.crop_size if processor.do_center_crop else processor.size if processor.do_resize else {})
+    return (size["height"], size["width"]) if size.get("height") and size.get("width") else None
 
 
 def model_fingerprint(model: DinoModel) -> str:

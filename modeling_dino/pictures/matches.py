@@ -115,7 +115,7 @@ def match_images(options: MatchOptions) -> Matches:
     kind = options.features or f"keys@{model.config.num_hidden_layers * 3 // 4}"
     frames = [read_one(path, model, transform) for path in (options.first, options.second)]
     model = model.to(processes().device)
-    first, second = (look_at(frame, model, transform, kind) for frame in frames)
+    first, second = (view_of(frame, model, transform, kind) for frame in frames)
     pairs, similarities = mutual_neighbours(first.features, second.features)
     drawn = spread_out(pairs[:, 0], first.grid, options.top)
     about = describe_model(options.model, model, options.size)
@@ -144,7 +144,7 @@ def read_one(path: str, model: DinoModel, transform: PatchTransform) -> Frame:
 
 
 @torch.inference_mode()
-def look_at(frame: Frame, model: DinoModel, transform: PatchTransform, kind: str) -> View:
+def view_of(frame: Frame, model: DinoModel, transform: PatchTransform, kind: str) -> View:
     """Computes the features of an image's patches; raises ValueError if they are not finite, or there are none."""
     image = transform.crop(frame.image)
     pixel_values = transform.pixel_values(image).to(model.device)
