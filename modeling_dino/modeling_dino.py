@@ -277,7 +277,7 @@ class DinoPreTrainedModel(PreTrainedModel):
             raise ValueError("pixel_values are missing: pass images of shape (batch, channels, height, width)")
         if isinstance(pixel_values, (list, tuple)):
             raise ValueError(
-                "pixel_values are a list: only DinoModel's forward and get_features take one; stack images of one size"
+                "pixel_values are a list, which only forward and get_features of DinoModel take: stack them"
             )
         shape, channels = tuple(pixel_values.shape), self.config.num_channels
         if not pixel_values.is_floating_point():

@@ -197,7 +197,7 @@ def test_int8(tmp_path, folder, kind, to):
 def test_int8_by_the_ranges_of_each_batch(tmp_path, folder, dino):
     code, out, _ = dino("export", folder / "vit", tmp_path / "out", "--quantize", "int8")
     assert code == 0
-    assert "int8, by 32 random images: cosine to the features before 0.99" in out
+    assert "int8, by 32 random images: cosine to the features of the graph before 0.99" in out
 
 
 MISTAKES = {
@@ -206,6 +206,8 @@ MISTAKES = {
     "--to tflite": "unknown target 'tflite': allowed are onnx, openvino, torch",
     "--dtype int4": "unknown dtype 'int4'",
     "--dtype bfloat16": "ONNX Runtime does not compute in bfloat16 on a CPU",
+    "--image-size 20000": "image_size=20000 must be at most 16384",
+    "--batch-size 1000000": "batch_size=1000000 must be at most 4096",
     "--image-size 5": "image_size=5 must be at least 8",
     "--batch-size 0": "--batch-size",
     "--quantize int4": "unknown quantization 'int4': allowed is int8",
@@ -231,6 +233,31 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, folder, dino, monkeyp
     assert code == 2
     assert MISTAKES[arguments] in err
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("calibrate", [None, "images"])
+def test_int8_of_a_fixed_batch(tmp_path, folder, calibrate):
+    given = {"quantize": "int8", "batch_size": 5, "outputs": "features"}
+    given |= {"calibrate": folder / calibrate} if calibrate else {}
+    cost = export_model(model=folder / "vit", output=tmp_path / "out", **given).cost
+    assert cost.num_images == (10 if calibrate else 20)
+    assert [file.name for file in (tmp_path / "out" / "onnx").iterdir()] == ["model_quantized.onnx"]
+
+
+def test_a_transform_that_does_not_normalize_8_bits_is_refused(tmp_path, folder, dino):
+    model = DinoModel.from_pretrained(folder / "vit")
+    model.image_transform = {**model.image_transform, "rescale_factor": 1 / 65535}
+    model.save_pretrained(tmp_path / "deep")
+    code, _, err = dino("export", tmp_path / "deep", tmp_path / "out", "--uint8")
+    assert (code, (tmp_path / "out").exists()) == (2, False)
+    assert "does not normalise images of 8 bits: leave out --uint8" in err
+
+
+def test_an_exported_model_is_not_exported_again(tmp_path, folder, dino):
+    export_model(model=folder / "vit", output=tmp_path / "graph", outputs="features")
+    code, _, err = dino("export", tmp_path / "graph", tmp_path / "out")
+    assert code == 2
+    assert "graph is exported, and has no weights for PyTorch: name the model that it was made from" in err
 
 
 def test_what_a_model_lacks_is_refused(tmp_path, folder, dino):

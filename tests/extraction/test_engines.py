@@ -1,6 +1,7 @@
 """Extraction by other engines: the features of PyTorch, in the same shards, and with the engine in the manifest."""
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from PIL import Image
 from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel, evaluate_knn, export_model, extract_features, load_features
+from modeling_dino.export.engines import open_graph
 from modeling_dino.extraction import feature_files
 from modeling_dino.runtime import extras
 
 
 ENGINES = ("onnxruntime", "openvino")
+SQUASHED = {"do_center_crop": False, "size": {"height": 24, "width": 48}}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def folder(tmp_path_factory) -> Path:
         noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
         noise.save(folder / "images" / "ab"[i % 2] / f"{i:02d}.png")
     export_model(model=folder / "vit", output=folder / "graph", outputs="features,patches,projection")
+    export_model(model=folder / "vit", output=folder / "plain", outputs="features")
     return folder
 
 
@@ -72,6 +76,35 @@ def test_other_features(tmp_path, folder, given):
     extract(folder, tmp_path / "torch", **given)
     extract(folder, tmp_path / "engine", engine="onnxruntime", **given)
     assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("transform", [{"crop_size": {"height": 32, "width": 24}}, SQUASHED], ids=["crop", "squash"])
+def test_images_that_are_not_square(tmp_path, folder, engine, transform):
+    model = DinoModel.from_pretrained(folder / "vit")
+    model.image_transform = {**model.image_transform, **transform}
+    model.save_pretrained(tmp_path / "model")
+    extract(folder, tmp_path / "torch", model=tmp_path / "model", features="cls,patches")
+    extract(folder, tmp_path / "engine", model=tmp_path / "model", features="cls,patches", engine=engine)
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov3"])
+@pytest.mark.parametrize("resize", ["none", "longest"])
+def test_images_of_different_sizes(tmp_path, folder, kind, resize):
+    DinoModel(tiny_config(kind, image_resize="square")).save_pretrained(tmp_path / "model")
+    extract(folder, tmp_path / "torch", model=tmp_path / "model", resize=resize)
+    extract(folder, tmp_path / "engine", model=tmp_path / "model", resize=resize, engine="openvino")
+    assert_equal_features(tmp_path / "torch", tmp_path / "engine")
+
+
+def test_a_graph_of_one_size_refuses_others(folder, tmp_path):
+    export_model(model=folder / "vit", output=tmp_path / "graph", image_size=32, outputs="features")
+    for engine in ENGINES:
+        graph = open_graph(tmp_path / "graph" / "onnx" / "model.onnx", engine)
+        assert graph(torch.zeros(3, 3, 32, 32))["pooler_output"].shape == (3, 32)
+        with pytest.raises(ValueError, match=f"{engine} cannot run the model"):
+            graph(torch.zeros(3, 3, 40, 40))
 
 
 def test_bfloat16(tmp_path, folder):
@@ -130,7 +163,10 @@ MISTAKES = {
     "--model graph": "graph is exported to onnx: pass --engine onnxruntime or openvino",
     "--model graph --engine openvino --dtype bfloat16": "graph is exported in float32: pass --dtype float32",
     "--model graph --engine openvino --features keys@1": "an exported model has no keys@1: name the model",
-    "--model graph --engine openvino --last-blocks 2": "an exported model gives the last block at one scale",
+    "--model graph --engine openvino --last-blocks 2": "gives the last block at one scale: pass --last-blocks 1",
+    "--model other --engine openvino": "other is damaged: its graph gives cls of shape (2, 32), not (2, 64)",
+    "--model unnamed --engine openvino --features patch_mean": "unnamed is damaged: its graph lacks an output",
+    "--engine onnxruntime --resize none": "onnxruntime has no memory for images in their own sizes",
     "--model narrow --engine openvino --features patches": "narrow lacks the outputs patches: export it with them",
     "--model fixed --engine openvino": "fixed is exported with image_size=32: export it without",
     "--model program --engine openvino": "program is a program of torch.export: name the model",
@@ -147,7 +183,7 @@ def mistaken(folder, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("mistaken")
     for name in ("vit", "images", "graph"):
         (place / name).symlink_to(folder / name)
-    for name in ("broken", "lost", "damaged", "narrow", "fixed", "program"):
+    for name in ("broken", "lost", "damaged", "narrow", "fixed", "program", "other", "unnamed"):
         (place / name / "onnx").mkdir(parents=True)
         facts = json.loads((folder / "graph" / "export.json").read_text())
         facts |= {"narrow": {"outputs": {"pooler_output": "features"}}, "fixed": {"image_size": 32}}.get(name, {})
@@ -155,7 +191,13 @@ def mistaken(folder, tmp_path_factory) -> Path:
         facts |= {"program": {"to": "torch", "file": "torch/model.pt2"}}.get(name, {})
         (place / name / "export.json").write_text(json.dumps(facts))
         (place / name / "config.json").write_bytes((folder / "graph" / "config.json").read_bytes())
-        if name != "lost":
+        if name == "other":
+            config = json.loads((place / name / "config.json").read_text())
+            (place / name / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+        if name in ("other", "unnamed"):
+            source = folder / ("graph" if name == "other" else "plain") / "onnx" / "model.onnx"
+            shutil.copy(source, place / name / "onnx")
+        elif name != "lost":
             (place / name / "onnx" / "model.onnx").write_bytes(b"no graph")
     (place / "program" / "torch").mkdir()
     (place / "program" / "torch" / "model.pt2").write_bytes(b"")
