@@ -206,20 +206,8 @@ class DinoTrainer(CheckpointedTrainer):
         return (output.loss, output) if return_outputs else output.loss
 
     def draw_masks(self, step: int, grid: tuple[int, int]) -> torch.Tensor:
-        """
-        Draws the masks of an optimizer step, the same in all processes: (G, images of the step, P), bool.
-
-        Args:
-            step: on which, with the seed, alone it depends what is drawn.
-            grid: rows and columns of patches of a global crop.
-        """
-        args = self.args
-        num_crops = args.num_global_crops * args.total_batch_size
-        most = largest_block(grid[0], 1) if grid[0] == grid[1] else None
-        blocks = BlockMasks(*grid, max_patches=most, exact=args.exact_masks)
-        generator = random.Random(f"{args.seed}-{step}")
-        drawn = draw_masks(blocks, num_crops, generator, tuple(args.mask_ratios), args.mask_share_of_crops)
-        return drawn.masks.unflatten(0, (args.num_global_crops, -1))
+        """Draws the masks of an optimizer step, see [`draw_step_masks`]."""
+        return draw_step_masks(self.args, step, grid)
 
     def _masks_of(self, crops: list[torch.Tensor]) -> torch.Tensor:
         """Returns the masks of a micro-batch's global crops, (G * B, P), from those of the whole step."""
@@ -334,3 +322,24 @@ def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):
         raise ValueError(
             "the Gram teacher is of another size than the teacher and cannot become it: set gram_update_steps=0"
         )
+
+
+def draw_step_masks(args: DinoTrainingArguments, step: int, grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Draws the masks of an optimizer step, the same in all processes.
+
+    Args:
+        args: the run's. What is drawn depends on its seed and the step alone.
+        grid: rows and columns of patches of a global crop.
+
+    Returns:
+        (G, images of the step, rows * columns), bool; masked patches are True.
+
+    Raises:
+        ValueError: if no patch can be masked.
+    """
+    most = largest_block(grid[0], 1) if grid[0] == grid[1] else None
+    blocks = BlockMasks(*grid, max_patches=most, exact=args.exact_masks)
+    num_crops, generator = args.num_global_crops * args.total_batch_size, random.Random(f"{args.seed}-{step}")
+    drawn = draw_masks(blocks, num_crops, generator, tuple(args.mask_ratios), args.mask_share_of_crops)
+    return drawn.masks.unflatten(0, (args.num_global_crops, -1))

@@ -7,9 +7,8 @@ import torch
 from golden_data import with_prefix
 from later_dinos import config_of, our_names
 
-from modeling_dino import DinoForPreTraining
+from modeling_dino import DinoForPreTraining, Objectives
 from modeling_dino.training.loss import pair_shares
-from modeling_dino.training.objectives import Objectives
 from modeling_dino.training.optimization import clip_each_module, layered_parameter_groups, set_rates
 from modeling_dino.training.schedules import cosine_schedule, linear_warmup, warmup_cosine_schedule
 

@@ -156,7 +156,9 @@ class KillAt(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1), ("dinov2", 1), ("dinov2", 2), ("dinov3", 1)])
+@pytest.mark.parametrize(
+    ("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1), ("dinov2", 1), ("dinov2", 2), ("dinov3", 1)]
+)
 def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulation):
     """Also in the middle of an epoch and of what is logged together; with drop path, which draws random numbers."""
     options = {
