@@ -48,21 +48,23 @@ def by_our_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return ours
 
 
-def objectives_of(settings: dict, local_weight: float = 1.0) -> dict:
-    """The arguments of the losses in a run."""
+def objectives_of(settings: dict, step: int = 0) -> dict:
+    """The arguments of the losses in a step of a run."""
     dino, gram = settings["dino"], settings.get("gram", {"use_loss": False})
     is_balanced = settings.get("centering", "sinkhorn_knopp") == "sinkhorn_knopp"
     objectives = {
         "dino_weight": dino["loss_weight"],
-        "dino_local_weight": local_weight,
+        "dino_local_weight": scheduled(settings, "dino_local_weight", step, 1.0),
         "ibot_weight": settings["ibot"]["loss_weight"],
         "koleo_weight": dino["koleo_loss_weight"],
         "koleo_neighbours": dino.get("koleo_topk", 1),
         "targets": "sinkhorn" if is_balanced else "centering",
     }
     if gram["use_loss"]:
+        of_teacher, of_both = gram["remove_only_teacher_neg"], gram["remove_neg"]
         objectives |= {
-            "gram_weight": gram["loss_weight"],
+            "gram_weight": scheduled(settings, "gram_weight", step, gram["loss_weight"]),
+            "gram_negatives": "remove_teacher" if of_teacher else "remove" if of_both else "keep",
             "gram_per_image": gram["img_level"],
             "gram_normalize": gram["normalized"],
             "gram_antialias": gram["global_teacher_resize_antialias"],
@@ -132,12 +134,21 @@ def dinov3_rates(settings: dict, step: int) -> dict[str, float]:
     return {**rates, "last_layer_lr": 0.0 if is_frozen else rates["lr"]}
 
 
-def local_weight_of(settings: dict, step: int) -> float:
-    """By what the loss of local crops is multiplied in a step, besides its share."""
-    dino = settings["dino"]
-    if not dino.get("reweight_dino_local_loss"):
-        return 1.0
-    return dinov3_schedule(settings, dino["local_loss_weight_schedule"], step)
+def weight_schedules(settings: dict) -> dict[str, dict]:
+    """The schedules of weights in a run, by our names."""
+    dino, gram = settings["dino"], settings.get("gram", {"use_loss": False})
+    schedules = {}
+    if dino.get("reweight_dino_local_loss"):
+        schedules["dino_local_weight"] = dino["local_loss_weight_schedule"]
+    if gram["use_loss"] and gram["loss_weight_schedule"]:
+        schedules["gram_weight"] = gram["loss_weight_schedule"]
+    return schedules
+
+
+def scheduled(settings: dict, name: str, step: int, constant: float) -> float:
+    """A weight in a step."""
+    schedule = weight_schedules(settings).get(name)
+    return constant if schedule is None else dinov3_schedule(settings, schedule, step)
 
 
 class StepByHand:
@@ -154,13 +165,13 @@ class StepByHand:
         parts["ibot_head"] = model.student.patch_head
         self.modules = {name: module for name, module in parts.items() if module is not None}
 
-    def forward(self, batch: dict[str, torch.Tensor], rates: dict[str, float], local_weight: float):
-        """The model's output for a batch."""
+    def forward(self, batch: dict[str, torch.Tensor], rates: dict[str, float], step: int):
+        """The model's output for the batch of a step."""
         return self.model(
             **crops_of(self.settings, batch),
             student_temperature=STUDENT_TEMPERATURE,
             teacher_temperature=rates["teacher_temp"],
-            objectives=Objectives(**objectives_of(self.settings, local_weight)),
+            objectives=Objectives(**objectives_of(self.settings, step)),
         )
 
     def step(self, output, rates: dict[str, float]) -> tuple[dict, dict]:

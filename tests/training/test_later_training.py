@@ -13,10 +13,10 @@ from later_training import (
     crops_of,
     dinov2_rates,
     dinov3_rates,
-    local_weight_of,
     logged_losses,
     model_of,
     objectives_of,
+    weight_schedules,
 )
 from random_crops import arguments
 from torch.utils.data import Dataset
@@ -66,8 +66,7 @@ def test_the_originals_run_by_hand(name):
         batch, rates, log = with_prefix(tensors, f"step{step}."), rates_of_step(settings, step), settings["log"][step]
         for rate, value in rates.items():
             assert value == pytest.approx(log[rate], rel=1e-9), rate
-        local_weight = local_weight_of(settings, step)
-        output = run.forward(batch, rates, local_weight)
+        output = run.forward(batch, rates, step)
         expected = logged_losses(settings, batch)
         assert output.losses.keys() == expected.keys()
         for term, value in output.losses.items():
@@ -172,8 +171,7 @@ def dinov3_arguments(settings: dict) -> dict:
         names.get(name, name): {key: value for key, value in schedule.items() if key != "freeze_last_layer_epochs"}
         for name, schedule in settings["schedules"].items()
     }
-    if settings["dino"]["reweight_dino_local_loss"]:
-        schedules["dino_local_weight"] = settings["dino"]["local_loss_weight_schedule"]
+    schedules |= weight_schedules(settings)
     updates = settings["gram"]["update_frequency"] if settings["gram"]["use_loss"] else 0
     return {"schedules": schedules, "gram_update_steps": updates}
 
