@@ -88,6 +88,8 @@ class DinoTrainingArguments(TrainingArguments):
         exact_masks: mask single patches, too, until the number is met, as DINOv3.
         gram_teacher: folder or hub id of the Gram teacher; by default the teacher as the run begins.
         gram_update_steps: steps after which the teacher becomes the Gram teacher, again and again; 0 for never.
+        distillation_teacher: folder or hub id of a model with heads, of any size, from which the student learns in the
+            place of its own average, and which stays as it is. What is saved and evaluated is the average.
         collapse_patience: steps that a collapse lasts before a warning names it.
 
     Raises:
@@ -133,6 +135,7 @@ class DinoTrainingArguments(TrainingArguments):
     exact_masks: bool = False
     gram_teacher: str | None = None
     gram_update_steps: int = 0
+    distillation_teacher: str | None = None
     collapse_patience: int = 50
     num_train_epochs: float = 100.0
     logging_steps: float = 10

@@ -113,15 +113,15 @@ def check_objectives(model: DinoPreTrainedModel, objectives: Objectives):
         raise ValueError("gram_weight needs a Gram teacher: call add_gram_teacher() on the model")
 
 
-def check_backbone(config: DinoConfig, objectives: Objectives):
-    """Raises ValueError if a backbone of this configuration lacks what a loss needs."""
+def check_backbone(config: DinoConfig, objectives: Objectives, needs_mask_token: bool = True):
+    """Raises ValueError if a backbone of this configuration lacks what a loss needs; a teacher needs no mask token."""
     needed_by = [name for name in ("ibot_weight", "gram_weight") if getattr(objectives, name)]
     if needed_by and not backbone_class(config).has_patch_tokens:
         raise ValueError(
             f"{config.backbone} has no patch tokens, which {' and '.join(needed_by)} need: take a ViT, or set "
             f"{' and '.join(f'{name}=0' for name in needed_by)}"
         )
-    if objectives.ibot_weight and not config.use_mask_token:
+    if objectives.ibot_weight and needs_mask_token and not config.use_mask_token:
         raise ValueError(f"{config.backbone} {MASK_TOKEN_MISSING}, or ibot_weight=0")
 
 

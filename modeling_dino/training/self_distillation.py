@@ -10,7 +10,6 @@ Letters in shapes: B images, C channels, h x w pixels of a crop, G global crops,
 crop, M masked patches of a batch, K prototypes.
 """
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,22 +23,18 @@ from transformers.utils.generic import can_return_tuple
 from ..checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center
 from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel, DinoPreTrainedModel
-from .loss import pair_shares, weighted_sum
+from .loss import weighted_sum
+from .loss_terms import crop_losses, crop_statistics, patch_loss, patch_statistics, spread_loss
 from .losses.centering import centered_softmax, update_center
-from .losses.cross_entropy import mean_entropy
-from .losses.dino import cross_view_entropy
 from .losses.gram import gram_loss, resize_patches
-from .losses.ibot import ibot_loss, masked_tokens
-from .losses.koleo import koleo_loss
 from .losses.sinkhorn import sinkhorn_knopp
-from .masking import MaskBatch, mask_batch
+from .masking import mask_batch
 from .objectives import Objectives, check_objectives
+from .teachers import check_distillation_teacher, check_gram_teacher, patch_prototypes, teacher_config
+from .views import check_crops, check_global_crops, view_crops
 
 
 DINO = Objectives()
-# what makes a student's outputs random in training; its teachers have none of it
-RANDOMNESS = {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-RANDOMNESS |= {"pos_embed_shift": None, "pos_embed_jitter": None, "pos_embed_rescale": None}
 
 
 @dataclass
@@ -77,24 +72,6 @@ class DinoForPreTrainingOutput(ModelOutput):
     mask_share: torch.FloatTensor | None = None
 
 
-@dataclass
-class Views:
-    """
-    What a network computes of crops.
-
-    Args:
-        features: (S * B, D), crop by crop, global ones first.
-        projection: (S * B, K), the head's output.
-        patch_tokens: (G * B, P, D), after the final norm; None if no loss is computed of patches.
-        patch_projection: (M, K), the head's output at masked patches; None without masks.
-    """
-
-    features: torch.Tensor
-    projection: torch.Tensor | None = None
-    patch_tokens: torch.Tensor | None = None
-    patch_projection: torch.Tensor | None = None
-
-
 class DinoForPreTraining(DinoPreTrainedModel):
     """
     Student and teacher, each backbone and heads, and the centers of the teacher's outputs.
@@ -109,6 +86,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
         patch_center: (1, K), of those for patches; None if the model has no mask token.
         gram_teacher: an older teacher without heads, to which Gram anchoring keeps the patches' similarities; None
             until `add_gram_teacher` is called.
+        distillation_teacher: another model whose outputs are the targets in the place of the teacher's, which then
+            only averages the student; None until `add_distillation_teacher` is called.
 
     Example:
 
@@ -130,7 +109,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^gram_teacher\."]
+    _keys_to_ignore_on_load_unexpected = [r"^gram_teacher\.", r"^distillation_teacher\."]
 
     def __init__(self, config: DinoConfig):
         if config.head_type is None:
@@ -139,9 +118,10 @@ class DinoForPreTraining(DinoPreTrainedModel):
         self.student = DinoModel(config)
         self.teacher = DinoModel(teacher_config(config))
         self.gram_teacher: DinoModel | None = None
+        self.distillation_teacher: DinoModel | None = None
         self.register_buffer("center", torch.zeros(1, config.projection_dim))
-        outputs = (config.patch_projection_dim if config.patch_head else None) or config.projection_dim
-        self.register_buffer("patch_center", torch.zeros(1, outputs) if config.use_mask_token else None)
+        patch_center = torch.zeros(1, patch_prototypes(config)) if config.use_mask_token else None
+        self.register_buffer("patch_center", patch_center)
         self.post_init()
         self._start_teacher()
 
@@ -241,7 +221,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
             masks = None if bool_masked_pos is None else mask_batch(bool_masked_pos)
         student = view_crops(self.student, pixel_values, num_global_crops, objectives, masks, sees_masked=False)
         with torch.no_grad():
-            teacher = view_crops(self.teacher, pixel_values[:num_global_crops], num_global_crops, objectives, masks)
+            seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher
+            teacher = view_crops(seer, pixel_values[:num_global_crops], num_global_crops, objectives, masks)
         losses, rest = {}, {}
         if objectives.dino_weight:
             targets = self.targets(teacher.projection, self.center, teacher_temperature, objectives)
@@ -297,6 +278,31 @@ class DinoForPreTraining(DinoPreTrainedModel):
             negatives=objectives.gram_negatives,
         )
 
+    def train(self, mode: bool = True) -> "DinoForPreTraining":
+        """Sets the mode of student and teacher; teachers that stay as they are stay in eval mode, too."""
+        super().train(mode)
+        for fixed in (self.gram_teacher, self.distillation_teacher):
+            if fixed is not None:
+                fixed.eval()
+        return self
+
+    def add_distillation_teacher(self, source: DinoModel):
+        """
+        Lets the student learn from another model, of any size, which never changes: distillation, as DINOv2 and DINOv3
+        train their smaller models (https://arxiv.org/abs/2304.07193, section 5). It is not saved with the student.
+
+        Args:
+            source: the model with its heads; it is copied.
+
+        Raises:
+            ValueError: if its outputs are not of the student's sizes.
+        """
+        check_distillation_teacher(self.config, source.config)
+        self.distillation_teacher = DinoModel(teacher_config(source.config)).to(source.device, source.dtype).eval()
+        self.distillation_teacher.load_state_dict(source.state_dict())
+        self._keys_to_ignore_on_save = [f"distillation_teacher.{name}" for name in source.state_dict()]
+        self.distillation_teacher.requires_grad_(False)
+
     def add_gram_teacher(self, source: DinoModel | None = None):
         """
         Adds a Gram teacher, which never changes unless `update_gram_teacher` is called.
@@ -311,7 +317,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
         check_gram_teacher(self.student, source)
         config = teacher_config(source.config)
         config.head_type, config.patch_head = None, False
-        self.gram_teacher = DinoModel(config).to(source.device, source.dtype)
+        self.gram_teacher = DinoModel(config).to(source.device, source.dtype).eval()
         self.gram_teacher.backbone.load_state_dict(source.backbone.state_dict())
         self.gram_teacher.requires_grad_(False)
 
@@ -342,172 +348,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
         update_center(self.patch_center, teacher_projection, momentum, count)
 
 
-def teacher_config(config: DinoConfig) -> DinoConfig:
-    """Returns the configuration of a teacher: the student's without what makes outputs random."""
-    config = copy.deepcopy(config)
-    for name, value in RANDOMNESS.items():
-        setattr(config, name, value)
-    return config
-
-
-def view_crops(
-    network: DinoModel,
-    crops: Sequence[torch.Tensor],
-    num_global_crops: int,
-    objectives: Objectives,
-    masks: MaskBatch | None,
-    sees_masked: bool = True,
-) -> Views:
-    """
-    Computes what the objectives need of crops.
-
-    Args:
-        crops: each (B, C, h, w), global ones first.
-        masks: of the global crops.
-        sees_masked: whether the network sees the masked patches, as the teacher does.
-    """
-    patch_tokens = patch_projection = None
-    if objectives.uses_patches:
-        given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
-        images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
-        tokens = network.backbone(images, **given)  # (G * B, T, D)
-        patch_tokens = network.backbone.patch_tokens(tokens)
-        features = [network.backbone.pool(tokens), *pool_crops(network, crops[num_global_crops:], 0)]
-    else:
-        features = pool_crops(network, crops, num_global_crops)
-    features = torch.cat(features)
-    if objectives.ibot_weight:
-        patch_projection = network.project_patches(masked_tokens(patch_tokens, masks.indices))
-    projection = network.head(features) if objectives.dino_weight else None
-    return Views(features, projection, patch_tokens, patch_projection)
-
-
-def pool_crops(network: DinoModel, crops: Sequence[torch.Tensor], num_global_crops: int) -> list[torch.Tensor]:
-    """
-    Returns the features (B, D) of crops of any sizes. Crops of one size go through the backbone together
-    (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
-
-    Args:
-        crops: each (B, C, h, w), global ones first. Local ones may have a norm of their own in training, and then go
-            through the backbone by themselves.
-    """
-    features: list[torch.Tensor | None] = [None] * len(crops)
-    has_own_norm = network.config.untie_global_and_local_cls_norm
-    kinds = [(crop.shape[-2:], has_own_norm and i >= num_global_crops) for i, crop in enumerate(crops)]
-    for kind in dict.fromkeys(kinds):
-        indices = [i for i in range(len(crops)) if kinds[i] == kind]
-        local = {"local_crops": True} if kind[1] else {}
-        pooled = network.get_features(torch.cat([crops[i] for i in indices]), **local)
-        for i, feature in zip(indices, pooled.chunk(len(indices))):
-            features[i] = feature
-    return features
-
-
-def crop_losses(
-    student: torch.Tensor, targets: torch.Tensor, temperature: float, objectives: Objectives
-) -> dict[str, torch.Tensor]:
-    """
-    Returns DINO's loss, or its parts of global and of local crops, by their names.
-
-    Args:
-        student: (S * B, K), crop by crop, global ones first.
-        targets: (G, B, K).
-    """
-    if objectives.is_dino_alone:
-        return {"dino": cross_view_entropy(student, targets, temperature)}
-    num_global = targets.shape[0] * targets.shape[1]
-    losses = {}
-    if len(targets) > 1:
-        losses["dino_global"] = cross_view_entropy(student[:num_global], targets, temperature)
-    if len(student) > num_global:
-        local = student[num_global:]
-        losses["dino_local"] = cross_view_entropy(local, targets, temperature, ignore_diagonal=False)
-    return losses
-
-
-def patch_loss(student: torch.Tensor, targets: torch.Tensor, masks: MaskBatch, temperature: float) -> torch.Tensor:
-    """Returns [`ibot_loss`]; 0, with gradients of 0, if this process has no masked patch of the batch's."""
-    if len(student) == 0:
-        return student.float().sum()
-    return ibot_loss(student, targets, masks.weights, len(masks.masks), temperature)
-
-
-def spread_loss(features: Sequence[torch.Tensor], objectives: Objectives) -> torch.Tensor:
-    """Returns the sum of [`koleo_loss`] over the global crops, whose features are (B, D) each."""
-    return sum(koleo_loss(crop, objectives.koleo_neighbours, objectives.koleo_over_processes) for crop in features)
-
-
-def crop_statistics(
-    targets: torch.Tensor, losses: dict[str, torch.Tensor], num_local_crops: int
-) -> dict[str, torch.Tensor]:
-    """
-    Returns entropy and information of the teacher's targets, and the student's divergence from them, in nats.
-
-    Args:
-        targets: (G, B, K).
-        losses: what [`crop_losses`] returns.
-    """
-    entropy = mean_entropy(targets)
-    loss = losses.get("dino")
-    if loss is None:
-        shares = dict(zip(("dino_global", "dino_local"), pair_shares(len(targets), num_local_crops)))
-        loss = weighted_sum(losses, shares)
-    return {
-        "teacher_entropy": entropy,
-        "kl_divergence": loss.detach() - entropy,
-        "image_information": mean_entropy(targets.mean((0, 1))) - entropy,
-    }
-
-
-def patch_statistics(targets: torch.Tensor, masks: MaskBatch) -> dict[str, torch.Tensor]:
-    """Returns entropy and information of the teacher's targets (M, K) in nats, and the share of masked patches."""
-    share = masks.masks.float().mean()
-    if len(targets) == 0:
-        return {"patch_entropy": share * 0, "patch_information": share * 0, "mask_share": share}
-    entropy = mean_entropy(targets)
-    return {
-        "patch_entropy": entropy,
-        "patch_information": mean_entropy(targets.mean(0)) - entropy,
-        "mask_share": share,
-    }
-
-
 def is_single_model(name_or_path: str | os.PathLike, **kwargs) -> bool:
     """Returns whether a saved model is not one of [`DinoForPreTraining`]."""
     if name_or_path is not None and is_foreign(DinoConfig.get_config_dict(name_or_path, **location_of(kwargs))[0]):
         return True
     return not any(key.startswith(("teacher.", "student.")) for key in checkpoint_keys(name_or_path, **kwargs))
-
-
-def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
-    """Raises ValueError if they are not a list of batches of the same images, with enough global ones."""
-    if not isinstance(crops, (list, tuple)) or not crops:
-        raise ValueError(
-            "pixel_values must be a list of crops, global ones first, each (batch, channels, height, width)"
-        )
-    if not 1 <= num_global_crops <= len(crops) or len(crops) < 2:
-        raise ValueError(f"{len(crops)} crops with num_global_crops={num_global_crops}: at least two crops are needed")
-    if len({len(crop) for crop in crops}) > 1:
-        raise ValueError(f"the crops are of different numbers of images: {[len(crop) for crop in crops]}")
-
-
-def check_global_crops(crops: Sequence[torch.Tensor], objectives: Objectives, masks: torch.Tensor | None):
-    """Raises ValueError if the patches of global crops cannot be compared: other sizes, or masks that are missing."""
-    sizes = {tuple(crop.shape[-2:]) for crop in crops}
-    if len(sizes) > 1:
-        raise ValueError(f"the global crops are of different sizes {sorted(sizes)}, whose patches do not fit together")
-    if objectives.ibot_weight and masks is None:
-        raise ValueError("the patch loss needs masks: pass bool_masked_pos, (global crops * images, patches)")
-
-
-def check_gram_teacher(student: DinoModel, source: DinoModel):
-    """Raises ValueError if a model cannot be the Gram teacher of a student: one of another family or input."""
-    own, theirs = student.backbone, source.backbone
-    if not theirs.has_patch_tokens or theirs.tag != own.tag:
-        raise ValueError(
-            f"the Gram teacher is a {theirs.kind}, the student a {own.kind}: take a Gram teacher of the same family"
-        )
-    if source.config.num_channels != student.config.num_channels:
-        raise ValueError(
-            f"the Gram teacher takes {source.config.num_channels} channels, the student {student.config.num_channels}"
-        )

@@ -31,6 +31,7 @@ from torch.utils.data import RandomSampler
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..checkpoint_files import read_center
 from ..modeling_dino import DinoModel
 from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
@@ -50,6 +51,7 @@ from .schedules import Schedules
 from .self_distillation import DinoForPreTraining
 from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
+from .teachers import check_distilled_patches
 from .training_folder import CURVES
 
 
@@ -302,13 +304,32 @@ def check_model(model: DinoForPreTraining):
 
 def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):
     """
-    Checks whether a model can be trained for the objectives of a run, and gives it a Gram teacher if it needs one.
+    Checks whether a model can be trained for the objectives of a run, and gives it the other teachers that it needs.
 
     Raises:
         ValueError: if it cannot; one line says what to change.
     """
     objectives = args.objectives()
     check_backbone(model.config, objectives)
+    if args.distillation_teacher is not None:
+        add_distillation_teacher(model, args)
+    add_gram_teacher(model, args)
+
+
+def add_distillation_teacher(model: DinoForPreTraining, args: DinoTrainingArguments):
+    """Gives a model the teacher from which it is distilled, with its center; raises ValueError if they do not fit."""
+    source = DinoModel.from_pretrained(args.distillation_teacher, dtype=torch.float32)
+    model.add_distillation_teacher(source)
+    if args.ibot_weight:
+        check_distilled_patches(model.config, source.config)
+    center = read_center(args.distillation_teacher)
+    if center is not None:
+        model.center.copy_(center)
+
+
+def add_gram_teacher(model: DinoForPreTraining, args: DinoTrainingArguments):
+    """Gives a model the Gram teacher of a run that has one; raises ValueError if it cannot be."""
+    objectives = args.objectives()
     if not objectives.gram_weight:
         if args.gram_update_steps or args.gram_teacher is not None:
             raise ValueError("gram_teacher and gram_update_steps are of Gram anchoring: set gram_weight, too")

@@ -16,7 +16,7 @@ from conversion_scripts.recognition import to_dino
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.training.loss import dino_loss
-from modeling_dino.training.self_distillation import pool_crops
+from modeling_dino.training.views import pool_crops
 
 
 def crops_of(num_images: int = 3, sizes=(32, 32, 16, 24, 16)) -> list[torch.Tensor]:
