@@ -16,6 +16,7 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageC
 
 from .configuration_dino import DinoConfig
 from .modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel, DinoModelOutput, DinoPreTrainedModel
+from .training.objectives import Objectives
 from .training.self_distillation import DinoForPreTraining, DinoForPreTrainingOutput
 
 
@@ -112,6 +113,7 @@ __all__ = [
     "MultiCrop",
     "MultiCropConfig",
     "MultiCropDataset",
+    "Objectives",
     "convert_checkpoint",
     "draw_attention",
     "draw_pca",

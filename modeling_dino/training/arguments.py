@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of a pretraining run: transformers' TrainingArguments and those of DINO."""
+"""The arguments of a pretraining run: transformers' TrainingArguments and those of DINO, DINOv2 and DINOv3."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,25 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from ..runtime.extras import require
 from ..runtime.processes import check_joined
+from .masking import check_ratios
+from .objectives import Objectives
 from .optimization import OPTIMIZERS
 
 
 LARGEST_RATE = 1e30  # with which float32 can compute
 BASE_BATCH_SIZE = 256  # images in a step, to which base learning rates refer
+# what may have a schedule of its own, and the least and greatest value of each
+SCHEDULED = {
+    "learning_rate": (0.0, LARGEST_RATE),
+    "weight_decay": (0.0, LARGEST_RATE),
+    "teacher_momentum": (0.0, 1.0),
+    "teacher_temperature": (1e-9, LARGEST_RATE),
+    "dino_local_weight": (1e-9, LARGEST_RATE),
+    "gram_weight": (1e-9, LARGEST_RATE),
+}
+SCHEDULE_KEYS = ("start", "peak", "end", "warmup_epochs", "cosine_epochs")
+CLIPS = ("parameter", "module")
+FREEZES = ("gradient", "rate")
 require("accelerate")  # TrainingArguments need it, and say so late
 
 
@@ -39,7 +53,8 @@ def rates_of(optim: str) -> Rates:
 @dataclass
 class DinoTrainingArguments(TrainingArguments):
     """
-    Adds the arguments of DINO to [`~transformers.TrainingArguments`]; defaults are the original's for ViT-S.
+    Adds the arguments of DINO to [`~transformers.TrainingArguments`]; defaults are the original's for ViT-S. Those of
+    DINOv2 and DINOv3 are in the recipes.
 
     Args:
         optim: `"adamw"`, `"sgd"` (momentum 0.9), `"lars"`, or any name that the Trainer knows.
@@ -49,13 +64,32 @@ class DinoTrainingArguments(TrainingArguments):
         weight_decay, final_weight_decay: at the beginning and at the end; not on biases and norms. By default 0.04
             and 0.4, with `sgd` 0.0001, as the original's for ResNets.
         max_grad_norm: to which the gradient of each parameter is clipped, by itself; 0 for not at all.
+        clip: `"parameter"`, or `"module"` for the gradient of the backbone and of each head, as DINOv2.
         freeze_last_layer_epochs: in which the head's last layer is not trained.
+        freeze_last_layer: `"gradient"` drops its gradient meanwhile; `"rate"` sets its learning rate to 0, as DINOv2,
+            so that Adam's moments gather.
+        layer_decay: the learning rate of each layer of the backbone over that of the next.
+        patch_embed_multiplier: by which the learning rate of the patch embedding is multiplied besides.
         teacher_momentum, final_teacher_momentum: how much of the teacher stays in a step. Small batches want more.
         center_momentum: how much of the center stays in a step.
         student_temperature: of the student's softmax.
         warmup_teacher_temperature, teacher_temperature: of the teacher's, at the beginning and after its warm-up.
         teacher_temperature_warmup_epochs: in which it changes linearly, epoch by epoch.
+        teacher_temperature_by_step: it changes step by step, as DINOv2's.
+        schedules: by name (learning_rate, weight_decay, teacher_momentum, teacher_temperature, dino_local_weight,
+            gram_weight) a schedule of DINOv3's form in the place of the above: `start` rises linearly to `peak` in
+            `warmup_epochs`, and goes to `end` along half a cosine in `cosine_epochs`, by default all that follow.
         num_global_crops: how many of the crops the teacher sees, the first ones.
+        dino_weight, dino_local_weight, ibot_weight, koleo_weight, gram_weight, targets, koleo_neighbours,
+            koleo_over_processes, gram_per_image, gram_normalize, gram_negatives, gram_antialias: the losses, their
+            weights and settings, see [`Objectives`].
+        mask_ratios: the range of the share of patches that are masked in a crop, for the patch loss.
+        mask_share_of_crops: the share of the global crops of a step that are masked.
+        exact_masks: mask single patches, too, until the number is met, as DINOv3.
+        gram_teacher: folder or hub id of the Gram teacher; by default the teacher as the run begins.
+        gram_update_steps: steps after which the teacher becomes the Gram teacher, again and again; 0 for never.
+        distillation_teacher: folder or hub id of a model with heads, of any size, from which the student learns in the
+            place of its own average, and which stays as it is. What is saved and evaluated is the average.
         collapse_patience: steps that a collapse lasts before a warning names it.
 
     Raises:
@@ -69,7 +103,11 @@ class DinoTrainingArguments(TrainingArguments):
     weight_decay: float | None = None
     final_weight_decay: float | None = None
     max_grad_norm: float = 3.0
+    clip: str = "parameter"
     freeze_last_layer_epochs: float = 1
+    freeze_last_layer: str = "gradient"
+    layer_decay: float = 1.0
+    patch_embed_multiplier: float = 1.0
     teacher_momentum: float = 0.996
     final_teacher_momentum: float = 1.0
     center_momentum: float = 0.9
@@ -77,7 +115,27 @@ class DinoTrainingArguments(TrainingArguments):
     warmup_teacher_temperature: float = 0.04
     teacher_temperature: float = 0.04
     teacher_temperature_warmup_epochs: int = 0
+    teacher_temperature_by_step: bool = False
+    schedules: dict | None = None
     num_global_crops: int = 2
+    dino_weight: float = 1.0
+    dino_local_weight: float = 1.0
+    ibot_weight: float = 0.0
+    koleo_weight: float = 0.0
+    gram_weight: float = 0.0
+    targets: str = "centering"
+    koleo_neighbours: int = 1
+    koleo_over_processes: bool = True
+    gram_per_image: bool = True
+    gram_normalize: bool = True
+    gram_negatives: str = "keep"
+    gram_antialias: bool = False
+    mask_ratios: list[float] = field(default_factory=lambda: [0.1, 0.5])
+    mask_share_of_crops: float = 0.5
+    exact_masks: bool = False
+    gram_teacher: str | None = None
+    gram_update_steps: int = 0
+    distillation_teacher: str | None = None
     collapse_patience: int = 50
     num_train_epochs: float = 100.0
     logging_steps: float = 10
@@ -103,6 +161,15 @@ class DinoTrainingArguments(TrainingArguments):
     def total_batch_size(self) -> int:
         """Images an optimizer step: of all processes and accumulation steps."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def objectives(self, weights: dict[str, float] | None = None) -> Objectives:
+        """Returns the losses and their settings, with other weights in a step where these have a schedule."""
+        values = {field.name: getattr(self, field.name) for field in fields(Objectives)}
+        return Objectives(**{**values, **(weights or {})})
+
+    def objectives_at(self, rates: dict[str, float]) -> Objectives:
+        """Returns the losses of a step with these rates."""
+        return self.objectives({name: rates[name] for name in ("dino_local_weight", "gram_weight") if name in rates})
 
     def _set_rates(self):
         """Sets the rates that are not given to those of the optimizer."""
@@ -133,8 +200,64 @@ class DinoTrainingArguments(TrainingArguments):
         if self.num_train_epochs <= 0 and self.max_steps < 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be greater than 0")
         self._validate_report_to()
+        self._validate_objectives()
+        self._validate_schedules()
         if self.dataloader_persistent_workers:
             raise ValueError("dataloader_persistent_workers=True would repeat the crops of the first epoch")
+
+    def _validate_objectives(self):
+        objectives = self.objectives()
+        for name, allowed in (("clip", CLIPS), ("freeze_last_layer", FREEZES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
+        for name in ("layer_decay", "patch_embed_multiplier"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and at most 1")
+        if self.gram_update_steps < 0:
+            raise ValueError(f"gram_update_steps={self.gram_update_steps} must be at least 0")
+        if len(self.mask_ratios) != 2:
+            raise ValueError(f"mask_ratios={self.mask_ratios} must be two numbers, the lesser first")
+        check_ratios(tuple(self.mask_ratios), self.mask_share_of_crops)
+        self._validate_whole_batches(objectives)
+
+    def _validate_whole_batches(self, objectives: Objectives):
+        """Raises ValueError if a loss depends on all images of a step, which do not come at once."""
+        if self.gradient_accumulation_steps > 1:
+            if objectives.targets == "sinkhorn":
+                raise ValueError(
+                    "targets=sinkhorn balances all images of a step, which accumulated ones are not: set "
+                    "targets=centering, or take the batch at once"
+                )
+            if objectives.koleo_weight and objectives.koleo_over_processes:
+                raise ValueError(
+                    "KoLeo finds neighbours among all images of a step, which accumulated ones are not: set "
+                    "koleo_over_processes=False to find them among those that come at once"
+                )
+        at_once = self.per_device_train_batch_size * (self.world_size if objectives.koleo_over_processes else 1)
+        if objectives.koleo_weight and at_once <= objectives.koleo_neighbours:
+            raise ValueError(
+                f"KoLeo of {at_once} images has no {objectives.koleo_neighbours} nearest others of an image: raise "
+                "the batch size, or set koleo_weight=0"
+            )
+
+    def _validate_schedules(self):
+        for name, schedule in (self.schedules or {}).items():
+            if name not in SCHEDULED:
+                raise ValueError(f"schedules has {name!r}, but only {', '.join(SCHEDULED)} can have one")
+            if not isinstance(schedule, dict) or not {"start", "peak", "end"} <= set(schedule) <= set(SCHEDULE_KEYS):
+                raise ValueError(
+                    f"schedules.{name} must have start, peak, end, and may have warmup_epochs, cosine_epochs"
+                )
+            self._validate_schedule(name, schedule)
+
+    def _validate_schedule(self, name: str, schedule: dict):
+        least, greatest = SCHEDULED[name]
+        for key, value in schedule.items():
+            low, high = (least, greatest) if key in ("start", "peak", "end") else (0, LARGEST_RATE)
+            if value is None and key == "cosine_epochs":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"schedules.{name}.{key}={value!r} must be a number from {low:g} to {high:g}")
 
     def _validate_report_to(self):
         for name in self.report_to:

@@ -18,10 +18,12 @@ NEAR_UNIFORM = 0.99  # of ln(projection_dim)
 EXPLOSION = 2.0  # of ln(projection_dim), or of the first loss
 EXPLOSION_PATIENCE = 10  # steps
 
-COLLAPSE = "the teacher's output has collapsed: {what} (entropy {entropy:.4f} of at most {maximum:.4f} nats). {remedy}"
+COLLAPSE = (
+    "the teacher's output{where} has collapsed: {what} (entropy {entropy:.4f} of at most {maximum:.4f} nats). {remedy}"
+)
 COLLAPSES = {  # what it is, and what to change
     "uniform": (
-        "it is uniform, whatever the image",
+        "it is uniform, whatever the {thing}",
         "Check that the images differ; lower teacher_temperature (0.04 is usual) and learning_rate",
     ),
     "one prototype": (
@@ -29,7 +31,7 @@ COLLAPSES = {  # what it is, and what to change
         "Raise teacher_temperature; lower center_momentum (0.9 is usual) and learning_rate",
     ),
     "constant": (
-        "it is the same for every image",
+        "it is the same for every {thing}",
         "Check that the images differ; lower center_momentum (0.9 is usual) and learning_rate; "
         "raise teacher_momentum; keep norm_last_layer",
     ),
@@ -58,28 +60,39 @@ class CollapseWatch:
     exploding: int = 0
     named: list[str] = field(default_factory=list)
 
-    def update(self, loss: float, entropy: float, information: float | None, maximum: float) -> str | None:
+    def update(
+        self,
+        loss: float | None,
+        entropy: float | None,
+        information: float | None,
+        maximum: float,
+        thing: str = "image",
+    ) -> str | None:
         """
         Takes the metrics of a step.
 
         Args:
-            loss, entropy, information: in nats; the information is None if there was only one image.
+            loss, entropy, information: in nats; None for what is not watched. The information is None if there was
+                only one image.
             maximum: ln(projection_dim).
+            thing: of which the teacher says something: an image, or a patch.
 
         Returns:
             a warning with what to change, once, when signs have lasted.
         """
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        kind = collapse_of(entropy, information, maximum)
+        kind = None if entropy is None else collapse_of(entropy, information, maximum)
         # Counted back without signs, not anew: a collapsed teacher twitches.
         self.collapsed = self.collapsed + 1 if kind else max(self.collapsed - 1, 0)
-        explodes = loss > EXPLOSION * max(maximum, self.first_loss)
+        explodes = loss is not None and loss > EXPLOSION * max(maximum, self.first_loss)
         self.exploding = self.exploding + 1 if explodes else max(self.exploding - 1, 0)
         if explodes and self._is_new("exploding", self.exploding, EXPLOSION_PATIENCE):
             return EXPLODES.format(loss=loss, maximum=maximum)
         if kind and self._is_new("collapsed", self.collapsed, self.patience):
             what, remedy = COLLAPSES[kind]
-            return COLLAPSE.format(what=what, remedy=remedy, entropy=entropy, maximum=maximum)
+            where = " at masked patches" if thing == "patch" else ""
+            what = what.format(thing=thing)
+            return COLLAPSE.format(where=where, what=what, remedy=remedy, entropy=entropy, maximum=maximum)
         self.named = [name for name in self.named if getattr(self, name)]
         return None
 

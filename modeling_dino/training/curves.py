@@ -16,6 +16,10 @@ MEASURED = {
     "divergence of the student from the teacher (nats)": ["kl_divergence"],
     "teacher entropy (nats)": ["teacher_entropy"],
     "loss (nats): entropy and divergence": ["loss"],
+    "losses (nats)": [f"{name}_loss" for name in ("dino_global", "dino_local", "ibot", "koleo", "gram")],
+    "information of the teacher on the patch (nats)": ["patch_information"],
+    "teacher entropy at masked patches (nats)": ["patch_entropy"],
+    "share of masked patches": ["mask_share"],
     "norm of the center": ["center_norm"],
 }
 SCHEDULES = {
@@ -23,6 +27,8 @@ SCHEDULES = {
     "weight decay": ["weight_decay"],
     "teacher momentum": ["teacher_momentum"],
     "teacher temperature": ["teacher_temperature"],
+    "weight of the local crops' loss": ["dino_local_weight"],
+    "weight of Gram anchoring": ["gram_weight"],
 }
 BELOW_ONE = "teacher momentum"  # shown in its own range, all others from 0 on
 CONSTANT = 1e-6  # greatest relative difference of values that count as constant
@@ -94,15 +100,19 @@ def constant_of(curves: dict[str, tuple[list[int], list[float]]]) -> float | Non
 def draw_panel(axes, title: str, curves: dict[str, tuple[list[int], list[float]]]):
     """Draws the curves of one panel, on an axis that begins at 0 where this means something."""
     for name, (steps, values) in curves.items():
-        label = f"{name.removeprefix('knn_')}: {values[-1]:.1f} at the end"
+        label = (
+            f"{name.removeprefix('knn_').removesuffix('_loss')}: {values[-1]:.{1 if 'knn' in name else 3}f} at the end"
+        )
         axes.plot(steps, values, label=label, marker="." if len(steps) < 20 else None)
     if title != BELOW_ONE:
-        axes.set_ylim(0, 1.08 * max(max(values) for _, values in curves.values()) or 1)
+        lowest, highest = (pick(pick(values) for _, values in curves.values()) for pick in (min, max))
+        axes.set_ylim(min(0, 1.08 * lowest), 1.08 * max(highest, 0) or 1)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set_xlabel("step", fontsize=8)
     if "k-NN" in title:
         axes.set_ylim(0, 100)
+    if "k-NN" in title or len(curves) > 1:
         axes.legend(fontsize=8)
 
 
@@ -120,4 +130,4 @@ def collapse_note(log: list[dict], maximum: float | None) -> str:
     if kind is None:
         return ""
     what, remedy = COLLAPSES[kind]
-    return f"The teacher's output has collapsed: {what}. {remedy}."
+    return f"The teacher's output has collapsed: {what.format(thing='image')}. {remedy}."

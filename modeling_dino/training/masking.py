@@ -14,7 +14,7 @@ whatever else is drawn.
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -160,6 +160,8 @@ def draw_masks(
     shuffle(masks)
     ```
 
+    Where blocks by chance mask nothing at all, single patches are masked instead, so that there always is something.
+
     Args:
         num_crops: N, the number of all global crops of the batch.
         generator: of Python's `random`; the same state gives the same masks.
@@ -181,6 +183,8 @@ def draw_masks(
     for low, high in pairwise(bounds):
         ratio = high if blocks.exact else generator.uniform(low, high)
         masks.append(blocks.draw(int(blocks.num_patches * ratio), generator))
+    if not any(mask.any() for mask in masks):
+        masks = [replace(blocks, exact=True).draw(number, generator) for number in most]
     masks += [blocks.draw(0, generator)] * (num_crops - len(masks))
     generator.shuffle(masks)
     return mask_batch(torch.stack(masks).flatten(1), sum(most))

@@ -40,6 +40,8 @@ class MultiCropConfig:
     Args:
         num_global_crops, num_local_crops: views of an image. The teacher sees the global ones, the student all.
         global_crop_size, local_crop_size: side of a view in pixels.
+        gram_crop_size: side of the global views as a Gram teacher sees them, if it sees others; the student's and the
+            teacher's are then made smaller from these.
         global_crop_scale, local_crop_scale: least and greatest share of the image's area in a view.
         crop_ratio: least and greatest width over height of what becomes a square view.
         flip_probability: of a horizontal flip.
@@ -62,6 +64,7 @@ class MultiCropConfig:
     num_local_crops: int = 8
     global_crop_size: int = 224
     local_crop_size: int = 96
+    gram_crop_size: int | None = None
     global_crop_scale: tuple[float, float] = (0.4, 1.0)
     local_crop_scale: tuple[float, float] = (0.05, 0.4)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -91,6 +94,10 @@ class MultiCropConfig:
         for name in ("global_crop_size", "local_crop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.gram_crop_size is not None and self.gram_crop_size < self.global_crop_size:
+            raise ValueError(
+                f"gram_crop_size={self.gram_crop_size} must be at least global_crop_size={self.global_crop_size}"
+            )
         for name, greatest in (
             ("global_crop_scale", 1),
             ("local_crop_scale", 1),
@@ -150,7 +157,7 @@ class MultiCrop:
         local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
         self.views = [
             self._view(
-                config.global_crop_size,
+                config.gram_crop_size or config.global_crop_size,
                 config.global_crop_scale,
                 _ith(config.global_blur_probability, i),
                 _ith(config.global_solarize_probability, i),
@@ -179,10 +186,27 @@ class MultiCrop:
         Raises:
             ValueError: if the image has other channels or another dtype.
         """
+        return self.with_gram_crops(image, seed)["pixel_values"]
+
+    def with_gram_crops(
+        self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """
+        Does what a call does, and with a `gram_crop_size` keeps the global crops of that size.
+
+        Returns:
+            `{"pixel_values": crops}`, and with a `gram_crop_size` the larger global crops as `"gram_pixel_values"`.
+        """
         image = rescaled(image, self.rescale_factor)
         self._check(image)
         with seeded(seed):
-            return self._pixel_values([view(image) for view in self.views])
+            crops = self._pixel_values([view(image) for view in self.views])
+        if self.config.gram_crop_size is None:
+            return {"pixel_values": crops}
+        larger, local = crops[: self.config.num_global_crops], crops[self.config.num_global_crops :]
+        size = [self.config.global_crop_size] * 2
+        smaller = [v2.functional.resize(crop, size, v2.InterpolationMode.BICUBIC, antialias=True) for crop in larger]
+        return {"pixel_values": smaller + local, "gram_pixel_values": larger}
 
     def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> "View":
         config = self.config

@@ -21,16 +21,18 @@ from ..data.image_values import rescale_factor_of, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
 from ..image_processing_dino import image_processor_config
+from ..modeling_dino import backbone_class
 from ..runtime.options import takes_options
 from ..runtime.processes import cores_of_process, processes, reading_processes, started_processes
 from .arguments import DinoTrainingArguments
 from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
+from .objectives import check_backbone
 from .options import PretrainOptions
 from .recipes import Recipe, load_recipe
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
-from .trainer import DinoTrainer
+from .trainer import DinoTrainer, draw_step_masks
 from .training_data import MultiCropDataset, SourceImages, UnreadableImage, gather_unreadable
 from .training_folder import TrainingFolder, opened_together
 
@@ -43,6 +45,8 @@ EVALUATIONS = 10  # of k-NN during a run, unless eval_every says otherwise
 REGULARIZATION = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 HEAD = ("head_type", "projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers", "head_use_bn")
 HEAD += ("norm_last_layer", "head_weight_norm")
+PATCH_HEAD = ("patch_head", "patch_projection_dim", "patch_head_hidden_dim", "patch_head_bottleneck_dim")
+PATCH_HEAD += ("patch_head_num_layers",)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         **({} if options.progress else {"disable_tqdm": True}),
         **without_half_precision(recipe),
     )
+    check_masks(recipe, model, args)
     if args.process_index == 0:
         say_what_another_length_means(folder, args, source.num_images, options.overwrite)
     channels = model.config.num_channels
@@ -209,6 +214,8 @@ def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
     config = config_of(from_model)
     wanted = recipe.config()
     changed = {name: value for name, value in recipe.model.items() if name in REGULARIZATION}
+    if is_single_model(from_model):  # student and teacher then start with the same new parts
+        changed |= parts_for_patches(config, wanted)
     if config.head_type is None:
         changed |= {name: getattr(wanted, name) for name in HEAD}
         changed["head_type"] = changed["head_type"] or "dino"
@@ -229,6 +236,15 @@ def start_from(recipe: Recipe, from_model: str) -> DinoForPreTraining:
     return model
 
 
+def parts_for_patches(config: DinoConfig, wanted: DinoConfig) -> dict[str, Any]:
+    """Returns what a recipe sets of the parts that the patch loss needs and a model lacks: mask token and head."""
+    lacks_token = wanted.use_mask_token and not config.use_mask_token and backbone_class(config).has_patch_tokens
+    lacks_head = wanted.patch_head and not config.patch_head
+    return ({"use_mask_token": True} if lacks_token else {}) | (
+        {name: getattr(wanted, name) for name in PATCH_HEAD} if lacks_head else {}
+    )
+
+
 def mean_and_std(model: DinoForPreTraining) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of each channel, by which the model's images are normalised."""
     transform = model.image_transform
@@ -247,11 +263,23 @@ def config_of(from_model: str) -> DinoConfig:
 
 
 def check_crop_sizes(recipe: Recipe, model: DinoForPreTraining):
-    """Raises ValueError if a crop is smaller than a patch."""
+    """Raises ValueError if a crop is smaller than a patch, or is for a loss that is not computed."""
     crops, least = recipe.crops, model.student.backbone.min_image_size
     for name, count in (("global_crop_size", crops.num_global_crops), ("local_crop_size", crops.num_local_crops)):
         if count and (size := getattr(crops, name)) < least:
             raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
+    if crops.gram_crop_size is not None and not recipe.training.get("gram_weight"):
+        raise ValueError(
+            f"crops.gram_crop_size={crops.gram_crop_size} is of Gram anchoring: set training.gram_weight, too"
+        )
+
+
+def check_masks(recipe: Recipe, model: DinoForPreTraining, args: DinoTrainingArguments):
+    """Raises ValueError if there is a patch loss and no patch can be masked in crops of this size."""
+    if args.ibot_weight:
+        check_backbone(model.config, args.objectives())
+        crops = torch.empty(1, model.config.num_channels, *[recipe.crops.global_crop_size] * 2, device="meta")
+        draw_step_masks(args, 0, model.student.backbone.grid(crops))
 
 
 def warn_of_small_images(images: SourceImages, recipe: Recipe):

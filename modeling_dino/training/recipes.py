@@ -188,8 +188,9 @@ class Recipe:
             raise ValueError(f"the values of training cannot work: {' '.join(str(error).split())}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the recipe as in its file, with all values of `crops`."""
+        """Returns the recipe as in its file, with all values of `crops` that are not None."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
+        crops = {key: value for key, value in crops.items() if value is not None}
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**{name: value for name, value in values.items() if value is not None}, "crops": crops}
 

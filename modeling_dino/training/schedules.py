@@ -29,9 +29,17 @@ class Schedules:
     total_steps: int
 
     def rates(self, step: int) -> dict[str, float]:
-        """Returns learning rate, weight decay, teacher momentum and teacher temperature of a step, from 0 on."""
+        """
+        Returns learning rate, weight decay, teacher momentum and teacher temperature of a step, from 0 on, and the
+        weights of losses that have a schedule.
+        """
+        given = {name: self._given_rate(step, **schedule) for name, schedule in (self.args.schedules or {}).items()}
+        return {**self._default_rates(step), **given}
+
+    def _default_rates(self, step: int) -> dict[str, float]:
         args, total = self.args, self.total_steps
         warmup_steps = round(args.warmup_epochs * self.steps_per_epoch)
+        steps_per_unit = 1 if args.teacher_temperature_by_step else self.steps_per_epoch
         return {
             "learning_rate": cosine_schedule(
                 step, args.learning_rate, args.final_learning_rate, total, warmup_steps=warmup_steps
@@ -39,12 +47,26 @@ class Schedules:
             "weight_decay": cosine_schedule(step, args.weight_decay, args.final_weight_decay, total),
             "teacher_momentum": cosine_schedule(step, args.teacher_momentum, args.final_teacher_momentum, total),
             "teacher_temperature": linear_warmup(
-                step // self.steps_per_epoch,
+                step // steps_per_unit,
                 args.warmup_teacher_temperature,
                 args.teacher_temperature,
-                args.teacher_temperature_warmup_epochs,
+                args.teacher_temperature_warmup_epochs * self.steps_per_epoch // steps_per_unit,
             ),
         }
+
+    def _given_rate(
+        self,
+        step: int,
+        start: float,
+        peak: float,
+        end: float,
+        warmup_epochs: float = 0,
+        cosine_epochs: float | None = None,
+    ) -> float:
+        """Returns a rate of `args.schedules` at a step."""
+        warmup_steps = round(warmup_epochs * self.steps_per_epoch)
+        cosine_steps = None if cosine_epochs is None else round(cosine_epochs * self.steps_per_epoch)
+        return warmup_cosine_schedule(step, start, peak, end, self.total_steps, warmup_steps, cosine_steps)
 
 
 def linear_warmup(step: int, start: float, stop: float, num_steps: int) -> float:

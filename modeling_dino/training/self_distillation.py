@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Student and teacher: the model that is pretrained.
+"""Student and teacher: the model that is pretrained, by any of the [`Objectives`].
 
-Paper: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294, algorithm 1.
-Reference: https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py and `MultiCropWrapper` of its utils.py.
+Papers: Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294, algorithm 1;
+DINOv2, https://arxiv.org/abs/2304.07193, section 4; DINOv3, https://arxiv.org/abs/2508.10104, sections 3 and 4.
+References: https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py and `MultiCropWrapper` of its utils.py;
+`SSLMetaArch` of https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/train/ssl_meta_arch.py.
 
-Letters in shapes: B images, C channels, h x w pixels of a crop, G global crops, S crops in all.
+Letters in shapes: B images, C channels, h x w pixels of a crop, G global crops, S crops in all, P patches of a global
+crop, M masked patches of a batch, K prototypes.
 """
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,25 +23,40 @@ from transformers.utils.generic import can_return_tuple
 from ..checkpoint_files import checkpoint_keys, is_foreign, location_of, read_center
 from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel, DinoPreTrainedModel
-from .losses.centering import teacher_probabilities, update_center
-from .losses.cross_entropy import mean_entropy
-from .losses.dino import cross_view_entropy
+from .loss import weighted_sum
+from .loss_terms import crop_losses, crop_statistics, patch_loss, patch_statistics, spread_loss
+from .losses.centering import centered_softmax, update_center
+from .losses.gram import gram_loss, resize_patches
+from .losses.sinkhorn import sinkhorn_knopp
+from .masking import mask_batch
+from .objectives import Objectives, check_objectives
+from .teachers import check_distillation_teacher, check_gram_teacher, patch_prototypes, teacher_config
+from .views import check_crops, check_global_crops, view_crops
+
+
+DINO = Objectives()
 
 
 @dataclass
 class DinoForPreTrainingOutput(ModelOutput):
     """
-    Output of [`DinoForPreTraining`], of G global crops, S crops in all, and B images.
+    Output of [`DinoForPreTraining`], of G global crops, S crops in all, and B images. What no objective needs is None.
 
     Args:
-        loss: cross-entropy of teacher and student in nats: the sum of `teacher_entropy` and `kl_divergence`.
+        loss: the weighted sum of `losses`. Of DINO alone it is the cross-entropy of teacher and student in nats, the
+            sum of `teacher_entropy` and `kl_divergence`.
         student_projection: (S * B, projection_dim), crop by crop.
         teacher_projection: (G * B, projection_dim), of the global crops.
-        teacher_entropy: of the centered and sharpened output, in nats, mean over crops and images. A collapsed teacher
-            has 0, or ln(projection_dim).
+        teacher_entropy: of the teacher's targets, in nats, mean over crops and images. A collapsed teacher has 0, or
+            ln(projection_dim).
         kl_divergence: from teacher to student, in nats, mean over pairs and images.
         image_information: how much of the teacher's output depends on the image, in nats, at most ln(B): the entropy
             of the mean output without the mean entropy. A teacher that says the same of every image has 0.
+        losses: each loss by its name, see [`Objectives.weights`], not multiplied by its weight.
+        teacher_patch_projection: (M, K), of the masked patches, which the teacher sees.
+        patch_entropy, patch_information: as `teacher_entropy` and `image_information`, of the masked patches; 0
+            without any.
+        mask_share: the share of the patches that are masked.
     """
 
     loss: torch.FloatTensor | None = None
@@ -48,15 +65,29 @@ class DinoForPreTrainingOutput(ModelOutput):
     teacher_entropy: torch.FloatTensor | None = None
     kl_divergence: torch.FloatTensor | None = None
     image_information: torch.FloatTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
+    teacher_patch_projection: torch.FloatTensor | None = None
+    patch_entropy: torch.FloatTensor | None = None
+    patch_information: torch.FloatTensor | None = None
+    mask_share: torch.FloatTensor | None = None
 
 
 class DinoForPreTraining(DinoPreTrainedModel):
     """
-    Student and teacher, each backbone and head, and the center of the teacher's outputs.
+    Student and teacher, each backbone and heads, and the centers of the teacher's outputs.
 
-    The teacher has no gradient and no dropout or drop path; in train mode its batch norms go by the batch, as in the
-    original. `forward` changes neither the teacher nor the center: after each optimizer step call `update_teacher` and
-    `update_center`, as [`DinoTrainer`] does.
+    The teacher has no gradient and nothing random, as drop path; in train mode its batch norms go by the batch, as in
+    the original. `forward` changes neither the teacher nor the centers: after each optimizer step call
+    `update_teacher` and `update_center`, and those of patches and of the Gram teacher where there are any, as
+    [`DinoTrainer`] does.
+
+    Attributes:
+        center: (1, projection_dim), of the teacher's outputs for crops.
+        patch_center: (1, K), of those for patches; None if the model has no mask token.
+        gram_teacher: an older teacher without heads, to which Gram anchoring keeps the patches' similarities; None
+            until `add_gram_teacher` is called.
+        distillation_teacher: another model whose outputs are the targets in the place of the teacher's, which then
+            only averages the student; None until `add_distillation_teacher` is called.
 
     Example:
 
@@ -67,18 +98,30 @@ class DinoForPreTraining(DinoPreTrainedModel):
     >>> model.update_teacher(momentum=0.996)
     >>> model.update_center(output.teacher_projection)
     ```
+
+    With the objectives of DINOv2:
+
+    ```python
+    >>> objectives = Objectives(ibot_weight=1.0, koleo_weight=0.1)
+    >>> output = model(crops, bool_masked_pos=masks, objectives=objectives)
+    >>> output.losses  # {"ibot": …, "koleo": …, "dino_global": …, "dino_local": …}
+    >>> model.update_patch_center(output.teacher_patch_projection)
+    ```
     """
+
+    _keys_to_ignore_on_load_unexpected = [r"^gram_teacher\.", r"^distillation_teacher\."]
 
     def __init__(self, config: DinoConfig):
         if config.head_type is None:
             raise ValueError("pretraining needs a projection head: set head_type")
         super().__init__(config)
-        teacher_config = copy.deepcopy(config)
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            setattr(teacher_config, name, 0.0)
         self.student = DinoModel(config)
-        self.teacher = DinoModel(teacher_config)
+        self.teacher = DinoModel(teacher_config(config))
+        self.gram_teacher: DinoModel | None = None
+        self.distillation_teacher: DinoModel | None = None
         self.register_buffer("center", torch.zeros(1, config.projection_dim))
+        patch_center = torch.zeros(1, patch_prototypes(config)) if config.use_mask_token else None
+        self.register_buffer("patch_center", patch_center)
         self.post_init()
         self._start_teacher()
 
@@ -134,6 +177,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         if isinstance(module, DinoForPreTraining):
             init.zeros_(module.center)
+            if module.patch_center is not None:
+                init.zeros_(module.patch_center)
         else:
             super()._init_weights(module)
 
@@ -148,32 +193,143 @@ class DinoForPreTraining(DinoPreTrainedModel):
         num_global_crops: int = 2,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
+        objectives: Objectives = DINO,
+        bool_masked_pos: torch.Tensor | None = None,
+        gram_pixel_values: Sequence[torch.Tensor] | None = None,
     ) -> DinoForPreTrainingOutput:
         """
-        Computes the loss and what is logged beside it.
+        Computes the losses and what is logged beside them.
 
         Args:
-            pixel_values: the crops of B images, global ones first, each (B, C, h, w); their sizes may differ.
+            pixel_values: the crops of B images, global ones first, each (B, C, h, w); their sizes may differ, but
+                those of global crops only if no loss is computed of patches.
             num_global_crops: how many of them are global; the teacher sees these alone.
+            objectives: the losses and their weights.
+            bool_masked_pos: (G * B, P), crop by crop; true for patches that the student does not see, at which the
+                patch loss is computed. One process may have none of a batch's.
+            gram_pixel_values: the global crops as the Gram teacher sees them, each (B, C, h', w'); by default as the
+                teacher does.
 
         Raises:
-            ValueError: if the crops do not fit the model or each other.
+            ValueError: if the crops do not fit the model or each other, or the objectives need what is not there.
         """
         check_crops(pixel_values, num_global_crops)
-        student = project_crops(self.student, pixel_values)
+        check_objectives(self, objectives)
+        masks = None
+        if objectives.uses_patches:
+            check_global_crops(pixel_values[:num_global_crops], objectives, bool_masked_pos)
+            masks = None if bool_masked_pos is None else mask_batch(bool_masked_pos)
+        student = view_crops(self.student, pixel_values, num_global_crops, objectives, masks, sees_masked=False)
         with torch.no_grad():
-            teacher = project_crops(self.teacher, pixel_values[:num_global_crops])
-        targets = teacher_probabilities(teacher, self.center, teacher_temperature, num_global_crops)
-        loss = cross_view_entropy(student, targets, student_temperature)
-        entropy = mean_entropy(targets)
-        return DinoForPreTrainingOutput(
-            loss=loss,
-            student_projection=student,
-            teacher_projection=teacher,
-            teacher_entropy=entropy,
-            kl_divergence=loss.detach() - entropy,
-            image_information=mean_entropy(targets.mean((0, 1))) - entropy,
+            seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher
+            teacher = view_crops(seer, pixel_values[:num_global_crops], num_global_crops, objectives, masks)
+        losses, rest = {}, {}
+        if objectives.dino_weight:
+            targets = self.targets(teacher.projection, self.center, teacher_temperature, objectives)
+            targets = targets.unflatten(0, (num_global_crops, -1))  # (G * B, K) -> (G, B, K)
+            of_crops = crop_losses(student.projection, targets, student_temperature, objectives)
+            losses |= of_crops
+            rest |= crop_statistics(targets, of_crops, len(pixel_values) - num_global_crops)
+            rest |= {"student_projection": student.projection, "teacher_projection": teacher.projection}
+        if objectives.ibot_weight:
+            targets = self.targets(teacher.patch_projection, self.patch_center, teacher_temperature, objectives)
+            losses["ibot"] = patch_loss(student.patch_projection, targets, masks, student_temperature)
+            rest |= patch_statistics(targets, masks)
+            rest["teacher_patch_projection"] = teacher.patch_projection
+        if objectives.koleo_weight:
+            losses["koleo"] = spread_loss(student.features.chunk(len(pixel_values))[:num_global_crops], objectives)
+        if objectives.gram_weight:
+            crops = pixel_values[:num_global_crops]
+            losses["gram"] = self.gram_loss(student.patch_tokens, crops, gram_pixel_values, objectives)
+        weights = objectives.weights(num_global_crops, len(pixel_values) - num_global_crops)
+        return DinoForPreTrainingOutput(loss=weighted_sum(losses, weights), losses=losses, **rest)
+
+    def targets(
+        self, outputs: torch.Tensor, center: torch.Tensor, temperature: float, objectives: Objectives
+    ) -> torch.Tensor:
+        """Returns the teacher's outputs for crops or patches as targets: (N, K) -> (N, K), whose rows sum to 1."""
+        if objectives.targets == "sinkhorn":
+            return sinkhorn_knopp(outputs, temperature)
+        return centered_softmax(outputs, center, temperature)
+
+    def gram_loss(
+        self,
+        patch_tokens: torch.Tensor,
+        crops: Sequence[torch.Tensor],
+        gram_crops: Sequence[torch.Tensor] | None,
+        objectives: Objectives,
+    ) -> torch.Tensor:
+        """
+        Returns the loss of Gram anchoring.
+
+        Args:
+            patch_tokens: (G * B, P, D), the student's.
+            crops, gram_crops: the global crops as the student and as the Gram teacher see them.
+        """
+        crops, seen = torch.cat(list(crops)), torch.cat(list(crops if gram_crops is None else gram_crops))
+        grid, seen_grid = self.student.backbone.grid(crops), self.gram_teacher.backbone.grid(seen)
+        with torch.no_grad():
+            wanted = resize_patches(self.gram_teacher(seen).patch_tokens, seen_grid, grid, objectives.gram_antialias)
+        return gram_loss(
+            patch_tokens,
+            wanted,
+            per_image=objectives.gram_per_image,
+            normalize=objectives.gram_normalize,
+            negatives=objectives.gram_negatives,
         )
+
+    def train(self, mode: bool = True) -> "DinoForPreTraining":
+        """Sets the mode of student and teacher; teachers that stay as they are stay in eval mode, too."""
+        super().train(mode)
+        for fixed in (self.gram_teacher, self.distillation_teacher):
+            if fixed is not None:
+                fixed.eval()
+        return self
+
+    def add_distillation_teacher(self, source: DinoModel):
+        """
+        Lets the student learn from another model, of any size, which never changes: distillation, as DINOv2 and DINOv3
+        train their smaller models (https://arxiv.org/abs/2304.07193, section 5). It is not saved with the student.
+
+        Args:
+            source: the model with its heads; it is copied.
+
+        Raises:
+            ValueError: if its outputs are not of the student's sizes.
+        """
+        check_distillation_teacher(self.config, source.config)
+        self.distillation_teacher = DinoModel(teacher_config(source.config)).to(source.device, source.dtype).eval()
+        self.distillation_teacher.load_state_dict(source.state_dict())
+        self._keys_to_ignore_on_save = [f"distillation_teacher.{name}" for name in source.state_dict()]
+        self.distillation_teacher.requires_grad_(False)
+
+    def add_gram_teacher(self, source: DinoModel | None = None):
+        """
+        Adds a Gram teacher, which never changes unless `update_gram_teacher` is called.
+
+        Args:
+            source: the model whose backbone it becomes, also of another width; by default the teacher as it is.
+
+        Raises:
+            ValueError: if the source has other patch tokens than the student, or none.
+        """
+        source = self.teacher if source is None else source
+        check_gram_teacher(self.student, source)
+        config = teacher_config(source.config)
+        config.head_type, config.patch_head = None, False
+        self.gram_teacher = DinoModel(config).to(source.device, source.dtype).eval()
+        self.gram_teacher.backbone.load_state_dict(source.backbone.state_dict())
+        self.gram_teacher.requires_grad_(False)
+
+    @property
+    def can_update_gram_teacher(self) -> bool:
+        """Whether the Gram teacher is of the teacher's size, so that it can become it."""
+        own, theirs = (network.backbone.state_dict() for network in (self.gram_teacher, self.teacher))
+        return {name: x.shape for name, x in own.items()} == {name: x.shape for name, x in theirs.items()}
+
+    def update_gram_teacher(self):
+        """Replaces the Gram teacher's weights by the teacher's, which must be of its size."""
+        self.gram_teacher.backbone.load_state_dict(self.teacher.backbone.state_dict())
 
     @torch.no_grad()
     def update_teacher(self, momentum: float):
@@ -187,25 +343,9 @@ class DinoForPreTraining(DinoPreTrainedModel):
         """Moves the center towards the mean of the teacher's outputs of all processes, as `losses.centering` does."""
         update_center(self.center, teacher_projection, momentum, count)
 
-
-def project_crops(network: DinoModel, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-    """
-    Returns the head's outputs on crops of any sizes. Crops of one size go through the backbone together, and all
-    through the head (`MultiCropWrapper` of https://github.com/facebookresearch/dino/blob/7c446df/utils.py).
-
-    Args:
-        crops: each (B, C, h, w).
-
-    Returns:
-        (crops * B, projection_dim), crop by crop.
-    """
-    features: list[torch.Tensor | None] = [None] * len(crops)
-    for size in dict.fromkeys(crop.shape[-2:] for crop in crops):
-        indices = [i for i, crop in enumerate(crops) if crop.shape[-2:] == size]
-        pooled = network.get_features(torch.cat([crops[i] for i in indices]))
-        for i, feature in zip(indices, pooled.chunk(len(indices))):
-            features[i] = feature
-    return network.head(torch.cat(features))
+    def update_patch_center(self, teacher_projection: torch.Tensor, momentum: float = 0.9, count: int | None = None):
+        """Moves the center of patches towards the mean of the teacher's outputs for all masked patches."""
+        update_center(self.patch_center, teacher_projection, momentum, count)
 
 
 def is_single_model(name_or_path: str | os.PathLike, **kwargs) -> bool:
@@ -213,15 +353,3 @@ def is_single_model(name_or_path: str | os.PathLike, **kwargs) -> bool:
     if name_or_path is not None and is_foreign(DinoConfig.get_config_dict(name_or_path, **location_of(kwargs))[0]):
         return True
     return not any(key.startswith(("teacher.", "student.")) for key in checkpoint_keys(name_or_path, **kwargs))
-
-
-def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
-    """Raises ValueError if they are not a list of batches of the same images, with enough global ones."""
-    if not isinstance(crops, (list, tuple)) or not crops:
-        raise ValueError(
-            "pixel_values must be a list of crops, global ones first, each (batch, channels, height, width)"
-        )
-    if not 1 <= num_global_crops <= len(crops) or len(crops) < 2:
-        raise ValueError(f"{len(crops)} crops with num_global_crops={num_global_crops}: at least two crops are needed")
-    if len({len(crop) for crop in crops}) > 1:
-        raise ValueError(f"the crops are of different numbers of images: {[len(crop) for crop in crops]}")

@@ -20,29 +20,59 @@ from .self_distillation import DinoForPreTraining, DinoForPreTrainingOutput
 logger = logging.get_logger(__name__)
 
 STATE = "DinoTrainer"  # name of the state in a checkpoint
-# outputs of the model that are logged and watched
-METRICS = ("loss", "teacher_entropy", "kl_divergence", "image_information")
+# outputs of the model that are logged and watched, of each micro-batch alike, and of each masked patch alike
+METRICS = ("loss", "teacher_entropy", "kl_divergence", "image_information", "mask_share")
+PATCH_METRICS = ("patch_entropy", "patch_information")
+
+
+@dataclass
+class OutputSums:
+    """Sums of the teacher's outputs for crops or patches, to move a center by."""
+
+    total: torch.Tensor | float = 0.0  # (1, K)
+    count: int = 0
+
+    def add(self, outputs: torch.Tensor):
+        """Adds outputs, (N, K)."""
+        self.total = self.total + outputs.detach().float().sum(0, keepdim=True)
+        self.count += len(outputs)
 
 
 @dataclass
 class StepSums:
     """Sums over the micro-batches of one optimizer step."""
 
-    metrics: torch.Tensor | float = 0.0  # of METRICS, and the number of micro-batches
-    teacher: torch.Tensor | float = 0.0  # (1, K)
-    num_outputs: int = 0
+    names: tuple[str, ...] = ()
+    metrics: torch.Tensor | float = 0.0  # those of `names`, and the numbers of micro-batches and of masked patches
+    num_batches: int = 0
+    crops: OutputSums = field(default_factory=OutputSums)
+    patches: OutputSums = field(default_factory=OutputSums)
 
     def add(self, output: DinoForPreTrainingOutput):
         """Adds a micro-batch."""
-        values = [output[name].detach() for name in METRICS]
-        self.metrics = self.metrics + torch.stack([*values, torch.ones_like(values[0])])
-        self.teacher = self.teacher + output.teacher_projection.detach().float().sum(0, keepdim=True)
-        self.num_outputs += len(output.teacher_projection)
+        values = metrics_of(output)
+        counts = (1, 0 if output.teacher_patch_projection is None else len(output.teacher_patch_projection))
+        self.names = tuple(values)
+        numbers = [value * counts[name in PATCH_METRICS] for name, value in values.items()]
+        self.metrics = self.metrics + torch.stack([*numbers, *map(numbers[0].new_tensor, counts)])
+        self.num_batches += 1
+        if output.teacher_projection is not None:
+            self.crops.add(output.teacher_projection)
+        if output.teacher_patch_projection is not None:
+            self.patches.add(output.teacher_patch_projection)
 
     def mean_metrics(self) -> dict[str, float]:
-        """Returns the means of the metrics over micro-batches and processes."""
-        *sums, count = sum_over_processes(self.metrics.double()).tolist()
-        return {name: value / count for name, value in zip(METRICS, sums)}
+        """Returns the means of the metrics over micro-batches, or masked patches, and processes."""
+        *sums, batches, patches = sum_over_processes(self.metrics.double()).tolist()
+        return {name: value / (patches if name in PATCH_METRICS else batches) for name, value in zip(self.names, sums)}
+
+
+def metrics_of(output: DinoForPreTrainingOutput) -> dict[str, torch.Tensor]:
+    """Returns what is logged of a micro-batch, with each loss by its name where there are several."""
+    metrics = {name: getattr(output, name) for name in (*METRICS, *PATCH_METRICS)}
+    if len(output.losses) > 1:
+        metrics |= {f"{name}_loss": loss for name, loss in output.losses.items()}
+    return {name: value.detach() for name, value in metrics.items() if value is not None}
 
 
 @dataclass
@@ -76,7 +106,7 @@ class StepCallback(TrainerCallback):
         schedules: of the rates; known when training begins.
         sums: of the step that is computed.
         means: to be logged.
-        watch: names a collapse.
+        watch, patch_watch: name a collapse of the teacher's outputs for crops and for masked patches.
         gradient_norm: of the step that is computed, before clipping; None if it may be infinite, as in half precision
             with a scaler, which leaves out such steps.
     """
@@ -86,11 +116,13 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, args: DinoTrainingArguments, evaluate_every: int | None = None):
         self.evaluate_every = evaluate_every
-        self.sums, self.means, self.watch = StepSums(), RunningMeans(), CollapseWatch(args.collapse_patience)
+        self.sums, self.means = StepSums(), RunningMeans()
+        self.watch, self.patch_watch = (CollapseWatch(args.collapse_patience) for _ in range(2))
 
     def to_dict(self) -> dict:
         """Returns what a checkpoint must have for the run to go on."""
-        return {"watch": asdict(self.watch), "means": asdict(self.means), "steps": self._step_size()}
+        watches = {"watch": asdict(self.watch), "patch_watch": asdict(self.patch_watch)}
+        return {**watches, "means": asdict(self.means), "steps": self._step_size()}
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Takes up what a checkpoint has, if one was loaded. Raises ValueError if its steps are of another size."""
@@ -103,7 +135,9 @@ class StepCallback(TrainerCallback):
                     f"the checkpoint is of a run with {name}={saved['steps'][name]}, not {value}: its steps would not "
                     "mean the same (the batch size is that of all processes and accumulation steps)"
                 )
-        self.watch = CollapseWatch(**{**saved["watch"], "patience": args.collapse_patience})
+        for name in ("watch", "patch_watch"):
+            if name in saved:  # the second is not in checkpoints of versions without a patch loss
+                setattr(self, name, CollapseWatch(**{**saved[name], "patience": args.collapse_patience}))
         self.means = RunningMeans(**saved["means"])
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -121,16 +155,27 @@ class StepCallback(TrainerCallback):
         self.means.add(metrics)
         self._warn_of_collapse(args, state, model, metrics)
         rates = self.schedules.rates(step)
-        set_rates(optimizer, rates["learning_rate"], rates["weight_decay"])
-        if step < args.freeze_last_layer_epochs * self.schedules.steps_per_epoch:
+        is_frozen = step < args.freeze_last_layer_epochs * self.schedules.steps_per_epoch
+        of_last_layer = 0.0 if is_frozen and args.freeze_last_layer == "rate" else None
+        set_rates(optimizer, rates["learning_rate"], rates["weight_decay"], of_last_layer)
+        if is_frozen and args.freeze_last_layer == "gradient":
             for name, parameter in model.student.named_parameters():
                 if "last_layer" in name:
                     parameter.grad = None
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        """Moves the teacher towards the student, and the center towards the mean of the teacher's outputs."""
+        """
+        Moves the teacher towards the student, the centers towards the means of the teacher's outputs, and every few
+        steps makes the teacher the Gram teacher.
+        """
         model.update_teacher(self.schedules.rates(state.global_step)["teacher_momentum"])
-        model.update_center(self.sums.teacher, args.center_momentum, count=self.sums.num_outputs)
+        if args.targets == "centering":
+            updates = ((model.update_center, self.sums.crops), (model.update_patch_center, self.sums.patches))
+            for update, outputs in updates:
+                if isinstance(outputs.total, torch.Tensor):
+                    update(outputs.total, args.center_momentum, count=outputs.count)
+        if args.gram_update_steps and (state.global_step + 1) % args.gram_update_steps == 0:
+            model.update_gram_teacher()
         self.sums = StepSums()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -148,8 +193,16 @@ class StepCallback(TrainerCallback):
 
     def _warn_of_collapse(self, args, state, model: DinoForPreTraining, metrics: dict[str, float]):
         # of one image nothing can be said
-        information = metrics["image_information"] if args.train_batch_size > 1 else None
+        information = metrics.get("image_information") if args.train_batch_size > 1 else None
         maximum = math.log(model.config.projection_dim)
-        warning = self.watch.update(metrics["loss"], metrics["teacher_entropy"], information, maximum)
-        if warning and state.is_world_process_zero:
-            logger.warning(f"step {state.global_step}: {warning}")
+        warnings = [self.watch.update(metrics["loss"], metrics.get("teacher_entropy"), information, maximum)]
+        if "patch_entropy" in metrics:
+            maximum = math.log(model.patch_center.shape[1])
+            warnings.append(
+                self.patch_watch.update(
+                    None, metrics["patch_entropy"], metrics["patch_information"], maximum, thing="patch"
+                )
+            )
+        for warning in warnings:
+            if warning and state.is_world_process_zero:
+                logger.warning(f"step {state.global_step}: {warning}")

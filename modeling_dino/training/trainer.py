@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretraining on transformers' Trainer, equal to the original step by step.
 
-Paper: https://arxiv.org/abs/2104.14294, algorithm 1.
-Reference: `train_one_epoch` of https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py.
+Papers: https://arxiv.org/abs/2104.14294, algorithm 1; DINOv2, https://arxiv.org/abs/2304.07193; DINOv3,
+https://arxiv.org/abs/2508.10104.
+References: `train_one_epoch` of https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py, and `do_train` of
+https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/train/train.py.
 
 One step, whether its batch comes at once or in parts (gradient accumulation), in one process or many:
 
 ```
-loss = dino_loss(student(crops), teacher(global_crops), center)    # the center of the last step
-loss.backward(); clip each gradient; drop the last layer's in the first epochs
+masks = draw_masks(step)                                           # where there is a patch loss
+loss = sum of the objectives' losses                               # with the centers of the last step
+loss.backward(); clip the gradients; do not train the last layer in the first epochs
 optimizer.step()                                                   # with the rates of this step
 teacher = momentum * teacher + (1 - momentum) * student
-center = 0.9 * center + 0.1 * mean of the teacher's outputs
+center = 0.9 * center + 0.1 * mean of the teacher's outputs        # that of patches, too
 ```
 
-All that changes over a run is a function of the step, so that a resumed run goes on as if it had not stopped.
+All that changes over a run, masks included, is a function of the step, so that a resumed run goes on as if it had not
+stopped.
 """
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,15 +31,27 @@ from torch.utils.data import RandomSampler
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..checkpoint_files import read_center
 from ..modeling_dino import DinoModel
 from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
+from .collectives import process_number
 from .curves import draw_curves
-from .optimization import LARS, MOMENTUM, clip_each_gradient, parameter_groups
+from .masking import BlockMasks, draw_masks, largest_block
+from .objectives import check_backbone, leaves_parameters_out
+from .optimization import (
+    LARS,
+    MOMENTUM,
+    clip_each_gradient,
+    clip_each_module,
+    layered_parameter_groups,
+    parameter_groups,
+)
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining
 from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
+from .teachers import check_distilled_patches
 from .training_folder import CURVES
 
 
@@ -46,12 +63,13 @@ def collate_crops(items: list[dict]) -> dict[str, list[torch.Tensor]]:
     Puts the crops of several images together.
 
     Args:
-        items: B of `{"pixel_values": [crop, …]}`, each crop (C, h, w), in the same order of sizes.
+        items: B of `{"pixel_values": [crop, …]}`, each crop (C, h, w), in the same order of sizes; all or none with
+            `gram_pixel_values`, the global crops for a Gram teacher.
 
     Returns:
         `{"pixel_values": [crop, …]}`, each (B, C, h, w).
     """
-    return {"pixel_values": [torch.stack(crops) for crops in zip(*(item["pixel_values"] for item in items))]}
+    return {name: [torch.stack(crops) for crops in zip(*(item[name] for item in items))] for name in items[0]}
 
 
 class DinoTrainer(CheckpointedTrainer):
@@ -61,7 +79,8 @@ class DinoTrainer(CheckpointedTrainer):
     Args:
         model: student, teacher and center, in float32 (use `bf16=True` to compute in half precision).
         args: the run.
-        train_dataset: items `{"pixel_values": [crop, …]}`, global crops first, each (C, h, w). Where it has
+        train_dataset: items `{"pixel_values": [crop, …]}`, global crops first, each (C, h, w), and with
+            `"gram_pixel_values"` the global crops for the Gram teacher, if it sees others. Where it has
             `set_epoch(epoch)`, it is told; for a run that is resumed to be the same, its items must depend on the
             epoch and the index alone.
         evaluation: computes metrics of the teacher; they are logged before training, every few epochs and at the end.
@@ -93,8 +112,10 @@ class DinoTrainer(CheckpointedTrainer):
         **kwargs,
     ):
         check_model(model)
+        prepare_objectives(model, args)
         if args.world_size > 1:
             synchronize_batch_norms(model)
+            args.ddp_find_unused_parameters |= leaves_parameters_out(model.config, args.objectives())
         if args.n_gpu > 1:
             logger.warning(f"training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all")
             args._n_gpu = 1
@@ -126,11 +147,21 @@ class DinoTrainer(CheckpointedTrainer):
         return self.optimizer.param_groups[0]["lr"]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Returns the optimizer that `args.optim` names, of [`parameter_groups`]."""
+        """
+        Returns the optimizer that `args.optim` names, of [`parameter_groups`], or of [`layered_parameter_groups`]
+        where the rates of layers differ.
+        """
         if self.optimizer is None:
             make, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = make(parameter_groups(self.model if model is None else model), **kwargs)
+            self.optimizer = make(self._parameter_groups(self.model if model is None else model), **kwargs)
         return self.optimizer
+
+    def _parameter_groups(self, model) -> list[dict]:
+        args = self.args
+        if args.layer_decay == args.patch_embed_multiplier == 1 and args.freeze_last_layer == "gradient":
+            return parameter_groups(model)
+        student = self.accelerator.unwrap_model(model).student
+        return layered_parameter_groups(student, args.layer_decay, args.patch_embed_multiplier)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: DinoTrainingArguments, model=None) -> tuple[type, dict]:
@@ -146,7 +177,11 @@ class DinoTrainer(CheckpointedTrainer):
 
     def _clip_grad_norm(self, model) -> torch.Tensor:
         self.accelerator.unscale_gradients()
-        return clip_each_gradient(model.parameters(), self.args.max_grad_norm)
+        if self.args.clip == "parameter":
+            return clip_each_gradient(model.parameters(), self.args.max_grad_norm)
+        student = self.model.student
+        modules = [module for module in (student.backbone, student.head, student.patch_head) if module is not None]
+        return torch.linalg.vector_norm(torch.stack(clip_each_module(modules, self.args.max_grad_norm)))
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -157,16 +192,32 @@ class DinoTrainer(CheckpointedTrainer):
     # one step
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """Returns the loss of a micro-batch with the center and teacher of the last optimizer step."""
+        """Returns the loss of a micro-batch with the centers and teacher of the last optimizer step."""
+        rates = self.steps.schedules.rates(self.state.global_step)
+        objectives = self.args.objectives_at(rates)
         output = model(
             **inputs,
+            **({"bool_masked_pos": self._masks_of(inputs["pixel_values"])} if objectives.ibot_weight else {}),
             num_global_crops=self.args.num_global_crops,
             student_temperature=self.args.student_temperature,
-            teacher_temperature=self.steps.schedules.rates(self.state.global_step)["teacher_temperature"],
+            teacher_temperature=rates["teacher_temperature"],
+            objectives=objectives,
         )
         if model.training:
             self.steps.sums.add(output)
         return (output.loss, output) if return_outputs else output.loss
+
+    def draw_masks(self, step: int, grid: tuple[int, int]) -> torch.Tensor:
+        """Draws the masks of an optimizer step, see [`draw_step_masks`]."""
+        return draw_step_masks(self.args, step, grid)
+
+    def _masks_of(self, crops: list[torch.Tensor]) -> torch.Tensor:
+        """Returns the masks of a micro-batch's global crops, (G * B, P), from those of the whole step."""
+        masks = self.draw_masks(self.state.global_step, self.model.student.backbone.grid(crops[0]))
+        size = len(crops[0])
+        # a step's images come as accelerate hands them out: a batch to each process, then the next micro-batch
+        first = (self.steps.sums.num_batches * self.args.world_size + process_number()) * size
+        return masks[:, first : first + size].flatten(0, 1).to(crops[0].device)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """Returns 0: the Trainer's estimate is for tokens."""
@@ -249,3 +300,67 @@ def check_model(model: DinoForPreTraining):
             f"the weights are in {', '.join(map(str, dtypes))}, in which the teacher would not move: load them with "
             "dtype=torch.float32, and set bf16=True to compute in half precision"
         )
+
+
+def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):
+    """
+    Checks whether a model can be trained for the objectives of a run, and gives it the other teachers that it needs.
+
+    Raises:
+        ValueError: if it cannot; one line says what to change.
+    """
+    objectives = args.objectives()
+    check_backbone(model.config, objectives)
+    if args.distillation_teacher is not None:
+        add_distillation_teacher(model, args)
+    add_gram_teacher(model, args)
+
+
+def add_distillation_teacher(model: DinoForPreTraining, args: DinoTrainingArguments):
+    """Gives a model the teacher from which it is distilled, with its center; raises ValueError if they do not fit."""
+    source = DinoModel.from_pretrained(args.distillation_teacher, dtype=torch.float32)
+    model.add_distillation_teacher(source)
+    if args.ibot_weight:
+        check_distilled_patches(model.config, source.config)
+    center = read_center(args.distillation_teacher)
+    if center is not None:
+        model.center.copy_(center)
+
+
+def add_gram_teacher(model: DinoForPreTraining, args: DinoTrainingArguments):
+    """Gives a model the Gram teacher of a run that has one; raises ValueError if it cannot be."""
+    objectives = args.objectives()
+    if not objectives.gram_weight:
+        if args.gram_update_steps or args.gram_teacher is not None:
+            raise ValueError("gram_teacher and gram_update_steps are of Gram anchoring: set gram_weight, too")
+        return
+    if args.gram_teacher is not None:
+        source = DinoModel.from_pretrained(args.gram_teacher, head_type=None, patch_head=False, dtype=torch.float32)
+        model.add_gram_teacher(source)
+    elif model.gram_teacher is None:
+        model.add_gram_teacher()
+    if args.gram_update_steps and not model.can_update_gram_teacher:
+        raise ValueError(
+            "the Gram teacher is of another size than the teacher and cannot become it: set gram_update_steps=0"
+        )
+
+
+def draw_step_masks(args: DinoTrainingArguments, step: int, grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Draws the masks of an optimizer step, the same in all processes.
+
+    Args:
+        args: the run's. What is drawn depends on its seed and the step alone.
+        grid: rows and columns of patches of a global crop.
+
+    Returns:
+        (G, images of the step, rows * columns), bool; masked patches are True.
+
+    Raises:
+        ValueError: if no patch can be masked.
+    """
+    most = largest_block(grid[0], 1) if grid[0] == grid[1] else None
+    blocks = BlockMasks(*grid, max_patches=most, exact=args.exact_masks)
+    num_crops, generator = args.num_global_crops * args.total_batch_size, random.Random(f"{args.seed}-{step}")
+    drawn = draw_masks(blocks, num_crops, generator, tuple(args.mask_ratios), args.mask_share_of_crops)
+    return drawn.masks.unflatten(0, (args.num_global_crops, -1))

@@ -113,13 +113,14 @@ class ReplacingDataset(Dataset):
 
 class MultiCropDataset(ReplacingDataset):
     """
-    Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch.
+    Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch; with a
+    `gram_crop_size`, it has `"gram_pixel_values"`, too.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
 
     Args:
         images: by Pillow, arrays or tensors, as [`MultiCrop`] takes them; reading one may raise `UnreadableImage`.
-        multi_crop: makes the crops.
+        multi_crop: makes the crops; a [`MultiCrop`], or any function of an image and a seed.
         seed: of everything that is drawn.
         on_error: `"skip"` unreadable images, or `"fail"` at the first.
 
@@ -141,6 +142,8 @@ class MultiCropDataset(ReplacingDataset):
         """Raises UnreadableImage if the image cannot be read, with `on_error="fail"`; or none of a hundred can."""
         seed = draw_seed(self.seed, self.epoch, index)
         image = self._image_or_another(index, seed)
+        if isinstance(self.multi_crop, MultiCrop):
+            return self.multi_crop.with_gram_crops(image, seed)
         return {"pixel_values": self.multi_crop(image, seed)}
 
     def read(self, index: int) -> Any:

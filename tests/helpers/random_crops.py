@@ -12,6 +12,16 @@ from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.trainer import DinoTrainer
 
 
+# losses and settings of DINOv2 and DINOv3, for the families of these names
+OBJECTIVES = {
+    "dinov2": {"ibot_weight": 1.0, "koleo_weight": 0.1},
+    "dinov3": {"ibot_weight": 1.0, "koleo_weight": 0.1, "targets": "sinkhorn", "koleo_neighbours": 2},
+}
+OBJECTIVES["dinov3"] |= {"gram_weight": 1.0, "gram_update_steps": 3, "exact_masks": True}
+for _settings in OBJECTIVES.values():
+    _settings |= {"clip": "module", "freeze_last_layer": "rate", "layer_decay": 0.9, "patch_embed_multiplier": 0.2}
+
+
 class RandomCrops(Dataset):
     """Noisy copies of random images, each with a pattern of its own; so that there is something to learn."""
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from random_crops import RandomCrops, losses_of, tiny_model, trainer_of
+from random_crops import OBJECTIVES, RandomCrops, losses_of, tiny_model, trainer_of
 from tiny_models import tiny_config
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -15,12 +15,19 @@ from modeling_dino.training.optimization import clip_each_gradient, parameter_gr
 from modeling_dino.training.trainer import collate_crops
 
 
+ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
 SCENARIOS = {  # family, and arguments of the run
     "vit": ("vit", {}),
-    "accumulated": ("vit", {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}),
+    "accumulated": ("vit", ACCUMULATED),
     "checkpointed": ("vit", {"gradient_checkpointing": True}),
     "resnet": ("resnet", {}),
+    "dinov2": ("dinov2", OBJECTIVES["dinov2"]),
+    "dinov3": ("dinov3", OBJECTIVES["dinov3"]),
+    "patches": ("dinov2", {"ibot_weight": 1.0}),
+    "patches accumulated": ("dinov2", {"ibot_weight": 1.0, **ACCUMULATED}),
+    "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
 }
+SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}  # in one process
 BATCH_SIZE = 4  # of all processes
 
 

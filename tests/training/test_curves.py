@@ -77,3 +77,15 @@ def test_short_logs(tmp_path, entries):
     draw_curves(entries, tmp_path / "curves.png", PROTOTYPES)
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
+
+
+def test_losses_that_are_summed_are_drawn_in_one_panel_also_below_zero():
+    log = [{"step": step, "ibot_loss": 5.0 - step, "koleo_loss": -0.5 * step, "mask_share": 0.1} for step in (1, 2)]
+    panels = {axes.get_title(): axes for axes in figure_of(log).axes}
+    assert set(panels) == {"losses (nats)", "share of masked patches"}
+    axes = panels["losses (nats)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "ibot: 3.000 at the end",
+        "koleo: -1.000 at the end",
+    ]
+    assert axes.get_ylim()[0] < -1

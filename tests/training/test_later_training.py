@@ -1,53 +1,37 @@
-"""Whole runs of DINOv2 and DINOv3, step by step by the public functions."""
+"""Whole runs of DINOv2 and DINOv3, by the model and a step by hand, and by the trainer itself."""
 
 import pytest
 import torch
 from golden_data import assert_close, read_golden, with_prefix
-from later_training import LaterRun, backbone_of, by_our_names, comparable, dino_multipliers, network_of
+from later_training import (
+    CENTER_MOMENTUM,
+    GLOBAL_CROPS,
+    STUDENT_TEMPERATURE,
+    StepByHand,
+    by_our_names,
+    comparable,
+    crops_of,
+    dinov2_rates,
+    dinov3_rates,
+    logged_losses,
+    model_of,
+    objectives_of,
+    weight_schedules,
+)
+from random_crops import arguments
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
-from modeling_dino.training.schedules import cosine_schedule, linear_warmup, warmup_cosine_schedule
+from modeling_dino.training.trainer import DinoTrainer
 
 
-V2_METADATA, V2_TENSORS = read_golden("dinov2_training")
-V3_METADATA, V3_TENSORS = read_golden("dinov3_training")
-
-
-def dinov2_rates(settings: dict, step: int) -> dict[str, float]:
-    """The rates of a step."""
-    optim, teacher, per_epoch = settings["optim"], settings["teacher"], settings["steps_per_epoch"]
-    total = optim["epochs"] * per_epoch
-    rate = cosine_schedule(step, optim["lr"], optim["min_lr"], total, optim["warmup_epochs"] * per_epoch)
-    temperatures = teacher["warmup_teacher_temp"], teacher["teacher_temp"]
-    return {
-        "lr": rate,
-        "last_layer_lr": 0.0 if step < optim["freeze_last_layer_epochs"] * per_epoch else rate,
-        "weight_decay": cosine_schedule(step, optim["weight_decay"], optim["weight_decay_end"], total),
-        "momentum": cosine_schedule(step, teacher["momentum_teacher"], teacher["final_momentum_teacher"], total),
-        "teacher_temp": linear_warmup(step, *temperatures, teacher["warmup_teacher_temp_epochs"] * per_epoch),
+RUNS = {}  # name -> the original's settings, its tensors, and what computes its rates
+for file, rates_of_step in (("dinov2_training", dinov2_rates), ("dinov3_training", dinov3_rates)):
+    metadata, all_tensors = read_golden(file)
+    RUNS |= {
+        f"{file[:6]}-{name}": (settings, with_prefix(all_tensors, f"{name}."), rates_of_step)
+        for name, settings in metadata.items()
     }
-
-
-def dinov3_schedule(settings: dict, schedule: dict, step: int) -> float:
-    """The value of one of DINOv3's schedules at a step."""
-    per_epoch = settings["steps_per_epoch"]
-    cosine_epochs = schedule.get("cosine_epochs")
-    return warmup_cosine_schedule(
-        step,
-        schedule["start"],
-        schedule["peak"],
-        schedule["end"],
-        settings["optim"]["epochs"] * per_epoch,
-        schedule["warmup_epochs"] * per_epoch,
-        None if cosine_epochs is None else cosine_epochs * per_epoch,
-    )
-
-
-def dinov3_rates(settings: dict, step: int) -> dict[str, float]:
-    """The rates of a step."""
-    schedules = settings["schedules"]
-    rates = {name: dinov3_schedule(settings, schedule, step) for name, schedule in schedules.items()}
-    is_frozen = step < schedules["lr"]["freeze_last_layer_epochs"] * settings["steps_per_epoch"]
-    return {**rates, "last_layer_lr": 0.0 if is_frozen else rates["lr"]}
 
 
 def assert_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
@@ -57,79 +41,158 @@ def assert_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Te
         assert_close(tensor.detach(), comparable(expected)[name])
 
 
-def assert_step(run: LaterRun, batch: dict, losses: dict, expected: dict[str, torch.Tensor], rates: dict, log: dict):
-    """Makes a step, and compares what it saw with the original's."""
-    for name, value in losses.items():
-        assert_close(value.detach().reshape(1), expected[name])
-    for name, value in rates.items():
-        assert value == pytest.approx(log[name], rel=1e-9), name
-    total, found = run.step(losses, rates)
-    assert_close(total.reshape(1), batch["total_loss"])
-    for name, norm in found["norms"].items():
-        assert norm.item() == pytest.approx(log["grad_norm"][name], rel=1e-5)
-    gradients = by_our_names(with_prefix(batch, "grad."))
-    if gradients:
-        ours = {name: gradient for name, gradient in found["gradients"].items() if name in gradients}
-        assert_weights(ours, {name: gradients[name] for name in ours})
-        absent = set(found["gradients"]) - set(gradients)
-        assert all((found["gradients"][name] == 0).all() for name in absent)
+def assert_end(model, tensors: dict[str, torch.Tensor]):
+    """The weights at the end of a run."""
+    for which in ("student", "teacher", "gram_teacher"):
+        if expected := by_our_names(with_prefix(tensors, f"{which}_final.")):
+            assert_weights(getattr(model, which).state_dict(), expected)
 
 
-@pytest.mark.parametrize("name", V2_METADATA)
-def test_dinov2s_run(name):
-    settings, tensors = V2_METADATA[name], with_prefix(V2_TENSORS, f"{name}.")
-    networks = [network_of(settings, with_prefix(tensors, "student_init.")) for _ in range(2)]
-    multipliers = {**dino_multipliers(settings), "ibot": settings["ibot"]["loss_weight"]}
-    multipliers["koleo"] = settings["dino"]["koleo_loss_weight"]
-    run = LaterRun(settings, *networks, multipliers)
+def assert_centers(model, batch: dict[str, torch.Tensor]):
+    """The centers after a step, of runs that have them."""
+    for ours, theirs in (("center", "dino_center"), ("patch_center", "ibot_center")):
+        if theirs in batch:
+            assert_close(getattr(model, ours), batch[theirs].view_as(getattr(model, ours)))
+        else:
+            assert not getattr(model, ours).any()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_originals_run_by_hand(name):
+    settings, tensors, rates_of_step = RUNS[name]
+    model = model_of(settings, tensors)
+    run = StepByHand(settings, model)
     for step in range(settings["steps"]):
-        batch, rates = with_prefix(tensors, f"step{step}."), dinov2_rates(settings, step)
-        losses = run.losses(batch, rates["teacher_temp"])
-        logged = {  # the original logs them multiplied, and some halved
-            "dino_global": batch["dino_global_crops_loss"] / multipliers["dino_global"],
-            "dino_local": batch["dino_local_crops_loss"] / multipliers["dino_local"],
-            "ibot": batch["ibot_loss"] * 2,
-            "koleo": batch["koleo_loss"] * 2 / multipliers["koleo"],
-        }
-        assert_step(run, batch, losses, logged, rates, settings["log"][step])
-        for kind, center in run.centers.items():
-            assert_close(center, batch[f"{kind}_center"].view_as(center))
-    assert (settings["centering"] == "centering") == bool(run.centers)
-    assert_weights(run.student.state_dict(), by_our_names(with_prefix(tensors, "student_final.")))
-    assert_weights(run.teacher.state_dict(), by_our_names(with_prefix(tensors, "teacher_final.")))
+        batch, rates, log = with_prefix(tensors, f"step{step}."), rates_of_step(settings, step), settings["log"][step]
+        for rate, value in rates.items():
+            assert value == pytest.approx(log[rate], rel=1e-9), rate
+        output = run.forward(batch, rates, step)
+        expected = logged_losses(settings, batch)
+        assert output.losses.keys() == expected.keys()
+        for term, value in output.losses.items():
+            assert_close(value.detach().reshape(1), expected[term])
+        assert_close(output.loss.detach().reshape(1), batch["total_loss"])
+        gradients, norms = run.step(output, rates)
+        for part, norm in norms.items():
+            assert norm.item() == pytest.approx(log["grad_norm"][part], rel=1e-5)
+        if theirs := by_our_names(with_prefix(batch, "grad.")):
+            absent = set(gradients) - set(theirs)
+            assert all((gradients[parameter] == 0).all() for parameter in absent)
+            assert_weights({parameter: gradients[parameter] for parameter in set(gradients) - absent}, theirs)
+        if model.gram_teacher is not None and (step + 1) % settings["gram"]["update_frequency"] == 0:
+            model.update_gram_teacher()
+        assert_centers(model, batch)
+    assert_end(model, tensors)
 
 
-@pytest.mark.parametrize("name", V3_METADATA)
-def test_dinov3s_run(name):
-    settings, tensors = V3_METADATA[name], with_prefix(V3_TENSORS, f"{name}.")
-    networks = [network_of(settings, with_prefix(tensors, "student_init.")) for _ in range(2)]
-    dino, gram = settings["dino"], settings["gram"]
-    multipliers = {"ibot": settings["ibot"]["loss_weight"], "koleo": dino["koleo_loss_weight"]}
-    run = LaterRun(settings, *networks, multipliers, dino["koleo_topk"])
-    if gram["use_loss"]:
-        run.gram_teacher = backbone_of(settings, with_prefix(tensors, "gram_teacher_init."))
-        multipliers["gram"] = gram["loss_weight"]
-    for step in range(settings["steps"]):
-        batch, rates = with_prefix(tensors, f"step{step}."), dinov3_rates(settings, step)
-        local_weight = 1.0
-        if dino["reweight_dino_local_loss"]:
-            local_weight = dinov3_schedule(settings, dino["local_loss_weight_schedule"], step)
-        multipliers |= dino_multipliers(settings, local_weight)
-        losses = run.losses(batch, rates["teacher_temp"])
-        logged = {
-            "dino_global": batch["dino_global_crops_loss"],
-            "dino_local": batch["dino_local_crops_loss"],
-            "ibot": batch["ibot_loss"],
-            "koleo": batch["koleo_loss"] * 2,
-            "gram": batch.get("gram_loss"),
-        }
-        assert local_weight == pytest.approx(batch["dino_local_loss_weight"].item())
-        assert_step(run, batch, losses, logged, rates, settings["log"][step])
-        if run.gram_teacher is not None:
-            assert multipliers["gram"] == pytest.approx(batch["gram_loss_weight"].item())
-            if (step + 1) % gram["update_frequency"] == 0:
-                run.gram_teacher.backbone.load_state_dict(run.teacher.backbone.state_dict())
-    assert_weights(run.student.state_dict(), by_our_names(with_prefix(tensors, "student_final.")))
-    assert_weights(run.teacher.state_dict(), by_our_names(with_prefix(tensors, "teacher_final.")))
-    if run.gram_teacher is not None:
-        assert_weights(run.gram_teacher.state_dict(), by_our_names(with_prefix(tensors, "gram_teacher_final.")))
+class LaterCrops(Dataset):
+    """The crops of a recorded run, in their order."""
+
+    def __init__(self, settings: dict, tensors: dict[str, torch.Tensor]):
+        self.settings, self.tensors, self.epoch = settings, tensors, 0
+
+    def __len__(self) -> int:
+        return self.settings["images"] * self.settings["steps_per_epoch"]
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        step, image = divmod(index, self.settings["images"])
+        step = min(step + self.epoch * self.settings["steps_per_epoch"], self.settings["steps"] - 1)
+        crops = crops_of(self.settings, with_prefix(self.tensors, f"step{step}."))
+        names = [name for name in crops if name != "bool_masked_pos"]
+        return {name: [crop[image] for crop in crops[name]] for name in names}
+
+
+class RecordedMasks(DinoTrainer):
+    """Takes the masks of a recorded run, which were drawn by another generator."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def draw_masks(self, step, grid):
+        return self.tensors[f"step{step}.collated_masks"].unflatten(0, (GLOBAL_CROPS, -1))
+
+
+class Recorder(TrainerCallback):
+    """Compares the centers after each step, and stops the run where the recorded one stopped."""
+
+    def __init__(self, settings: dict, tensors: dict[str, torch.Tensor]):
+        self.settings, self.tensors = settings, tensors
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert_centers(model, with_prefix(self.tensors, f"step{state.global_step - 1}."))
+        control.should_training_stop = state.global_step == self.settings["steps"]
+
+
+def arguments_of(settings: dict) -> dict:
+    """The arguments of the trainer that either original's have."""
+    optim = settings["optim"]
+    common = {
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": settings["images"],
+        "num_train_epochs": optim["epochs"],
+        "adam_beta1": optim["adamw_beta1"],
+        "adam_beta2": optim["adamw_beta2"],
+        "student_temperature": STUDENT_TEMPERATURE,
+        "center_momentum": CENTER_MOMENTUM,
+        "max_grad_norm": optim["clip_grad"],
+        "clip": "module",
+        "freeze_last_layer_epochs": optim["freeze_last_layer_epochs"],
+        "freeze_last_layer": "rate",
+        "layer_decay": optim["layerwise_decay"],
+        "patch_embed_multiplier": optim["patch_embed_lr_mult"],
+        "num_global_crops": GLOBAL_CROPS,
+        **objectives_of(settings),
+    }
+    return common | (dinov3_arguments(settings) if "schedules" in settings else dinov2_arguments(settings))
+
+
+def dinov2_arguments(settings: dict) -> dict:
+    optim, teacher = settings["optim"], settings["teacher"]
+    return {
+        "learning_rate": optim["lr"],
+        "final_learning_rate": optim["min_lr"],
+        "warmup_epochs": optim["warmup_epochs"],
+        "weight_decay": optim["weight_decay"],
+        "final_weight_decay": optim["weight_decay_end"],
+        "teacher_momentum": teacher["momentum_teacher"],
+        "final_teacher_momentum": teacher["final_momentum_teacher"],
+        "warmup_teacher_temperature": teacher["warmup_teacher_temp"],
+        "teacher_temperature": teacher["teacher_temp"],
+        "teacher_temperature_warmup_epochs": teacher["warmup_teacher_temp_epochs"],
+        "teacher_temperature_by_step": True,
+    }
+
+
+def dinov3_arguments(settings: dict) -> dict:
+    names = {"lr": "learning_rate", "momentum": "teacher_momentum", "teacher_temp": "teacher_temperature"}
+    schedules = {
+        names.get(name, name): {key: value for key, value in schedule.items() if key != "freeze_last_layer_epochs"}
+        for name, schedule in settings["schedules"].items()
+    }
+    schedules |= weight_schedules(settings)
+    updates = settings["gram"]["update_frequency"] if settings["gram"]["use_loss"] else 0
+    return {"schedules": schedules, "gram_update_steps": updates}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_the_originals_run_by_the_trainer(name, tmp_path):
+    settings, tensors, _ = RUNS[name]
+    trainer = RecordedMasks(
+        model_of(settings, tensors),
+        arguments(tmp_path, **arguments_of(settings)),
+        train_dataset=LaterCrops(settings, tensors),
+        callbacks=[Recorder(settings, tensors)],
+    )
+    trainer.tensors = tensors
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == settings["steps"]
+    for step, entry in enumerate(logs):
+        batch = with_prefix(tensors, f"step{step}.")
+        assert_close(torch.tensor([entry["loss"]]), batch["total_loss"])
+        for term, expected in logged_losses(settings, batch).items():
+            assert_close(torch.tensor([entry[f"{term}_loss"]]), expected)
+    assert_end(trainer.model, tensors)

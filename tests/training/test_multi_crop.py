@@ -426,3 +426,16 @@ def test_what_is_left_out_is_said(num_channels, factor, said, monkeypatch):
     monkeypatch.setattr(logger, "warning", lines.append)
     MultiCrop(MultiCropConfig(), num_channels, rescale_factor=factor)
     assert [line.partition(": of the colour operations ")[2] for line in lines] == ([said] if said else [])
+
+
+def test_a_gram_teacher_sees_the_global_crops_larger():
+    """The draws are those of larger crops; the student's are made smaller from these."""
+    image = torch.rand(3, 70, 50)
+    sizes = {"local_crop_size": 16, "num_local_crops": 2}
+    larger = MultiCrop(MultiCropConfig(global_crop_size=64, **sizes))(image, seed=3)
+    found = MultiCrop(MultiCropConfig(global_crop_size=32, gram_crop_size=64, **sizes)).with_gram_crops(image, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(found["gram_pixel_values"], larger[:2], strict=True))
+    assert [crop.shape[-1] for crop in found["pixel_values"]] == [32, 32, 16, 16]
+    smaller = [torch.nn.functional.avg_pool2d(crop, 2) for crop in larger[:2]]
+    assert all((a - b).abs().mean() < 0.2 * a.std() for a, b in zip(found["pixel_values"], smaller))
+    assert all(torch.equal(a, b) for a, b in zip(found["pixel_values"][2:], larger[2:], strict=True))

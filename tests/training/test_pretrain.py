@@ -425,3 +425,54 @@ cli.main()
     assert "Traceback" not in done.stderr
     run(folder, output, "training.save_steps=4", "training.save_total_limit=3")
     assert (output / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "drop_path_rate")
+RESNET = ["model.backbone=resnet18", *(f"model.{name}={0 if 'rate' in name else 'null'}" for name in SIZES)]
+MIX = ["training.ibot_weight=1.0", "training.koleo_weight=0.1", "model.use_mask_token=true"]
+
+
+@pytest.mark.slow
+def test_the_losses_of_dinov2_and_gram_anchoring(folder, tmp_path):
+    gram = ["training.gram_weight=1.0", "training.gram_update_steps=2", "crops.gram_crop_size=48"]
+    run(folder, tmp_path / "run", *MIX, *gram)
+    log = json.loads((tmp_path / "run" / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
+    terms = {"dino_global_loss", "dino_local_loss", "ibot_loss", "koleo_loss", "gram_loss"}
+    assert all(terms <= set(entry) for entry in log if "loss" in entry)
+    assert run(folder, tmp_path / "run", *MIX, *gram).results["steps"] == 9  # nothing is left to do
+    assert DinoModel.from_pretrained(tmp_path / "run").config.use_mask_token
+
+
+@pytest.mark.slow
+def test_a_mask_token_and_a_head_for_patches_are_added_to_a_model(folder, tmp_path):
+    model = DinoModel(tiny_config(head_type=None))
+    model.save_pretrained(tmp_path / "model")
+    overrides = [*MIX, "model.patch_head=true", "training.max_steps=1", "training.warmup_epochs=2"]
+    run(folder, tmp_path / "run", *overrides, from_model=str(tmp_path / "model"))
+    trained = DinoForPreTraining.from_pretrained(tmp_path / "run")
+    assert trained.config.use_mask_token
+    assert trained.student.patch_head is not None
+    assert torch.equal(trained.student.backbone.cls_token, model.backbone.cls_token)  # the first rate is 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.ibot_weight=1"], "vit_tiny has no mask token"),
+        (["training.ibot_weight=1", *RESNET], "resnet18 has no patch tokens"),
+        ([*MIX, "crops.global_crop_size=8", "crops.local_crop_size=8"], "image of 1 x 1 patches"),
+        (["training.dino_weight=0"], "all weights are 0"),
+        (["training.targets=sinkhorn", "training.per_device_train_batch_size=2"], "targets=sinkhorn balances"),
+        (["crops.gram_crop_size=48"], "set training.gram_weight, too"),
+        (["training.gram_weight=1", "training.gram_teacher=resnet"], "take a Gram teacher of the same family"),
+    ],
+)
+def test_losses_that_cannot_be_computed_are_refused_before_the_folder_is_made(
+    folder, tmp_path, overrides, message, monkeypatch
+):
+    DinoModel(tiny_config("resnet", head_type=None)).save_pretrained(tmp_path / "resnet")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as raised:
+        run(folder, tmp_path / "run", *overrides)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()

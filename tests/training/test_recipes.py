@@ -1,10 +1,11 @@
 """Recipes: those that come with the package, keys and types, overrides, and values that depend on the images."""
 
+import json
 import re
 
 import pytest
 
-from modeling_dino import DinoConfig
+from modeling_dino import DinoConfig, Objectives
 from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.multi_crop import MultiCropConfig
 from modeling_dino.training.recipes import AUTO, KEYS, RECIPE_FOLDER, Recipe, load_recipe, recipes
@@ -22,6 +23,7 @@ def test_the_recipes_there_are():
     assert recipes() == [
         "cifar10_resnet18",
         "cifar10_vit_small",
+        "dinov2_small_data",
         "photographs",
         "resnet50",
         "small_data",
@@ -94,6 +96,20 @@ def test_sgd_has_the_rates_of_the_originals_resnet(tmp_path):
     assert rates(arguments(load_recipe(tmp_path / "own.yaml"))) == pytest.approx((0.06, 1e-4, 0.001))
     (tmp_path / "none.yaml").write_text("")
     assert rates(arguments(load_recipe(tmp_path / "none.yaml"))) == (0.001, 0.04, 0.4)
+
+
+def test_the_losses_of_dinov2(tmp_path):
+    args = arguments(load_recipe("dinov2_small_data", ["training.targets=sinkhorn"]).without_auto(10_000))
+    assert args.objectives() == Objectives(ibot_weight=1.0, koleo_weight=0.1, targets="sinkhorn")
+    assert arguments(load_recipe("small_data").without_auto(10_000)).objectives() == Objectives()
+    schedule = {"start": 1, "peak": 1, "end": 0.5, "cosine_epochs": 2}
+    text = f"training: {{mask_ratios: [0.2, 0.4], schedules: {{dino_local_weight: {schedule}}}}}".replace("'", "")
+    (tmp_path / "own.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "own.yaml")
+    assert arguments(recipe).mask_ratios == [0.2, 0.4]
+    assert arguments(recipe).schedules == {"dino_local_weight": schedule}
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict(), "so that the run goes on from its facts"
+    assert Recipe().replace(recipe.flat()) == recipe
 
 
 def test_the_rates_that_a_run_takes_are_told():
@@ -184,6 +200,10 @@ def test_overrides():
         ("model=3", "model must have keys and values of its own"),
         ("model.backbone.name=vit", "must be a text"),
         ("=3", "unknown key ''"),
+        ("training.schedules=3", "training.schedules=3 must be keys and values"),
+        ("training.mask_ratios=0.5", "training.mask_ratios=0.5 must be a list of numbers"),
+        ("training.ibot_weight=many", "training.ibot_weight='many' must be a number"),
+        ("crops.gram_crop_size=100", "gram_crop_size=100 must be at least global_crop_size=224"),
         ("image_mean=0.5", "image_mean=0.5 must be a list of numbers"),
         ("image_mean=[a]", "must be a list of numbers"),
         ("image_std=[0, 1, 1]", "image_std=.* must be greater than 0"),

@@ -16,7 +16,7 @@ from conversion_scripts.recognition import to_dino
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoForPreTraining, DinoModel
 from modeling_dino.configuration_dino import DinoConfig
 from modeling_dino.training.loss import dino_loss
-from modeling_dino.training.self_distillation import project_crops
+from modeling_dino.training.views import pool_crops
 
 
 def crops_of(num_images: int = 3, sizes=(32, 32, 16, 24, 16)) -> list[torch.Tensor]:
@@ -63,7 +63,7 @@ def test_crops_of_all_sizes_are_projected_in_their_order(family):
     crops = crops_of()
     with torch.no_grad():
         expected = torch.cat([network(crop).projection for crop in crops])
-        assert_close(project_crops(network, crops), expected)
+        assert_close(network.head(torch.cat(pool_crops(network, crops, 2))), expected)
 
 
 def test_crops_of_one_size_are_one_batch_for_batch_norm():
@@ -76,7 +76,7 @@ def test_crops_of_one_size_are_one_batch_for_batch_norm():
         .reshape(2, 2, 3, -1)
         .flatten(0, 2)
     )
-    assert_close(project_crops(network, crops).detach(), in_order.detach())
+    assert_close(network.head(torch.cat(pool_crops(network, crops, 2))).detach(), in_order.detach())
 
 
 def test_forward_changes_neither_teacher_nor_center(trained):

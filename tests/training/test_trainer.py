@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_data import assert_close, read_golden, with_prefix
 from random_crops import (
+    OBJECTIVES,
     RandomCrops,
     arguments,
     assert_close_weights,
@@ -155,7 +156,9 @@ class KillAt(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1)])
+@pytest.mark.parametrize(
+    ("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1), ("dinov2", 1), ("dinov2", 2), ("dinov3", 1)]
+)
 def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulation):
     """Also in the middle of an epoch and of what is logged together; with drop path, which draws random numbers."""
     options = {
@@ -166,7 +169,8 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
         "per_device_train_batch_size": 4 // accumulation,
         "gradient_accumulation_steps": accumulation,
     }
-    overrides = {"drop_path_rate": 0.3} if family == "vit" else {"head_use_bn": True}
+    overrides = {"head_use_bn": True} if family == "resnet" else {"drop_path_rate": 0.3}
+    options |= OBJECTIVES.get(family, {}) | ({"koleo_over_processes": False} if accumulation > 1 else {})
 
     def new_trainer(name: str) -> DinoTrainer:
         return trainer_of(tmp_path / name, tiny_model(family, **overrides), **options)
@@ -187,7 +191,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
         for x, y in zip(a["params"], b["params"]):
             for name, value in whole.optimizer.state[y].items():
                 assert torch.equal(resumed.optimizer.state[x][name], value)
-    assert resumed.steps.watch == whole.steps.watch
+    assert (resumed.steps.watch, resumed.steps.patch_watch) == (whole.steps.watch, whole.steps.patch_watch)
     assert resumed.state.log_history[:-1] == whole.state.log_history[:-1]  # the last one tells the time it took
     assert len(whole.state.log_history) == 1 + 4
 
@@ -216,16 +220,21 @@ def test_steps_of_another_size_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_accumulated_batches_equal_one(tmp_path):
-    whole = trainer_of(tmp_path / "whole", per_device_train_batch_size=8, num_train_epochs=3)
-    parts = trainer_of(
-        tmp_path / "parts", per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=3
-    )
+@pytest.mark.parametrize(
+    ("family", "objectives"), [("vit", {}), ("dinov2", {"ibot_weight": 1.0}), ("dinov3", {"gram_weight": 1.0})]
+)
+def test_accumulated_batches_equal_one(tmp_path, family, objectives):
+    options = {"num_train_epochs": 3, **objectives}
+    whole = trainer_of(tmp_path / "whole", tiny_model(family), per_device_train_batch_size=8, **options)
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts = trainer_of(tmp_path / "parts", tiny_model(family), **options)
     for trainer in (whole, parts):
         trainer.train()
     assert len(losses_of(whole)) == 6
     assert losses_of(parts) == pytest.approx(losses_of(whole), rel=1e-5)
     assert_close(parts.model.center, whole.model.center)
+    if "ibot_weight" in objectives:
+        assert_close(parts.model.patch_center, whole.model.patch_center)
     assert_close_weights(parts.model.state_dict(), whole.model.state_dict())
 
 
