@@ -20,7 +20,7 @@ def install():
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER.parent) as folder:
         arguments = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", PACKAGE]
-        if subprocess.run(arguments, cwd=folder).returncode == 0:
+        if subprocess.run(["timeout", "300", *arguments], cwd=folder).returncode == 0:
             Path(folder).rename(FOLDER)
             Path(folder).mkdir()  # for the end of the block to remove
 
