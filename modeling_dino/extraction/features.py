@@ -160,8 +160,8 @@ def _features(
     else:
         outputs = backbone.normed_stages(pixel_values, stages)
         layers = [(backbone.patch_tokens(output), backbone.pool(output)) for output in outputs]
-    found = {kind: _facet(model, pixel_values, kind) for kind in kinds if facet_of(kind)}
-    return found | combine_tokens(others, layers, model.head, gem_p)
+    found = combine_tokens(others, layers, model.head, gem_p)
+    return {kind: found[kind] if kind in found else _facet(model, pixel_values, kind) for kind in kinds}
 
 
 def combine_tokens(

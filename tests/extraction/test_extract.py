@@ -247,8 +247,8 @@ def test_facets_beside_other_kinds(tmp_path, folder):
                 facets = model.get_facets(pixel_values, facet, layer)[0, :, 1:]  # (heads, h * w, d)
             np.testing.assert_allclose(row, facets.transpose(0, 1).flatten(1), rtol=0, atol=1e-5)
     assert extract(folder, tmp_path / "out", **options).computed == 0
-    with pytest.raises(ValueError, match="patches of whole images differ in number"):
-        extract(folder, tmp_path / "whole", resize="whole", features="cls,keys@1")
+    with pytest.raises(ValueError, match="patches of images that are not cropped differ in number"):
+        extract(folder, tmp_path / "longest", resize="longest", features="cls,keys@1")
 
 
 def test_several_kinds_in_one_pass(tmp_path, folder, monkeypatch):
