@@ -13,14 +13,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
 import torch
 
 from ..configuration_dino import DinoConfig
-from ..export.engines import GRAPH_ENGINES, open_graph
+from ..export.engines import installed_engines, open_graph
 from ..export.graphs import write_onnx
 from ..export.outputs import ExportedModel
 from ..extraction.features import image_features
@@ -140,8 +139,8 @@ def measure_attention(name: str, options: BenchOptions) -> dict | None:
 
 def attention_graphs(model: DinoModel, images: torch.Tensor, folder: Path, threads: int) -> dict[str, Callable]:
     """Returns the same attention by other engines, where they are installed."""
-    engines = [engine for engine in GRAPH_ENGINES if find_spec(engine) and model.dtype == torch.float32]
-    if not engines:
+    engines = installed_engines()
+    if not engines or model.dtype != torch.float32:
         return {}
     exported, file = ExportedModel(model, ["cls_attention"]), folder / "model.onnx"
     write_onnx(exported, images, {}, exported.graph_names(), file)

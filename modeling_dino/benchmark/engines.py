@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..export.engines import GRAPH_ENGINES, open_graph
+from ..export.engines import installed_engines, open_graph
 from ..export.graphs import write_onnx
 from ..export.outputs import ExportedModel
 from ..export.quantize import quantize_onnx, quantize_openvino
@@ -36,10 +36,9 @@ def measure_engines(name: str, options: BenchOptions) -> dict:
     images = random_images(model, options, options.batch_size)
     functions, tolerances = torch_functions(name, model, options)
     with tempfile.TemporaryDirectory(prefix="dino-") as folder:
-        for engine in GRAPH_ENGINES:
-            if find_spec(engine) and find_spec("nncf") and find_spec("onnxscript"):
-                graphs, loose = engine_functions(engine, model, images, Path(folder), options.threads)
-                functions, tolerances = functions | graphs, tolerances | loose
+        for engine in installed_engines():
+            graphs, loose = engine_functions(engine, model, images, Path(folder), options.threads)
+            functions, tolerances = functions | graphs, tolerances | loose
         ours = list(functions)
         functions |= feature_rivals(model, options.against, images.shape[-1])
         side, flops = images.shape[-1], flops_of(model.config, images.shape[-1])
@@ -73,10 +72,11 @@ def engine_functions(
     graphs = {engine: opened(file)}
     int8 = f"{engine} int8"
     if engine == "openvino":
-        openvino_file = folder / "openvino.xml"
-        quantize_openvino(file, batches, openvino_file, model.backbone.has_patch_tokens)
-        graphs |= {"openvino bfloat16": opened(file, dtype="bfloat16"), int8: opened(openvino_file)}
-        graphs["openvino int8, bfloat16"] = opened(openvino_file, dtype="bfloat16")
+        graphs["openvino bfloat16"] = opened(file, dtype="bfloat16")
+        if find_spec("nncf"):
+            int8_file = folder / "openvino.xml"
+            quantize_openvino(file, batches, int8_file, model.backbone.has_patch_tokens)
+            graphs |= {int8: opened(int8_file), f"{int8}, bfloat16": opened(int8_file, dtype="bfloat16")}
     else:
         int8_file = folder / "int8.onnx"
         quantize_onnx(file, [], int8_file)

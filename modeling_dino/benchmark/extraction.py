@@ -20,7 +20,7 @@ from transformers import pipeline
 
 from ..data.evaluation_transform import ImageTransform
 from ..data.reader import ImageReader, read_batches
-from ..export.engines import GRAPH_ENGINES
+from ..export.engines import installed_engines
 from ..extraction.compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from ..extraction.extract import extract_features
 from ..extraction.feature_files import FeatureFolder, load_features
@@ -81,10 +81,9 @@ def extractors(folder: Path, model: str, files: list[str], batch_size: int) -> d
         )
         return load_features(folder / "features")["feature"].copy()
 
-    engines = [engine for engine in GRAPH_ENGINES if find_spec(engine) is not None]
     return {
         "dino extract": of_extract,
-        **{f"dino extract, {engine}": partial(of_extract, engine) for engine in engines},
+        **{f"dino extract, {engine}": partial(of_extract, engine) for engine in installed_engines()},
         "pipeline": lambda: of_pipeline(0),
         "pipeline, 1 worker": lambda: of_pipeline(1),
     }

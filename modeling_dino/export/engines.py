@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from .outputs import INPUT
 GRAPH_ENGINES = ("onnxruntime", "openvino")  # that run what another process has exported
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
 
+EXPORTERS = ("onnx", "onnxscript")  # what a graph is made with
+
 Graph = Callable[[torch.Tensor], dict[str, torch.Tensor]]  # images (B, C, H, W) -> outputs by their names
+
+
+def installed_engines() -> list[str]:
+    """Returns the engines that are installed here, if graphs for them can be made."""
+    can_export = all(map(find_spec, EXPORTERS))
+    return [engine for engine in GRAPH_ENGINES if can_export and find_spec(engine)]
 
 
 def open_graph(file: Path, engine: str, dtype: str = "float32", threads: int = 1, callers: int = 1) -> Graph:

@@ -3,7 +3,7 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from ..runtime.whole_files import check_is_free, whole_output
 from .check import BOUNDS, largest_difference, other_shapes, random_images
 from .engines import Graph, open_graph, open_program
 from .folder import FORMAT, file_of, graph_size
-from .graphs import AXES, example_shape, write_onnx, write_openvino, write_program
+from .graphs import AXES, example_shape, usual_side, write_onnx, write_openvino, write_program
 from .options import ExportOptions
 from .outputs import ExportedModel, output_names
 from .quantize import QuantizationCost, images_to_quantize_by, measure_cost, quantize_onnx, quantize_openvino
@@ -80,19 +80,15 @@ def export_model(options: ExportOptions) -> ExportSummary:
 
 def shapes_to_compare(exported: ExportedModel, options: ExportOptions) -> list[tuple[int, int, int]]:
     """Returns shapes of batches; raises ValueError if the size that is asked for is too small for the model."""
-    config, least = exported.model.config, exported.model.backbone.min_image_size
+    least = exported.model.backbone.min_image_size
     if options.image_size is not None and options.image_size < least:
         raise ValueError(f"image_size={options.image_size} must be at least {least} for {options.model}")
-    side = config.evaluation_size or config.image_size
-    return list(other_shapes(side, least, (options.batch_size, options.image_size)))
+    return list(other_shapes(usual_side(exported.model.config), least, (options.batch_size, options.image_size)))
 
 
 def write_graph(exported: ExportedModel, options: ExportOptions, file: Path):
     """Records the graph, and writes it."""
-    config = exported.model.config
-    side = options.image_size or config.evaluation_size or config.image_size
-    shape = example_shape(exported.model, side, options.batch_size, bool(options.image_size))
-    images = random_images(shape, options.uint8)
+    images = random_images(example_shape(exported.model, options.batch_size, options.image_size), options.uint8)
     is_fixed = {0: options.batch_size, 2: options.image_size, 3: options.image_size}
     dynamic = {axis: name for axis, name in AXES.items() if not is_fixed[axis]}
     names = exported.graph_names()
@@ -178,7 +174,7 @@ def describe(
         "model_fingerprint": model_fingerprint(exported.model),
         **({"random_weights": True} if has_initial_weights(exported.model.backbone) else {}),
         "dtype": options.dtype,
-        "quantized": cost and cost.as_dict(),
+        "quantized": cost and asdict(cost),
         "batch_size": options.batch_size,
         "image_size": options.image_size,
         "uint8": options.uint8,

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
 from .outputs import INPUT
@@ -22,19 +23,22 @@ EXAMPLE_BATCH = 2
 LEAST_CELLS = 4  # a side of the last map: a length of 1 would count as fixed
 
 
-def example_shape(
-    model: DinoModel, side: int, batch_size: int | None = None, is_fixed: bool = False
-) -> tuple[int, ...]:
+def usual_side(config: DinoConfig) -> int:
+    """Returns the side of the images that a model is evaluated on, in pixels."""
+    return config.evaluation_size or config.image_size
+
+
+def example_shape(model: DinoModel, batch_size: int | None = None, side: int | None = None) -> tuple[int, ...]:
     """
     Returns the shape of images (B, C, H, W) that a graph is recorded on.
 
     Args:
-        side: of the images that the model is for, in pixels.
         batch_size: where the graph takes no other.
-        is_fixed: whether the graph takes only squares of this side; other examples are not square.
+        side: in pixels, where the graph takes only squares of it; other examples are not square.
     """
-    height = side if is_fixed else max(side, LEAST_CELLS * model.backbone.min_image_size)
-    width = side if is_fixed else height + (model.config.patch_size or model.backbone.min_image_size)
+    least = model.backbone.min_image_size
+    height = side or max(usual_side(model.config), LEAST_CELLS * least)
+    width = side or height + (model.config.patch_size or least)
     return batch_size or EXAMPLE_BATCH, model.config.num_channels, height, width
 
 

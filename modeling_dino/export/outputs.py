@@ -53,11 +53,10 @@ class ExportedModel(nn.Module):
             model.check_cls_attention()
         if transform is not None:
             self._remember_normalization(transform, model.config.num_channels)
-        depth = model.config.num_hidden_layers
         numbers = [(name, int(match[1])) for name in outputs if (match := LAYER.fullmatch(name))]
         # stage i is the output of layer i - 1
         self.stages = {name: model.resolve_layers([number])[0] + 1 for name, number in numbers}
-        self.last_stage = depth
+        self.last_stage = model.config.num_hidden_layers
 
     def _remember_normalization(self, transform: dict, num_channels: int):
         """Keeps factor and bias of each channel, with which (B, C, H, W) of 8 bits become pixel values."""

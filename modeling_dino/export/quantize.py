@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from ..hub.loading import fixed_size, load_image_processor
 from ..runtime.extras import require
 from .check import random_images
 from .engines import Graph
-from .graphs import quiet
+from .graphs import quiet, usual_side
 from .options import ExportOptions
 from .outputs import INPUT
 
@@ -47,7 +47,7 @@ def images_to_quantize_by(options: ExportOptions, config: DinoConfig) -> tuple[l
     """
     batch_size = options.batch_size or BATCH_SIZE
     if options.calibrate is None:
-        side = options.image_size or config.image_size
+        side = options.image_size or usual_side(config)
         shape = (batch_size, config.num_channels, side, side)
         return [], [random_images(shape, options.uint8, seed) for seed in range(RANDOM_BATCHES)]
     images = read_images(options, config)
@@ -128,7 +128,7 @@ def quantize_openvino(file: Path, batches: list[torch.Tensor], output: Path, is_
 
 @dataclass(frozen=True)
 class QuantizationCost:
-    """What a graph in int8 has lost and gained beside the same graph before."""
+    """Holds what a graph has lost and gained by int8."""
 
     num_images: int
     are_random: bool
@@ -145,10 +145,6 @@ class QuantizationCost:
             f"{self.least_cosine:.4f}), the same nearest neighbour for {self.same_neighbour:.0%}, {self.size:.2f} of "
             f"the size, {self.speed:.2f} times as fast"
         )
-
-    def as_dict(self) -> dict:
-        """Returns the numbers by their names."""
-        return asdict(self)
 
 
 def measure_cost(

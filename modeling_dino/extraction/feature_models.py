@@ -13,7 +13,7 @@ from transformers import ImageProcessingMixin
 
 from ..backbone import has_initial_weights
 from ..configuration_dino import DinoConfig
-from ..export.engines import GRAPH_ENGINES, open_graph
+from ..export.engines import EXPORTERS, GRAPH_ENGINES, open_graph
 from ..export.folder import ExportFacts, graph_fingerprint, read_export
 from ..export.graphs import AXES, example_shape, write_onnx
 from ..hub.loading import DTYPES, fixed_size, is_exported, load_model, model_fingerprint
@@ -82,7 +82,7 @@ class FeatureModel:
     def _of_graph(self, processor: ImageProcessingMixin, callers: int) -> Features:
         graph = FeatureGraph(self.model, self.settings)
         size = fixed_size(processor)
-        shape = example_shape(self.model, self.config.image_size)
+        shape = example_shape(self.model)
         images = torch.zeros(shape if size is None else (*shape[:2], *size))
         dynamic = {axis: name for axis, name in AXES.items() if axis == 0 or size is None}
         with TemporaryDirectory(prefix="dino-") as folder:
@@ -106,7 +106,7 @@ class FeatureModel:
 
     def _check_graph(self, compute: Features):
         """Raises ValueError if a graph does not give what the configuration and `export.json` beside it say."""
-        shape = example_shape(self.model, self.config.image_size)
+        shape = example_shape(self.model)
         kinds = list(self.settings.columns.values())
         expected = image_features(self.model, torch.empty(shape, device="meta"), kinds, *self.settings.pooling)
         try:
@@ -120,7 +120,7 @@ class FeatureModel:
 
 
 class FeatureGraph(nn.Module):
-    """What is recorded of a model for other engines: its features, by their kinds."""
+    """Computes the features of a model by their kinds; it is what is recorded for other engines."""
 
     def __init__(self, model: DinoModel, settings: ExtractionSettings):
         super().__init__()
@@ -146,12 +146,15 @@ def load_feature_model(settings: ExtractionSettings, compile: bool = False) -> F
         raise ValueError(f"--compile is for --engine torch, not for {settings.engine}")
     if settings.engine != "torch":
         require(settings.engine, "export")
+    if settings.engine == "onnxruntime" and settings.resize == "none":
+        raise ValueError("onnxruntime needs too much memory for images in their own sizes: take openvino or longest")
     if is_exported(settings.model):
         return _load_export(settings)
+    if settings.engine != "torch":
+        for exporter in EXPORTERS:
+            require(exporter, "export")
     if settings.engine == "onnxruntime" and settings.dtype != "float32":
         raise ValueError(f"onnxruntime computes in float32, not {settings.dtype}: take openvino, or an exported model")
-    if settings.engine == "onnxruntime" and settings.resize == "none":
-        raise ValueError("onnxruntime has no memory for images in their own sizes: take openvino, or resize longest")
     # OpenVINO computes in another dtype by itself
     dtype = DTYPES[settings.dtype] if settings.engine == "torch" else torch.float32
     model = load_model(settings.model, dtype)

@@ -75,7 +75,7 @@ class Matches:
 @dataclass(frozen=True)
 class View:
     """
-    What a model sees of an image.
+    Holds what a model sees of an image.
 
     Args:
         picture: the resized image, cropped to whole patches.

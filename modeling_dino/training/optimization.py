@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 
 class Multipliers(NamedTuple):
-    """What the rates of a parameter are multiplied by, and whether it is the last layer of a head."""
+    """Says what the rates of a parameter are multiplied by, and whether it is the last layer of a head."""
 
     learning_rate: float
     weight_decay: float

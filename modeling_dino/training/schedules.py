@@ -104,8 +104,7 @@ def cosine_schedule(
         longer = max(int((1 + truncation) * cosine_steps) - 1, 1)
         last = half_cosine((cosine_steps - 1) / longer)
         return final + (base - final) * (half_cosine((step - warmup_steps) / longer) - last) / (1 - last)
-    progress = (step - warmup_steps) / cosine_steps
-    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+    return final + (base - final) * half_cosine((step - warmup_steps) / cosine_steps)
 
 
 def half_cosine(progress: float) -> float:

@@ -22,7 +22,7 @@ from .objectives import Objectives
 @dataclass
 class Views:
     """
-    What a network computes of crops.
+    Holds what a network computes of crops.
 
     Args:
         features: (S * B, D), crop by crop, global ones first.
