@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from golden_data import assert_close
+from original_crops import MEAN, STD, views_of_the_original
 from photographs import open_photograph
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import ks_2samp, kstest
 from torchvision import transforms as v1
 
@@ -33,42 +34,7 @@ PLAIN = {  # no distortion
     "local_blur_probability": 0.0,
     "global_solarize_probability": (0.0,),
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEW = 1e-3  # probability that a test of a distribution fails by chance, were its seed not fixed
-
-
-class Blur:
-    """The original's, its random numbers drawn from PyTorch."""
-
-    def __init__(self, p: float):
-        self.p = p
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(1) >= self.p:
-            return image
-        return image.filter(ImageFilter.GaussianBlur(torch.empty(1).uniform_(0.1, 2.0).item()))
-
-
-class Solarize:
-    """The original's, its random numbers drawn from PyTorch."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return ImageOps.solarize(image) if torch.rand(1) < 0.2 else image
-
-
-def views_of_the_original() -> list:
-    """https://github.com/facebookresearch/dino/blob/7c446df/main_dino.py#L419, as its defaults make it."""
-    colour = [
-        v1.RandomHorizontalFlip(p=0.5),
-        v1.RandomApply([v1.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
-        v1.RandomGrayscale(p=0.2),
-    ]
-    end = [v1.ToTensor(), v1.Normalize(MEAN, STD)]
-    crop = v1.RandomResizedCrop(224, scale=(0.4, 1.0), interpolation=v1.InterpolationMode.BICUBIC)
-    small = v1.RandomResizedCrop(96, scale=(0.05, 0.4), interpolation=v1.InterpolationMode.BICUBIC)
-    first = v1.Compose([crop, *colour, Blur(1.0), *end])
-    second = v1.Compose([crop, *colour, Blur(0.1), Solarize(), *end])
-    return [first, second] + 8 * [v1.Compose([small, *colour, Blur(0.5), *end])]
 
 
 @pytest.mark.parametrize("name", ["astronaut.png", "coffee.png", "rocket.jpg"])
