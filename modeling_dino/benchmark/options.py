@@ -11,7 +11,8 @@ from ..hub.loading import DTYPES
 from ..runtime.options import StrPath, option
 
 
-BENCHMARKS = ("features", "latency", "attention", "training", "loading", "knn", "extraction")
+BENCHMARKS = ("features", "latency", "attention", "training", "training-dinov2", "training-dinov2-patch-head")
+BENCHMARKS += ("loading", "knn", "extraction")
 LIBRARIES = ("timm", "transformers", "torchvision")
 DEVICES = ("cpu", "cuda")
 

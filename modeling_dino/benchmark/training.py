@@ -2,6 +2,7 @@
 """Measures a training step of 2 global and 8 local crops, beside the original's step, done plainly."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from .timing import TOLERANCES, Contest, measure, relative_difference
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 5e-5, 0.04, 3.0
 TEACHER_MOMENTUM, CENTER_MOMENTUM = 0.996, 0.9
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
+TEMPERATURES = {"student_temperature": STUDENT_TEMPERATURE, "teacher_temperature": TEACHER_TEMPERATURE}
 TRAINING_STEPS = 2  # whose results are compared
 
 
@@ -27,22 +29,26 @@ class DinoStep:
 
     def __init__(self, model: DinoForPreTraining):
         self.model = model
-        self.optimizer = torch.optim.AdamW(parameter_groups(model.student), **self.optimizer_kind)
+        self.optimizer = torch.optim.AdamW(self.parameter_groups(), **self.optimizer_kind)
+
+    def parameter_groups(self) -> list[dict]:
+        """Returns the groups of the student's parameters."""
+        return parameter_groups(self.model.student)
 
     def __call__(self, crops: list[torch.Tensor]) -> torch.Tensor:
         """Does one step, and returns the loss."""
         set_rates(self.optimizer, LEARNING_RATE, WEIGHT_DECAY)
-        loss, teacher = self.forward(crops)
+        loss, *teacher = self.forward(crops)
         self.optimizer.zero_grad()
         loss.backward()
         self.clip_gradients()
         self.optimizer.step()
-        self.update(teacher)
+        self.update(*teacher)
         return loss.detach()
 
-    def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the loss, and the teacher's projection of the global crops, (2 * B, K)."""
-        output = self.model(crops, student_temperature=STUDENT_TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE)
+        output = self.model(crops, **TEMPERATURES)
         return output.loss, output.teacher_projection
 
     def clip_gradients(self):
@@ -74,11 +80,7 @@ class PlainStep(DinoStep):
         """Computes the projections of crops, (crops * B, K)."""
         sizes = dict.fromkeys(crop.shape[-1] for crop in crops)
         batches = [torch.cat([crop for crop in crops if crop.shape[-1] == size]) for size in sizes]
-        features = torch.cat([network.backbone(batch)[:, 0] for batch in batches])
-        head = network.head
-        bottleneck = nn.functional.normalize(head.mlp(features), dim=-1)
-        weight = torch._weight_norm(head.last_layer.weight_v, head.last_layer.weight_g, 0)
-        return nn.functional.linear(bottleneck, weight)
+        return project(network.head, torch.cat([network.backbone(batch)[:, 0] for batch in batches]))
 
     def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the mean loss over pairs of different crops, and the teacher's projection."""
@@ -112,33 +114,56 @@ class PlainStep(DinoStep):
         self.model.center.mul_(CENTER_MOMENTUM).add_(mean * (1 - CENTER_MOMENTUM))
 
 
-def measure_training(name: str, options: BenchOptions) -> dict | None:
-    """Measures training steps, after the loss and the weights of some steps have been compared."""
+def project(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Computes the output of a head by its definition, (N, D) -> (N, K)."""
+    bottleneck = nn.functional.normalize(head.mlp(features), dim=-1)
+    weight = torch._weight_norm(head.last_layer.weight_v, head.last_layer.weight_g, 0)
+    return nn.functional.linear(bottleneck, weight)
+
+
+def measure_training(
+    name: str,
+    options: BenchOptions,
+    what: str = "training",
+    steps: tuple[type[DinoStep], type[DinoStep]] = (DinoStep, PlainStep),
+    **settings,
+) -> dict | None:
+    """
+    Measures training steps, after the loss and the weights of some steps have been compared.
+
+    Args:
+        what: name of the benchmark.
+        steps: ours, and the original's done plainly.
+        settings: of the model's configuration, where they differ from its own.
+    """
     config, batch_size = load_config(name), options.training_batch_size
     if not backbone_class(config).has_attention:
         return None
-    config.head_type = "dino"
+    config.image_size = options.image_size or config.image_size
+    for key, value in {"head_type": "dino", **settings}.items():
+        setattr(config, key, value)
     torch.manual_seed(0)
     model = DinoForPreTraining(config).train().to(options.device)
     model.update_teacher(0.9)
     before, plain = copy.deepcopy(model), copy.deepcopy(model)
-    # two crops of the model's size, and eight of three sevenths of it (96 for 224)
-    sides = [config.image_size] * 2 + [max(config.image_size * 3 // 7, config.patch_size)] * 8
+    # two crops of the model's size, and eight of three sevenths of it (96 for 224), in whole patches
+    local = max(round(config.image_size * 3 / 7 / config.patch_size), 1) * config.patch_size
     shape = batch_size, config.num_channels
-    crops = [torch.randn(*shape, side, side, device=options.device) for side in sides]
+    crops = [torch.randn(*shape, side, side, device=options.device) for side in [config.image_size] * 2 + [local] * 8]
     half = torch.autocast(options.device, dtype=DTYPES[options.dtype], enabled=options.dtype != "float32")
-    dino, rival = DinoStep(model), PlainStep(plain)
-    functions = {"dino": lambda: half(dino)(crops), "plain step": lambda: half(rival)(crops)}
+    ours, theirs = (step(network) for step, network in zip(steps, (model, plain)))
+    functions = {"dino": partial(half(ours), crops), "plain step": partial(half(theirs), crops)}
     losses = {who: torch.stack([step() for _ in range(TRAINING_STEPS)]) for who, step in functions.items()}
     facts = {
         "loss_difference": relative_difference(losses["plain step"], losses["dino"]),
         "update_difference": update_difference(before, plain, model),
         "projection_dim": config.projection_dim,
         "batch_size": batch_size,
+        "image_size": config.image_size,
     }
     if max(facts["loss_difference"], facts["update_difference"] / 10) > TOLERANCES[options.dtype]:
-        return {"what": "training", "model": name, **facts, "unequal": ["plain step"], "seconds": {}}
-    return measure(Contest("training", name, functions, ["dino"], None, batch_size, facts=facts), options)
+        return {"what": what, "model": name, **facts, "unequal": ["plain step"], "seconds": {}}
+    return measure(Contest(what, name, functions, ["dino"], None, batch_size, facts=facts), options)
 
 
 def update_difference(before: DinoForPreTraining, a: DinoForPreTraining, b: DinoForPreTraining) -> float:

@@ -53,7 +53,7 @@ def view_crops(
         masks: of the global crops.
         sees_masked: whether the network sees the masked patches, as the teacher does.
     """
-    patch_tokens = patch_projection = None
+    patch_tokens = patches = None
     if objectives.uses_patches:
         given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
         images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
@@ -64,9 +64,24 @@ def view_crops(
         features = pool_crops(network, crops, num_global_crops)
     features = torch.cat(features)
     if objectives.ibot_weight:
-        patch_projection = network.project_patches(masked_tokens(patch_tokens, masks.indices))
-    projection = network.head(features) if objectives.dino_weight else None
+        patches = masked_tokens(patch_tokens, masks.indices)
+    projection, patch_projection = project(network, features if objectives.dino_weight else None, patches)
     return Views(features, projection, patch_tokens, patch_projection)
+
+
+def project(
+    network: DinoModel, features: torch.Tensor | None, patches: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Computes the heads' outputs for features (N, D) and patches (M, D), of what is given: (N, K) and (M, K).
+
+    A head that both share takes them together, as in the original: each pass over its prototypes takes long. Batch
+    norms go by features and by patches alone.
+    """
+    if features is None or patches is None or network.patch_head is not None or network.config.head_use_bn:
+        projection = None if features is None else network.head(features)
+        return projection, None if patches is None else network.project_patches(patches)
+    return network.head(torch.cat([features, patches])).split([len(features), len(patches)])
 
 
 def pool_crops(network: DinoModel, crops: Sequence[torch.Tensor], num_global_crops: int) -> list[torch.Tensor]:

@@ -10,6 +10,8 @@ from golden_data import assert_close
 from random_crops import OBJECTIVES, RandomCrops, tiny_model, trainer_of
 from safetensors.torch import load_file
 from tiny_models import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from modeling_dino import DinoForPreTraining, DinoModel, Objectives
@@ -71,6 +73,61 @@ def test_the_parts_of_dinos_loss_are_its_loss():
 
 
 @pytest.mark.parametrize("family", ["resnet", "convnext", "xcit"])
+class LargestOutputs(TorchDispatchMode):
+    """Notes how many rows of so many prototypes the largest tensor has that is computed."""
+
+    def __init__(self, num_prototypes: int):
+        super().__init__()
+        self.num_prototypes, self.rows = num_prototypes, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        self.rows = max(self.rows, *(size // self.num_prototypes for size in sizes), 0)
+        return found
+
+
+@pytest.mark.parametrize("num_masked", [0, 2])
+@pytest.mark.parametrize("patch_head", [False, True])
+def test_heads_see_masked_patches_alone(patch_head, num_masked):
+    """Of 6 global crops with 16 patches each: nothing of images x patches x prototypes is made."""
+    num_prototypes = 10_000
+    model = DinoForPreTraining(tiny_config("dinov2", patch_head=patch_head, projection_dim=num_prototypes)).train()
+    with LargestOutputs(num_prototypes) as largest:
+        masks = masks_of(num_masked=num_masked)
+        model(crops_of(), bool_masked_pos=masks, objectives=Objectives(ibot_weight=1.0)).loss.backward()
+    bottleneck = model.config.head_bottleneck_dim  # rows of the weight, transposed
+    assert largest.rows <= max(9 + int(masks.sum()), bottleneck) < 96
+
+
+@pytest.mark.parametrize(("overrides", "passes"), [({}, 1), ({"patch_head": True}, 1), ({"head_use_bn": True}, 2)])
+def test_a_head_that_crops_and_patches_share_passes_once_over_its_prototypes(overrides, passes, monkeypatch):
+    model = DinoForPreTraining(tiny_config("dinov2", **overrides)).train()
+    calls = []
+    for network in (model.student, model.teacher):
+        network.head.register_forward_hook(lambda head, _, output: calls.append(head))
+    arguments = {"bool_masked_pos": masks_of(), "objectives": PATCHES}
+    crops = crops_of()
+    output = model(crops, **arguments)
+    assert [calls.count(network.head) for network in (model.student, model.teacher)] == [passes] * 2
+    output.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.student.parameters()]
+    model.zero_grad()
+    monkeypatch.setattr("modeling_dino.training.views.project", project_apart)
+    expected = model(crops, **arguments)
+    expected.loss.backward()
+    assert_close(output.loss.detach(), expected.loss.detach())
+    for name in ("student_projection", "teacher_projection", "teacher_patch_projection"):
+        assert_close(output[name].detach(), expected[name].detach())
+    for gradient, parameter in zip(gradients, model.student.parameters()):
+        assert (gradient - parameter.grad).abs().max() <= 1e-5 * parameter.grad.abs().max() + 1e-8
+
+
+def project_apart(network: DinoModel, features: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """One pass for crops, and one for patches."""
+    return network.head(features), network.project_patches(patches)
+
+
 def test_koleo_needs_no_patches(family):
     model = DinoForPreTraining(tiny_config(family)).train()
     output = model(crops_of(sizes=(32, 32, 32)), objectives=Objectives(koleo_weight=0.1))
