@@ -28,6 +28,8 @@ from .training import (
 OBJECTIVES = Objectives(ibot_weight=1.0, koleo_weight=0.1)
 LAYER_DECAY, PATCH_EMBED_MULTIPLIER = 0.9, 0.2
 NUM_GLOBAL_CROPS = 2
+# DINOv2 starts with so small values of both that all features are nearly alike, and KoLeo magnifies their rounding
+LARGE_START = {"layerscale_value": 1.0, "token_init_std": 0.02}
 
 
 class Dinov2Step(DinoStep):
@@ -158,5 +160,5 @@ def koleo(features: torch.Tensor) -> torch.Tensor:
 def measure_dinov2_training(name: str, options: BenchOptions, patch_head: bool = False) -> dict | None:
     """Measures training steps as [`measure_training`]; patches share the head of crops, or have one of their own."""
     what = "training-dinov2-patch-head" if patch_head else "training-dinov2"
-    settings = {"use_mask_token": True, "patch_head": patch_head, "norm_last_layer": False}
+    settings = {"use_mask_token": True, "patch_head": patch_head, "norm_last_layer": False, **LARGE_START}
     return measure_training(name, options, what, (Dinov2Step, PlainDinov2Step), **settings)

@@ -140,7 +140,7 @@ def measure_training(
     if not backbone_class(config).has_attention:
         return None
     config.image_size = options.image_size or config.image_size
-    for key, value in {"head_type": "dino", **settings}.items():
+    for key, value in {"head_type": "dino", "head_weight_norm": True, **settings}.items():
         setattr(config, key, value)
     torch.manual_seed(0)
     model = DinoForPreTraining(config).train().to(options.device)
