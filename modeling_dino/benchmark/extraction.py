@@ -107,7 +107,7 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     transform = ImageTransform(processor, model.config.num_channels)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
     features = model.on(state.device, processor, batches_at_once(state.device))
-    compute = FeatureComputer(features, state.device, settings, transform.normalize, shapes)
+    compute = FeatureComputer(features, state.device, settings, transform.normalizer(state.device), shapes)
 
     def read() -> list:
         return list(read_batches(reader, plan, WORKERS))

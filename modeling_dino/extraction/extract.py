@@ -119,7 +119,7 @@ def compute_shards(
     if options.on_error == "fail":
         batches = refuse_unreadable(batches)
     features = model.on(device, processor, batches_at_once(device))
-    compute = FeatureComputer(features, device, options, transform.normalize, folder.shapes)
+    compute = FeatureComputer(features, device, options, transform.normalizer(device), folder.shapes)
     with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, bar)
     return len(plan.parts)

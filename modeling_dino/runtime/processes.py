@@ -24,7 +24,8 @@ def processes() -> "PartialState":
     Returns the state of the processes of `accelerate launch` or torchrun. Raises ValueError if several were started,
     and do not work together.
     """
-    state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    backend = {"backend": "gloo"} if shares_gpus() else {}
+    state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE, **backend)
     check_joined(state.num_processes)
     return state
 
@@ -34,6 +35,11 @@ def on_cpu() -> bool:
     return (
         require("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
+
+
+def shares_gpus() -> bool:
+    """Returns whether processes on this machine have to share a GPU, which NCCL refuses and Gloo allows."""
+    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()
 
 
 def started_processes() -> int:
