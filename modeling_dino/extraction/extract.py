@@ -21,7 +21,7 @@ from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import load_image_processor
 from ..runtime.extras import installed_version
 from ..runtime.options import takes_options
-from ..runtime.processes import processes, reading_processes
+from ..runtime.processes import processes, reading_processes, shared_counter
 from .compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
 from .feature_models import FeatureModel, load_feature_model
@@ -107,7 +107,8 @@ def compute_shards(
 
     state = processes()
     device = model.device(state.device)
-    plan = Plan(source, folder, options.batch_size_on(device), state.process_index, state.num_processes)
+    batch_size = options.batch_size_on(device)
+    plan = Plan(source, folder, batch_size, state.process_index, state.num_processes, shared_counter())
     folder.check_parts(len(plan.parts))
     if plan.num_images == 0:
         return len(plan.parts)

@@ -2,7 +2,9 @@
 """Finds the processes that work together, and how many more there is room for."""
 
 import gc
+import itertools
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 PATIENCE = timedelta(days=30)  # for which a process that is done waits for the others
+COUNTERS = itertools.count()  # of this process
 MAX_READING = 256  # processes that read images, each of which imports PyTorch
 FEW_IMAGES = 256  # so few are not worth starting worker processes for
 
@@ -28,6 +31,18 @@ def processes() -> "PartialState":
     state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE, **backend)
     check_joined(state.num_processes)
     return state
+
+
+def shared_counter() -> Callable[[], int]:
+    """
+    Returns a function that counts from 0 on, over all processes: each number is given to one. All processes have to
+    make their counters in the same order.
+    """
+    number = next(COUNTERS)
+    if processes().num_processes == 1:
+        return itertools.count().__next__
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return lambda: store.add(f"modeling-dino/{number}", 1) - 1
 
 
 def on_cpu() -> bool:

@@ -1,4 +1,4 @@
-"""What a GPU can make fail: `make test-gpu`. Without one, or with DINO_TEST_DEVICE=cpu, the same lines run on a CPU."""
+"""What a GPU can make fail: `make test-gpu`. Without a GPU, or with DINO_TEST_DEVICE=cpu, it all runs on a CPU."""
 
 import os
 

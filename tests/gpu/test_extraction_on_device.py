@@ -117,7 +117,7 @@ def test_too_large_batches_are_computed_in_smaller_ones(device):
 
 
 def test_pinned_batches_are_not_written_over_before_they_are_copied(device):
-    """Buffers are pinned, copied without waiting, and given back at once, as the loader's, while the device is busy."""
+    """Buffers are pinned, copied without waiting, and given back at once, as the loader's; the device is busy."""
     busy = torch.randn(2048 if device.type == "cuda" else 64, device=device)
     busy = busy.outer(busy)
 
