@@ -58,7 +58,7 @@ def assert_same_rows(output: Path, expected: Path, device: torch.device):
 
 def test_two_processes_on_one_device_and_a_killed_run_give_the_same_rows(device, folder, tmp_path):
     expected = tmp_path / "one"
-    assert run(folder, expected, device) == 0
+    extract(str(folder / "model"), str(folder / "images"), str(expected))
     assert len(load_features(expected)["path"]) == NUM_IMAGES
     assert run(folder, tmp_path / "two", device, num_processes=2) == 0
     assert_same_rows(tmp_path / "two", expected, device)

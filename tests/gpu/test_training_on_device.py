@@ -48,7 +48,7 @@ def step_on(model, batch: dict, device: torch.device, dtype: torch.dtype) -> tup
 @pytest.mark.parametrize("name", SETTINGS)
 def test_losses_and_gradients_are_those_of_a_cpu(device, tmp_path, name, dtype):
     if (device.type, dtype) == ("cpu", torch.float16):
-        dtype = torch.bfloat16
+        pytest.skip("fp16 needs a GPU")
     objectives, model = Objectives(**SETTINGS[name]), tiny_model("dinov2").train()
     if objectives.gram_weight:
         model.add_gram_teacher()
