@@ -21,7 +21,7 @@ from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import load_image_processor
 from ..runtime.extras import installed_version
 from ..runtime.options import takes_options
-from ..runtime.processes import processes, reading_processes, shared_counter
+from ..runtime.processes import processes, reading_processes, shared_counter, wait_for_everyone
 from .compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
 from .feature_models import FeatureModel, load_feature_model
@@ -76,12 +76,12 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     settings = describe(options, source, model, processor, model.device(state.device))
     folder = FeatureFolder(options.output, settings, source.columns, shapes)
     with folder.opened(options.overwrite) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+        wait_for_everyone()
         folder.find_shards()
         rows_before = folder.num_rows
-        state.wait_for_everyone()  # before the first shard is written
+        wait_for_everyone()  # before the first shard is written
         num_parts = compute_shards(options, source, model, processor, folder)
-        state.wait_for_everyone()
+        wait_for_everyone()
         if not state.is_main_process:
             return None
         folder.find_all(num_parts)

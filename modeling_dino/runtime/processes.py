@@ -33,6 +33,14 @@ def processes() -> "PartialState":
     return state
 
 
+def wait_for_everyone():
+    """Waits until all processes are here. Accelerate's own waiting takes a GPU of each process."""
+    if shares_gpus():
+        torch.distributed.barrier()
+    else:
+        processes().wait_for_everyone()
+
+
 def shared_counter() -> Callable[[], int]:
     """
     Returns a function that counts from 0 on, over all processes: each number is given to one. All processes have to
