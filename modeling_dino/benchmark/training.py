@@ -31,10 +31,11 @@ class DinoStep:
         self.optimizer = torch.optim.AdamW(parameter_groups(model.student), **self.optimizer_kind)
 
     def compile(self):
-        """Compiles the backbones, for the two sizes of crops."""
+        """Compiles the backbones, for the two sizes of crops; for a CPU, where it takes minutes, only their graphs."""
         torch._dynamo.reset()
+        backend = "eager" if self.model.device.type == "cpu" else "inductor"
         for network in (self.model.student, self.model.teacher):
-            network.backbone.compile(dynamic=False)
+            network.backbone.compile(dynamic=False, backend=backend)
 
     def __call__(self, crops: list[torch.Tensor]) -> torch.Tensor:
         """Does one step, and returns the loss."""
