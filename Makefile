@@ -1,4 +1,4 @@
-.PHONY: install lint docs test test-fast demo demo-table bench bench-gpu
+.PHONY: install lint docs test test-fast test-gpu demo demo-table bench bench-gpu
 
 install:  ## for development: the package as it lies here, and what the tests need
 	python -m pip install -e ".[test,docs]"
@@ -42,9 +42,11 @@ bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise id
 	dino bench --models vit_tiny --what knn --rounds 3 $(BENCH)-knn.json
 	dino bench --models vit_tiny --what extraction --threads 2 --rounds 2 $(BENCH)-extraction.json
 
-GPU = --device cuda --dtype bfloat16 --compile
-bench-gpu:  ## the same on a GPU
-	dino bench $(GPU) --models dino_vits16,dino_vits8,dino_vitb16,dino_vitb8,vit_large,dino_resnet50 --batch-size 256 \
-		--what features,latency --json $(RESULTS)/$(TODAY)-gpu.json
-	dino bench $(GPU) --models dino_vits16 --what training --training-batch-size 64 \
-		--json $(RESULTS)/$(TODAY)-gpu-training.json
+DEVICE = cuda
+SIZE = full
+LIMIT = 280
+bench-gpu:  ## speed on a GPU, within five minutes; DEVICE=cpu SIZE=small LIMIT=1800 runs the same lines on a CPU
+	python tests/benchmarks/gpu.py --device $(DEVICE) --size $(SIZE) --limit $(LIMIT) --json $(RESULTS)/$(TODAY)-$(DEVICE)-$(SIZE).json
+
+test-gpu:  ## what a GPU can make fail, within four minutes; DINO_TEST_DEVICE=cpu runs the same lines on a CPU
+	DINO_TEST_DEVICE=$${DINO_TEST_DEVICE:-cuda} pytest -n 0 tests/gpu --durations 5

@@ -56,6 +56,9 @@ def interpolate_positions(
     # An image that is not square goes through the 0.1 of the original even on the native grid.
     if grid == (side, side) and (method != "dino" or image_size[0] == image_size[1]):
         return positions
+    if positions.is_cuda and torch.are_deterministic_algorithms_enabled():  # which refuse the gradient of what follows
+        with torch.autocast("cuda", enabled=False):
+            return multiply_positions(positions, image_size, grid, method)
     cls_position, patch_positions = positions[:, :1], positions[:, 1:]
     # (1, N, D) -> (1, D, side, side); in float32, since bicubic in half precision shifts the embeddings
     patch_positions = patch_positions.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()

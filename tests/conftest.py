@@ -10,8 +10,6 @@ from tiny_models import TINY_BACKBONES
 from transformers.models.auto import modeling_auto
 from transformers_common import PACKAGE
 
-from modeling_dino import cli
-
 
 # The common tests look up by these names what kind of model a class is.
 modeling_auto.MODEL_MAPPING_NAMES["dino"] = "DinoModel"
@@ -55,6 +53,8 @@ def _seeded():
 @pytest.fixture
 def dino(monkeypatch, capsys):
     """Runs the command line; returns exit code, standard output and standard error."""
+
+    from modeling_dino import cli  # here, since the tests of a GPU run where typer is not installed, too
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])

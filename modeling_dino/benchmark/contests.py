@@ -26,6 +26,7 @@ from ..extraction.features import image_features
 from ..hub.info import backbone_flops
 from ..hub.loading import DTYPES, load_config
 from ..modeling_dino import DinoModel
+from .cuda_graphs import with_graphs, without_eager
 from .options import BenchOptions
 from .rivals import feature_rivals
 from .timing import TOLERANCES, Contest, measure
@@ -68,14 +69,17 @@ def measure_features(name: str, options: BenchOptions, single: bool = False) -> 
             functions[f"{rival} channels_last"] = lambda x, last=last: last(images_last)
     if options.compile:
         torch._dynamo.reset()
-        for mode in ("compiled",) if options.device == "cpu" else ("compiled", "max-autotune", "reduce-overhead"):
-            for who in ("dino", *rivals):
-                functions[f"{who} {mode}"] = compile_function(functions[who], mode, options.device)
+        mode = "reduce-overhead" if single and options.device != "cpu" else "compiled"
+        for who in ("dino", *without_eager(rivals)):
+            functions[f"{who} {mode}"] = compile_function(functions[who], mode, options.device)
     side, parameters = images.shape[-1], model.num_parameters()
     flops = flops_of(model.config, side)
     facts = {"parameters": parameters, "flops_per_image": flops, "batch_size": batch_size, "image_size": side}
-    ours = [who for who in functions if who.startswith("dino")]
     functions = {who: torch.no_grad()(partial(function, images)) for who, function in functions.items()}
+    if single:
+        graphs, facts["left_out"] = with_graphs(functions, ("dino", *without_eager(rivals)), images)
+        functions |= graphs
+    ours = [who for who in functions if who.startswith("dino")]
     tolerance = TOLERANCES[options.dtype]
     contest = Contest(what, name, functions, ours, tolerance, batch_size, flops * batch_size, facts=facts)
     return measure(contest, options)

@@ -42,14 +42,14 @@ class Dinov2Step(DinoStep):
         return layered_parameter_groups(self.model.student, LAYER_DECAY, PATCH_EMBED_MULTIPLIER)
 
     def __call__(self, crops: list[torch.Tensor]) -> torch.Tensor:
-        """Does one step, always with the same masks, and returns the loss."""
-        if self.masks is None:
+        """Does one step, with the same masks for the same number of images, and returns the loss."""
+        if self.masks is None or len(self.masks.masks) != NUM_GLOBAL_CROPS * len(crops[0]):
             self.masks = masks_of(self.model, crops)
         return super().__call__(crops)
 
     def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the loss, and the teacher's projections of global crops, (2 * B, K), and of masked patches."""
-        output = self.model(crops, bool_masked_pos=self.masks.masks, objectives=OBJECTIVES, **TEMPERATURES)
+        output = self.model(crops, bool_masked_pos=self.masks, objectives=OBJECTIVES, **TEMPERATURES)
         return output.loss, output.teacher_projection, output.teacher_patch_projection
 
     def parts(self) -> list[nn.Module]:
@@ -138,9 +138,7 @@ def masks_of(model: DinoForPreTraining, crops: list[torch.Tensor]) -> MaskBatch:
     """Draws masks of the global crops, as DINOv2 does."""
     grid = model.student.backbone.grid(crops[0])
     blocks = BlockMasks(*grid, max_patches=largest_block(grid[0], 1))
-    masks = draw_masks(blocks, NUM_GLOBAL_CROPS * len(crops[0]), random.Random(0))
-    parts = (part.to(crops[0].device) for part in (masks.masks, masks.indices, masks.weights))
-    return MaskBatch(*parts, masks.upper_bound)
+    return draw_masks(blocks, NUM_GLOBAL_CROPS * len(crops[0]), random.Random(0)).to(crops[0].device)
 
 
 def softmax_of(teacher: torch.Tensor, center: torch.Tensor) -> torch.Tensor:

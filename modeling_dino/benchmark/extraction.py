@@ -6,6 +6,7 @@ Measures features from JPEG files: `dino extract` beside transformers' pipeline,
 The pipelines are loaded beforehand, and write nothing.
 """
 
+import itertools
 import random
 import tempfile
 from collections.abc import Callable
@@ -103,13 +104,14 @@ def halves(folder: Path) -> dict[str, Callable[[], None]]:
     processor = load_image_processor(settings.model, model.config)
     shapes = feature_shapes(model.config, processor, settings)
     nothing = FeatureFolder(folder / "nothing", {}, source.columns, shapes)
-    plan = Plan(source, nothing, settings.batch_size_on(state.device), rank=0, num_processes=1)
+    batch_size = settings.batch_size_on(state.device)
     transform = ImageTransform(processor, model.config.num_channels)
     reader = ImageReader(transform, model.config.num_channels, transform.rescale_factor)
     features = model.on(state.device, processor, batches_at_once(state.device))
-    compute = FeatureComputer(features, state.device, settings, transform.normalize, shapes)
+    compute = FeatureComputer(features, state.device, settings, transform.normalizer(state.device), shapes)
 
     def read() -> list:
+        plan = Plan(source, nothing, batch_size, rank=0, num_processes=1, take=itertools.count().__next__)
         return list(read_batches(reader, plan, WORKERS))
 
     batches = read()

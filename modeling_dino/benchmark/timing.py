@@ -23,6 +23,7 @@ from .options import BenchOptions
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # relative to the largest value
 PRODUCT_SIZES = {"cpu": 2048, "cuda": 8192}  # of square matrices, whose product gives the rate of the machine
+TURN_ON_GPU = 0.05  # seconds
 SLOW_PRODUCT_SIZE = 512  # in a dtype for which a CPU may have no instructions
 
 
@@ -53,29 +54,44 @@ class Contest:
 def take_turns(
     functions: dict[str, Callable], rounds: int, clocks: Sequence[Callable[[], float]] = (time.perf_counter,)
 ) -> list[dict[str, list[float]]]:
-    """Returns the seconds by each clock of each function in each round, without a first round."""
+    """
+    Returns the seconds by each clock of each function in each round, without a first round. On a GPU a function is
+    called in its turn until `TURN_ON_GPU` is over, and its mean counts; each call is waited for.
+    """
     seconds = [{name: [] for name in functions} for _ in clocks]
+    calls = dict.fromkeys(functions, 1)
     for turn in range(rounds + 1):
         for name in random.sample(list(functions), len(functions)):
             synchronize()
             started = [clock() for clock in clocks]
-            functions[name]()
-            synchronize()
+            for _ in range(calls[name]):
+                functions[name]()
+                synchronize()
+            took = [(clock() - start) / calls[name] for clock, start in zip(clocks, started)]
             if turn:
-                for values, clock, start in zip(seconds, clocks, started):
-                    values[name].append(clock() - start)
+                for values, value in zip(seconds, took):
+                    values[name].append(value)
+            elif uses_gpu():
+                calls[name] = max(1, round(TURN_ON_GPU / took[0]))
     return seconds
+
+
+def uses_gpu() -> bool:
+    """Returns whether a GPU is in use."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def synchronize():
     """Waits until a GPU has finished, if one is in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if uses_gpu():
         torch.cuda.synchronize()
 
 
 def measure(contest: Contest, options: BenchOptions) -> dict:
     """Returns seconds, rates, memory, differences, and ratios to the fastest rival whose output is equal."""
-    outputs = {} if contest.tolerance is None else {name: function() for name, function in contest.functions.items()}
+    has_outputs = contest.tolerance is not None
+    # copies, since a CUDA graph writes its next output to the same place
+    outputs = {name: function().clone() for name, function in contest.functions.items()} if has_outputs else {}
     peaks = {name: peak_mib(function) for name, function in contest.functions.items()}
     product, product_flops = matrix_product(options)
     clocks = (time.perf_counter, time.process_time)
@@ -84,7 +100,7 @@ def measure(contest: Contest, options: BenchOptions) -> dict:
     product_rate = product_flops / seconds.pop("")
     rivals = [name for name in contest.functions if name not in contest.ours]
     differences, equal = {}, rivals + contest.ours[1:]
-    if contest.tolerance is not None:
+    if has_outputs:
         reference = outputs[contest.ours[0]]
         differences = {name: relative_difference(outputs[name], reference) for name in equal}
         equal = [name for name in equal if differences[name] <= contest.tolerances.get(name, contest.tolerance)]
@@ -127,7 +143,7 @@ def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def peak_mib(function: Callable) -> float | None:
     """Measures the peak of the memory of a call, beyond that before it; None where the system does not tell."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if uses_gpu():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()

@@ -13,7 +13,8 @@ The original's retrieval and copy detection do not crop: the first makes the lon
 (its eval_copy_detection.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -240,12 +241,18 @@ class ImageTransform:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the pixel values of a batch of transformed images, (B, C, H, W), bit for bit the processor's."""
-        if self.levels is None:
-            return pixels
-        channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
-        levels = self.levels.to(pixels.device)
-        looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
-        return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
+        return self.normalizer(pixels.device)(pixels)
+
+    def normalizer(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns `normalize` for batches on a device, which copies nothing there for each of them."""
+        return (lambda pixels: pixels) if self.levels is None else partial(look_up, self.levels.to(device))
+
+
+def look_up(levels: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Returns the values of grey levels (B, C, H, W) by a table (C, 256), on one device."""
+    channels = pixels.int().transpose(0, 1)  # (C, B, H, W)
+    looked_up = [level.index_select(0, values.flatten()) for level, values in zip(levels, channels)]
+    return torch.stack([x.view(channels.shape[1:]) for x in looked_up], dim=1)
 
 
 def resized_to(processor: ImageProcessingMixin, resize: str, side: int | None) -> ImageProcessingMixin:

@@ -20,7 +20,7 @@ from ..extraction.features import feature_columns
 from ..extraction.options import ExtractOptions
 from ..runtime.extras import require
 from ..runtime.finite import check_finite
-from ..runtime.processes import processes
+from ..runtime.processes import processes, wait_for_everyone
 from .options import DEFAULT_FEATURES, FeatureOptions
 
 
@@ -120,7 +120,7 @@ def features_of(
     given = {name: value for name, value in values.items() if value is not None}
     with _shared_temporary_folder() as folder:
         extract_features(ExtractOptions(model=model, images=source, output=folder, **given))
-        processes().wait_for_everyone()  # for the manifest, which the main process writes last
+        wait_for_everyone()  # for the manifest, which the main process writes last
         return _load(source, folder, None, options)
 
 
@@ -141,11 +141,11 @@ def is_feature_folder(source: str) -> bool:
 @contextmanager
 def _shared_temporary_folder() -> Iterator[str]:
     """Makes one folder for all processes, and removes it when the last of them is done."""
-    state = processes()
+    processes()  # which have to find each other first
     with tempfile.TemporaryDirectory(prefix="dino-") as own:
         (shared,) = require("accelerate.utils").broadcast_object_list([own])
         yield shared
-        state.wait_for_everyone()
+        wait_for_everyone()
 
 
 def _load(source: str, folder: str, model: str | None, options: FeatureOptions) -> EvaluationFeatures:

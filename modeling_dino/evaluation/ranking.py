@@ -158,11 +158,11 @@ def evaluate_ranking(
     rows, found = max(1, SIMILARITIES // len(index)), []
     for start in range(0, len(queries), rows):
         chunk = range(start, min(start + rows, len(queries)))
-        positive, ignored = masks(chunk)
+        positive, ignored = (mask.cpu() for mask in masks(chunk))
         if own is not None:
-            is_own = own[start : chunk.stop].unsqueeze(1) == torch.arange(len(index))
+            is_own = own[start : chunk.stop].cpu().unsqueeze(1) == torch.arange(len(index))
             positive, ignored = positive & ~is_own, ignored | is_own
-        similarities = queries[start : chunk.stop] @ index.T
+        similarities = (queries[start : chunk.stop] @ index.T).cpu()
         for row in positive.any(1).nonzero().flatten().tolist():
             average, precision = average_precision(
                 similarities[row].numpy(), positive[row].numpy(), ignored[row].numpy(), trapezoidal=trapezoidal

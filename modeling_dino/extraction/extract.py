@@ -21,7 +21,7 @@ from ..data.reader import ImageReader, Images, read_batches
 from ..hub.loading import load_image_processor
 from ..runtime.extras import installed_version
 from ..runtime.options import takes_options
-from ..runtime.processes import processes, reading_processes
+from ..runtime.processes import processes, reading_processes, shared_counter, wait_for_everyone
 from .compute import FeatureComputer, batches_at_once, computing_threads, feature_shapes
 from .feature_files import FeatureFolder
 from .feature_models import FeatureModel, load_feature_model
@@ -76,12 +76,12 @@ def extract_features(options: ExtractOptions) -> ExtractionSummary | None:
     settings = describe(options, source, model, processor, model.device(state.device))
     folder = FeatureFolder(options.output, settings, source.columns, shapes)
     with folder.opened(options.overwrite) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+        wait_for_everyone()
         folder.find_shards()
         rows_before = folder.num_rows
-        state.wait_for_everyone()  # before the first shard is written
+        wait_for_everyone()  # before the first shard is written
         num_parts = compute_shards(options, source, model, processor, folder)
-        state.wait_for_everyone()
+        wait_for_everyone()
         if not state.is_main_process:
             return None
         folder.find_all(num_parts)
@@ -107,7 +107,8 @@ def compute_shards(
 
     state = processes()
     device = model.device(state.device)
-    plan = Plan(source, folder, options.batch_size_on(device), state.process_index, state.num_processes)
+    batch_size = options.batch_size_on(device)
+    plan = Plan(source, folder, batch_size, state.process_index, state.num_processes, shared_counter())
     folder.check_parts(len(plan.parts))
     if plan.num_images == 0:
         return len(plan.parts)
@@ -119,7 +120,7 @@ def compute_shards(
     if options.on_error == "fail":
         batches = refuse_unreadable(batches)
     features = model.on(device, processor, batches_at_once(device))
-    compute = FeatureComputer(features, device, options, transform.normalize, folder.shapes)
+    compute = FeatureComputer(features, device, options, transform.normalizer(device), folder.shapes)
     with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, bar)
     return len(plan.parts)

@@ -33,13 +33,13 @@ FORMAT = "modeling-dino features 2"
 SHARD_BYTES = 64 * 2**20
 MIN_SHARD_ROWS, MAX_SHARD_ROWS = 256, 16384
 UNCOUNTED_SHARD_ROWS = 2048  # where the number of images is not known
-SHARDS_TO_SHARE = 256  # enough for many processes to have the same number
+SHARDS_TO_SHARE = 2048  # so many that of 64 processes none waits long for the last
 
 
 def rows_per_shard(num_images: int | None, shapes: dict[str, tuple[int, ...]]) -> int:
     """Returns how many images a shard covers; it depends on the extraction alone, so that every run cuts the same."""
     shared = UNCOUNTED_SHARD_ROWS if num_images is None else -(-num_images // SHARDS_TO_SHARE)
-    shared = min(max(MIN_SHARD_ROWS, shared), MAX_SHARD_ROWS)
+    shared = min(-(-shared // MIN_SHARD_ROWS) * MIN_SHARD_ROWS, MAX_SHARD_ROWS)  # whole batches of a power of two
     return max(1, min(shared, SHARD_BYTES // (4 * sum(map(math.prod, shapes.values())))))
 
 

@@ -2,7 +2,7 @@
 """Plans an extraction: which shards are left to compute, by which process, and in which batches."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,31 +25,42 @@ class Plan:
     """
     Gives the batches that are left to this process, in order; none spans two shards.
 
-    Processes share the parts of the source, so that each is read once; where there are fewer parts than processes,
-    they share the shards.
+    Processes share the parts of the source, so that each is read once: whichever is ready takes the next, so that
+    none waits long for slower ones at the end. Where there are fewer parts than processes, they share the shards.
+
+    Args:
+        take: gives each number, from 0 on, to one process.
     """
 
-    def __init__(self, source: ImageSource, folder: FeatureFolder, batch_size: int, rank: int, num_processes: int):
+    def __init__(
+        self,
+        source: ImageSource,
+        folder: FeatureFolder,
+        batch_size: int,
+        rank: int,
+        num_processes: int,
+        take: Callable[[], int],
+    ):
         self.source, self.folder, self.batch_size = source, folder, batch_size
-        self.rank, self.num_processes = rank, num_processes
+        self.rank, self.num_processes, self.take = rank, num_processes, take
         self.shard_rows = rows_per_shard(source.num_images, folder.shapes)
         self.parts = source.parts(self.shard_rows)
         self.share_parts = len(self.parts) >= self.num_processes
+        self.left = [i for i in range(len(self.parts)) if not self.folder.is_whole(i)]  # the same in all processes
 
     @property
     def num_images(self) -> int | None:
-        """The number of images that are left to this process; None where only reading them tells."""
-        left = [part for i, part in enumerate(self.parts) if self._has_to_read(i)]
-        return sum(map(len, left)) if all(isinstance(part, range) for part in left) else None
+        """About how many images are left to this process; None where only reading them tells."""
+        left = [self.parts[i] for i in self.left]
+        return -(-sum(map(len, left)) // self.num_processes) if all(isinstance(part, range) for part in left) else None
 
     def __iter__(self) -> Iterator[Batch]:
-        for i, part in enumerate(self.parts):
-            if self._has_to_read(i):
-                yield from self._batches_of(i, part)
+        for i in self._taken() if self.share_parts else self.left:
+            yield from self._batches_of(i, self.parts[i])
 
-    def _has_to_read(self, part: int) -> bool:
-        is_mine = not self.share_parts or part % self.num_processes == self.rank
-        return is_mine and not self.folder.is_whole(part)
+    def _taken(self) -> Iterator[int]:
+        while (turn := self.take()) < len(self.left):
+            yield self.left[turn]
 
     def _has_to_compute(self, part: int, chunk: int) -> bool:
         is_mine = self.share_parts or (part + chunk) % self.num_processes == self.rank

@@ -2,7 +2,9 @@
 """Finds the processes that work together, and how many more there is room for."""
 
 import gc
+import itertools
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 PATIENCE = timedelta(days=30)  # for which a process that is done waits for the others
+COUNTERS = itertools.count()  # of this process
 MAX_READING = 256  # processes that read images, each of which imports PyTorch
 FEW_IMAGES = 256  # so few are not worth starting worker processes for
 
@@ -24,9 +27,30 @@ def processes() -> "PartialState":
     Returns the state of the processes of `accelerate launch` or torchrun. Raises ValueError if several were started,
     and do not work together.
     """
-    state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    backend = {"backend": "gloo"} if shares_gpus() else {}
+    state = require("accelerate").PartialState(cpu=on_cpu(), timeout=PATIENCE, **backend)
     check_joined(state.num_processes)
     return state
+
+
+def wait_for_everyone():
+    """Waits until all processes are here. Accelerate's own waiting takes a GPU of each process."""
+    if shares_gpus():
+        torch.distributed.barrier()
+    else:
+        processes().wait_for_everyone()
+
+
+def shared_counter() -> Callable[[], int]:
+    """
+    Returns a function that counts from 0 on, over all processes: each number is given to one. All processes have to
+    make their counters in the same order.
+    """
+    number = next(COUNTERS)
+    if processes().num_processes == 1:
+        return itertools.count().__next__
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return lambda: store.add(f"modeling-dino/{number}", 1) - 1
 
 
 def on_cpu() -> bool:
@@ -34,6 +58,11 @@ def on_cpu() -> bool:
     return (
         require("accelerate.utils").parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
+
+
+def shares_gpus() -> bool:
+    """Returns whether processes on this machine have to share a GPU, which NCCL refuses and Gloo allows."""
+    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()
 
 
 def started_processes() -> int:

@@ -149,6 +149,8 @@ class DinoTrainingArguments(TrainingArguments):
         if optim in OPTIMIZERS:
             self.optim = "adamw_torch"  # the inherited check knows its own names alone
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes on CPUs do not join
+        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
+            self.accelerator_config = {"non_blocking": True}  # else each batch waits for the step before it
         super().__post_init__()
         check_joined(self.world_size)
         self.optim = optim if optim in OPTIMIZERS else self.optim

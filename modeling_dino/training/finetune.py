@@ -321,6 +321,7 @@ def make_trainer(
         use_cpu=on_cpu(),
         dataloader_num_workers=reading_processes(options.num_workers, len(images), world_size),
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
     )
     check_joined(args.world_size)
     groups = decayed_groups(model, options.learning_rate, options.layer_decay)

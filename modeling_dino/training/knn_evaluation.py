@@ -83,11 +83,12 @@ def labelled_features(
         for number, records in enumerate(batched(all_records(source), BATCH_SIZE))
         if number % state.num_processes == state.process_index
     )
-    found = []
-    for images in read_batches(ImageReader(transform, num_channels, transform.rescale_factor), batches, num_workers):
+    found, normalize = [], transform.normalizer(model.device)
+    reader = ImageReader(transform, num_channels, transform.rescale_factor)
+    for images in read_batches(reader, batches, num_workers, pin_memory=model.device.type == "cuda"):
         if images.pixels is not None:
             with torch.inference_mode():
-                pixel_values = transform.normalize(images.pixels.to(model.device))
+                pixel_values = normalize(images.pixels.to(model.device, non_blocking=True))
                 features = model(pixel_values).pooler_output.float().cpu()
             found.append((images.place, features, [row["label"] for row in images.rows]))
     found = sorted(require("accelerate.utils").gather_object(found), key=lambda batch: batch[0])

@@ -14,9 +14,11 @@ whatever else is drawn.
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 
@@ -80,31 +82,35 @@ class BlockMasks:
         Returns:
             (height, width), bool; masked patches are True.
         """
-        mask = torch.zeros(self.height, self.width, dtype=torch.bool)
-        missing = num_masked
+        return to_tensor([self.draw_bits(num_masked, generator)], self.num_patches).view(self.height, self.width)
+
+    def draw_bits(self, num_masked: int, generator: random.Random) -> int:
+        """Draws a mask as a number, whose i-th bit is that of patch i, row by row."""
+        mask, missing = 0, num_masked
         while missing > 0:
-            masked = self._mask_block(mask, min(missing, self.max_patches), generator)
-            if masked == 0:
+            block = self._draw_new_block(mask, min(missing, self.max_patches), generator)
+            if block == 0:
                 break
-            missing -= masked
+            missing -= (block & ~mask).bit_count()
+            mask |= block
         if self.exact:
-            free = mask.logical_not().flatten().nonzero().flatten().tolist()
-            mask.view(-1)[generator.sample(free, missing)] = True
+            free = [patch for patch in range(self.num_patches) if not mask >> patch & 1]
+            for patch in generator.sample(free, missing):
+                mask |= 1 << patch
         return mask
 
-    def _mask_block(self, mask: torch.Tensor, most: float, generator: random.Random) -> int:
-        """Masks one block, in place, with at most so many patches that were not masked; returns how many."""
+    def _draw_new_block(self, mask: int, most: float, generator: random.Random) -> int:
+        """Draws a block with at most so many patches that a mask does not have; 0 if none is found."""
         for _ in range(TRIES):
             height, width = self._draw_block(most, generator)
             if height >= self.height or width >= self.width:
                 continue
-            top = generator.randint(0, self.height - height)
-            left = generator.randint(0, self.width - width)
-            block = mask[top : top + height, left : left + width]
-            new = block.numel() - int(block.sum())
-            if 0 < new <= most:
-                block.fill_(True)
-                return new
+            top, left = generator.randrange(self.height - height + 1), generator.randrange(self.width - width + 1)
+            row = (1 << width) - 1
+            block = sum(row << patch for patch in range(0, height * self.width, self.width))
+            block <<= top * self.width + left
+            if 0 < (block & ~mask).bit_count() <= most:
+                return block
         return 0
 
     def _draw_block(self, most: float, generator: random.Random) -> tuple[int, int]:
@@ -112,6 +118,13 @@ class BlockMasks:
         area = generator.uniform(self.min_patches, most)
         aspect = math.exp(generator.uniform(math.log(self.min_aspect), math.log(1 / self.min_aspect)))
         return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+
+
+def to_tensor(masks: Sequence[int], num_patches: int) -> torch.Tensor:
+    """Returns the bits of numbers as masks (N, P), bool."""
+    rows = b"".join(mask.to_bytes(-(-num_patches // 8), "little") for mask in masks)
+    packed = np.frombuffer(rows, np.uint8).reshape(len(masks), -1)
+    return torch.from_numpy(np.unpackbits(packed, axis=1, count=num_patches, bitorder="little")).bool()
 
 
 def largest_block(image_size: int, patch_size: int) -> float:
@@ -140,6 +153,13 @@ class MaskBatch:
     indices: torch.Tensor
     weights: torch.Tensor
     upper_bound: int
+
+    def to(self, device: torch.device) -> "MaskBatch":
+        """Returns the masks on a device; a GPU copies them while this process goes on."""
+        tensors = (self.masks, self.indices, self.weights)
+        if device.type == "cuda":
+            tensors = (tensor.pin_memory() for tensor in tensors)
+        return MaskBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.upper_bound)
 
 
 def draw_masks(
@@ -179,19 +199,23 @@ def draw_masks(
             f"no patch is masked in {num_crops} crops of {blocks.height} x {blocks.width} patches by ratios {ratios} "
             f"in a share of {share_of_crops}: raise these, or leave out the patch loss"
         )
-    masks: list[torch.Tensor] = []
+    masks: list[int] = []
     for low, high in pairwise(bounds):
         ratio = high if blocks.exact else generator.uniform(low, high)
-        masks.append(blocks.draw(int(blocks.num_patches * ratio), generator))
-    if not any(mask.any() for mask in masks):
-        masks = [replace(blocks, exact=True).draw(number, generator) for number in most]
-    masks += [blocks.draw(0, generator)] * (num_crops - len(masks))
+        masks.append(blocks.draw_bits(int(blocks.num_patches * ratio), generator))
+    if not any(masks):
+        masks = [replace(blocks, exact=True).draw_bits(number, generator) for number in most]
+    masks += [0] * (num_crops - len(masks))
     generator.shuffle(masks)
-    return mask_batch(torch.stack(masks).flatten(1), sum(most))
+    return mask_batch(to_tensor(masks, blocks.num_patches), sum(most))
 
 
 def mask_batch(masks: torch.Tensor, upper_bound: int | None = None) -> MaskBatch:
-    """Returns masks (N, P) with the indices and weights of their patches; without an upper bound it is M itself."""
+    """
+    Returns masks (N, P) with the indices and weights of their patches; without an upper bound it is M itself.
+
+    It waits for the device of the masks: call it where they were drawn, on the CPU, and move the result.
+    """
     per_crop = masks.sum(-1, keepdim=True).clamp(min=1)  # (N, 1)
     weights = (1 / per_crop).expand_as(masks)[masks]
     indices = masks.flatten().nonzero().flatten()

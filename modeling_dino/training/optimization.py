@@ -138,10 +138,10 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> t
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norms = [whole(norm) for norm in torch._foreach_norm(gradients)]
-    scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_([local(gradient) for gradient in gradients], scales)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
+    return torch.linalg.vector_norm(norms)
 
 
 def clip_each_module(modules: Iterable[nn.Module], max_norm: float) -> list[torch.Tensor]:

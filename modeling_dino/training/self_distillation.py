@@ -28,7 +28,7 @@ from .loss_terms import crop_losses, crop_statistics, patch_loss, patch_statisti
 from .losses.centering import centered_softmax, update_center
 from .losses.gram import gram_loss, resize_patches
 from .losses.sinkhorn import sinkhorn_knopp
-from .masking import mask_batch
+from .masking import MaskBatch, mask_batch
 from .objectives import Objectives, check_objectives
 from .teachers import check_distillation_teacher, check_gram_teacher, patch_prototypes, teacher_config
 from .views import check_crops, check_global_crops, view_crops
@@ -194,7 +194,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         objectives: Objectives = DINO,
-        bool_masked_pos: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | MaskBatch | None = None,
         gram_pixel_values: Sequence[torch.Tensor] | None = None,
     ) -> DinoForPreTrainingOutput:
         """
@@ -206,7 +206,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
             num_global_crops: how many of them are global; the teacher sees these alone.
             objectives: the losses and their weights.
             bool_masked_pos: (G * B, P), crop by crop; true for patches that the student does not see, at which the
-                patch loss is computed. One process may have none of a batch's.
+                patch loss is computed. One process may have none of a batch's. What [`mask_batch`] makes of it on the
+                CPU, moved to the device, spares a wait for the device.
             gram_pixel_values: the global crops as the Gram teacher sees them, each (B, C, h', w'); by default as the
                 teacher does.
 
@@ -218,7 +219,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
         masks = None
         if objectives.uses_patches:
             check_global_crops(pixel_values[:num_global_crops], objectives, bool_masked_pos)
-            masks = None if bool_masked_pos is None else mask_batch(bool_masked_pos)
+            masks = mask_batch(bool_masked_pos) if isinstance(bool_masked_pos, torch.Tensor) else bool_masked_pos
         student = view_crops(self.student, pixel_values, num_global_crops, objectives, masks, sees_masked=False)
         with torch.no_grad():
             seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher

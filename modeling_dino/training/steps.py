@@ -12,7 +12,7 @@ from .arguments import DinoTrainingArguments
 from .collapse import CollapseWatch
 from .collectives import sum_over_processes
 from .finite_steps import check_finite_step
-from .optimization import set_rates
+from .optimization import set_rates, whole
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, DinoForPreTrainingOutput
 
@@ -43,28 +43,41 @@ class StepSums:
     """Sums over the micro-batches of one optimizer step."""
 
     names: tuple[str, ...] = ()
-    metrics: torch.Tensor | float = 0.0  # those of `names`, and the numbers of micro-batches and of masked patches
+    metrics: torch.Tensor | float = 0.0  # those of `names`
     num_batches: int = 0
+    num_patches: int = 0  # masked ones
     crops: OutputSums = field(default_factory=OutputSums)
     patches: OutputSums = field(default_factory=OutputSums)
 
     def add(self, output: DinoForPreTrainingOutput):
         """Adds a micro-batch."""
         values = metrics_of(output)
-        counts = (1, 0 if output.teacher_patch_projection is None else len(output.teacher_patch_projection))
+        num_patches = 0 if output.teacher_patch_projection is None else len(output.teacher_patch_projection)
         self.names = tuple(values)
-        numbers = [value * counts[name in PATCH_METRICS] for name, value in values.items()]
-        self.metrics = self.metrics + torch.stack([*numbers, *map(numbers[0].new_tensor, counts)])
+        numbers = [value * (num_patches if name in PATCH_METRICS else 1) for name, value in values.items()]
+        self.metrics = self.metrics + torch.stack(numbers)
         self.num_batches += 1
+        self.num_patches += num_patches
         if output.teacher_projection is not None:
             self.crops.add(output.teacher_projection)
         if output.teacher_patch_projection is not None:
             self.patches.add(output.teacher_patch_projection)
 
-    def mean_metrics(self) -> dict[str, float]:
-        """Returns the means of the metrics over micro-batches, or masked patches, and processes."""
-        *sums, batches, patches = sum_over_processes(self.metrics.double()).tolist()
-        return {name: value / (patches if name in PATCH_METRICS else batches) for name, value in zip(self.names, sums)}
+    def read(self, gradient_norm: torch.Tensor | float | None = None) -> tuple[dict[str, float], float | None]:
+        """
+        Returns the means of the metrics over micro-batches, or masked patches, and processes; and the norm that was
+        given. Both are read together, since each time one waits until the device has computed the step.
+        """
+        metrics = self.metrics.double()
+        counts = (metrics.new_full((1,), count) for count in (self.num_batches, self.num_patches))
+        sums = sum_over_processes(torch.cat([metrics, *counts]))
+        if isinstance(gradient_norm, torch.Tensor):
+            *sums, gradient_norm = torch.cat([sums, whole(gradient_norm).to(sums).reshape(1)]).tolist()
+        else:
+            sums = sums.tolist()
+        *sums, batches, patches = sums
+        counted = (patches if name in PATCH_METRICS else batches for name in self.names)
+        return {name: value / count for name, value, count in zip(self.names, sums, counted)}, gradient_norm
 
 
 def metrics_of(output: DinoForPreTrainingOutput) -> dict[str, torch.Tensor]:
@@ -112,7 +125,7 @@ class StepCallback(TrainerCallback):
     """
 
     schedules: Schedules
-    gradient_norm: float | None = None
+    gradient_norm: torch.Tensor | float | None = None
 
     def __init__(self, args: DinoTrainingArguments, evaluate_every: int | None = None):
         self.evaluate_every = evaluate_every
@@ -150,8 +163,9 @@ class StepCallback(TrainerCallback):
         Sets the rates of the step, and drops the last layer's gradient in the first epochs. Raises FloatingPointError
         if the loss or the gradient is not finite; nothing has changed yet.
         """
-        step, metrics = state.global_step, self.sums.mean_metrics()
-        check_finite_step(args, state, metrics["loss"], self.gradient_norm)
+        step = state.global_step
+        metrics, gradient_norm = self.sums.read(self.gradient_norm)
+        check_finite_step(args, state, metrics["loss"], gradient_norm)
         self.means.add(metrics)
         self._warn_of_collapse(args, state, model, metrics)
         rates = self.schedules.rates(step)

@@ -34,7 +34,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         dims = [dim for dim in range(x.ndim) if dim != 1]  # (B, C) or (B, C, h, w)
         values = x.float()
-        count = values.new_tensor([values.numel() / values.shape[1]])
+        count = values.new_full((1,), values.numel() / values.shape[1])
         sums = SumOverProcesses.apply(torch.cat([values.sum(dims), count]))
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centered = values - per_channel(mean, x.ndim)

@@ -37,7 +37,7 @@ from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
 from .collectives import process_number
 from .curves import draw_curves
-from .masking import BlockMasks, draw_masks, largest_block
+from .masking import BlockMasks, MaskBatch, draw_masks, largest_block, mask_batch
 from .objectives import check_backbone, leaves_parameters_out
 from .optimization import (
     LARS,
@@ -124,6 +124,7 @@ class DinoTrainer(CheckpointedTrainer):
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError("FSDP 1 joins parameters into one, so that each cannot be clipped: set fsdp_version to 2")
         self.evaluation = evaluation
+        self._step_masks: dict[tuple[int, tuple[int, int]], torch.Tensor] = {}  # by step and grid
         self.steps = StepCallback(args, None if evaluation is None else evaluate_every)
         self.add_callback(self.steps)
 
@@ -186,7 +187,7 @@ class DinoTrainer(CheckpointedTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         is_scaled = getattr(self.accelerator, "scaler", None) is not None
-        self.steps.gradient_norm = None if is_scaled or norm is None else float(norm)
+        self.steps.gradient_norm = None if is_scaled or norm is None else norm
         return norm
 
     # one step
@@ -207,17 +208,28 @@ class DinoTrainer(CheckpointedTrainer):
             self.steps.sums.add(output)
         return (output.loss, output) if return_outputs else output.loss
 
-    def draw_masks(self, step: int, grid: tuple[int, int]) -> torch.Tensor:
-        """Draws the masks of an optimizer step, see [`draw_step_masks`]."""
-        return draw_step_masks(self.args, step, grid)
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Does what the Trainer does, and draws the masks of the next step while the device computes this one."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for step, grid in list(self._step_masks):
+            if step == self.state.global_step:
+                self.draw_masks(step + 1, grid)
+        return loss
 
-    def _masks_of(self, crops: list[torch.Tensor]) -> torch.Tensor:
+    def draw_masks(self, step: int, grid: tuple[int, int]) -> torch.Tensor:
+        """Draws the masks of an optimizer step once, see [`draw_step_masks`]."""
+        if (step, grid) not in self._step_masks:
+            self._step_masks = {key: masks for key, masks in self._step_masks.items() if key[0] + 1 == step}
+            self._step_masks[step, grid] = draw_step_masks(self.args, step, grid)
+        return self._step_masks[step, grid]
+
+    def _masks_of(self, crops: list[torch.Tensor]) -> MaskBatch:
         """Returns the masks of a micro-batch's global crops, (G * B, P), from those of the whole step."""
         masks = self.draw_masks(self.state.global_step, self.model.student.backbone.grid(crops[0]))
         size = len(crops[0])
         # a step's images come as accelerate hands them out: a batch to each process, then the next micro-batch
         first = (self.steps.sums.num_batches * self.args.world_size + process_number()) * size
-        return masks[:, first : first + size].flatten(0, 1).to(crops[0].device)
+        return mask_batch(masks[:, first : first + size].flatten(0, 1)).to(crops[0].device)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """Returns 0: the Trainer's estimate is for tokens."""

@@ -117,7 +117,7 @@ def check_crops(crops: Sequence[torch.Tensor] | None, num_global_crops: int):
         raise ValueError(f"the crops are of different numbers of images: {[len(crop) for crop in crops]}")
 
 
-def check_global_crops(crops: Sequence[torch.Tensor], objectives: Objectives, masks: torch.Tensor | None):
+def check_global_crops(crops: Sequence[torch.Tensor], objectives: Objectives, masks: torch.Tensor | MaskBatch | None):
     """Raises ValueError if the patches of global crops cannot be compared: other sizes, or masks that are missing."""
     sizes = {tuple(crop.shape[-2:]) for crop in crops}
     if len(sizes) > 1:

@@ -1,18 +1,20 @@
 """Runs of the trainer in several processes, for test_trainer_processes.py: what each ends with goes to a file."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from random_crops import OBJECTIVES, RandomCrops, losses_of, tiny_model, trainer_of
+from random_crops import OBJECTIVES, RandomCrops, arguments, losses_of, tiny_model, trainer_of
 from tiny_models import tiny_config
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_dino import DinoModel
+from modeling_dino import DinoModel, Objectives
 from modeling_dino.runtime.processes import leave_processes
+from modeling_dino.training.masking import mask_batch
 from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates
-from modeling_dino.training.trainer import collate_crops
+from modeling_dino.training.trainer import collate_crops, draw_step_masks
 
 
 ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
@@ -28,6 +30,7 @@ SCENARIOS = {  # family, and arguments of the run
     "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
 }
 SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}  # in one process
+SHARDED = ("vit", *OBJECTIVES)
 BATCH_SIZE = 4  # of all processes
 
 
@@ -42,12 +45,16 @@ def run(name: str, folder: Path, num_processes: int, resume: bool = False):
         torch.save({"losses": losses_of(trainer), "state_dict": trainer.model.state_dict()}, folder / "end.pt")
 
 
-def run_sharded(rank: int, num_processes: int) -> dict[str, torch.Tensor]:
-    """Some steps by hand, of a model that is sharded (FSDP 2) if there are several processes. Accelerate does not
-    shard on a CPU, so the trainer cannot be asked."""
-    model = tiny_model().train()
+def run_sharded(family: str, folder: Path, rank: int, num_processes: int) -> dict[str, torch.Tensor]:
+    """Some steps by hand, of a model that is sharded (FSDP 2) if there are several processes, with the losses of its
+    family. Accelerate does not shard on a CPU, so the trainer cannot be asked."""
+    names = {field.name for field in fields(Objectives)}
+    objectives = Objectives(**{name: x for name, x in OBJECTIVES.get(family, {}).items() if name in names})
+    model = tiny_model(family).train()
+    if objectives.gram_weight:
+        model.add_gram_teacher()
     if num_processes > 1:
-        for network in (model.student, model.teacher):
+        for network in (model.student, model.teacher, *filter(None, [model.gram_teacher])):
             for block in network.backbone.blocks:
                 fully_shard(block)
         fully_shard(model)
@@ -56,14 +63,23 @@ def run_sharded(rank: int, num_processes: int) -> dict[str, torch.Tensor]:
     size = BATCH_SIZE // num_processes
     for step in range(4):
         first = step * BATCH_SIZE + rank * size
-        output = model(**collate_crops([data[i] for i in range(first, first + size)]))
+        batch = collate_crops([data[i] for i in range(first, first + size)])
+        if objectives.ibot_weight:
+            grid = (batch["pixel_values"][0].shape[-1] // model.config.patch_size,) * 2
+            args = arguments(folder, per_device_train_batch_size=size, ibot_weight=1.0)
+            masks = draw_step_masks(args, step, grid)[:, rank * size : (rank + 1) * size]
+            batch["bool_masked_pos"] = mask_batch(masks.flatten(0, 1))
+        output = model(**batch, objectives=objectives)
         output.loss.backward()
         clip_each_gradient(model.parameters(), max_norm=0.1)
         set_rates(optimizer, learning_rate=1e-3, weight_decay=0.1)
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.9)
-        model.update_center(output.teacher_projection)
+        if objectives.targets == "centering":
+            model.update_center(output.teacher_projection)
+            if objectives.ibot_weight:
+                model.update_patch_center(output.teacher_patch_projection)
     return {name: getattr(x, "full_tensor", lambda x=x: x)().clone() for name, x in model.state_dict().items()}
 
 
@@ -101,7 +117,8 @@ def main(folder: Path):
     for name in SCENARIOS:
         run(name, folder / name, num_processes=2)
     rank = torch.distributed.get_rank()
-    sharded, classifier = run_sharded(rank, num_processes=2), run_classifier(rank, num_processes=2)
+    sharded = {family: run_sharded(family, folder, rank, num_processes=2) for family in SHARDED}
+    classifier = run_classifier(rank, num_processes=2)
     if rank == 0:
         torch.save(sharded, folder / "sharded.pt")
         torch.save(classifier, folder / "classifier.pt")

@@ -82,9 +82,13 @@ def test_one_process_goes_on_from_what_two_saved(two_processes, one_process, tmp
     assert_close_weights(resumed["state_dict"], one_process["vit"]["state_dict"])
 
 
-def test_sharded_parameters_are_clipped_and_averaged_as_whole_ones(two_processes):
-    actual = torch.load(two_processes / "sharded.pt")
-    assert_close_weights(actual, trainer_processes.run_sharded(rank=0, num_processes=1))
+@pytest.mark.parametrize("family", trainer_processes.SHARDED)
+def test_sharded_parameters_are_clipped_and_averaged_as_whole_ones(two_processes, tmp_path, family):
+    actual = torch.load(two_processes / "sharded.pt")[family]
+    expected = trainer_processes.run_sharded(family, tmp_path, rank=0, num_processes=1)
+    assert_close_weights(
+        actual, expected, tolerance=2e-4 if family == "vit" else 5e-4
+    )  # of DINOv3 2.1e-4 was measured
 
 
 def test_a_classifier_of_a_users_own_trains_in_two_processes(two_processes):

@@ -49,6 +49,6 @@ def update_center(center: torch.Tensor, teacher: torch.Tensor, momentum: float, 
         count: how many outputs these are the sums of, where they were summed over micro-batches; else N.
     """
     total, count = teacher.float().sum(0), float(len(teacher) if count is None else count)
-    total_and_count = sum_over_processes(torch.cat([total, total.new_tensor([count])]))
+    total_and_count = sum_over_processes(torch.cat([total, total.new_full((1,), count)]))
     mean = total_and_count[:-1] / total_and_count[-1]
     center.lerp_(mean.to(center.dtype), 1 - momentum)

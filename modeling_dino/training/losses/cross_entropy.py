@@ -36,8 +36,8 @@ def cross_entropy_and_gradient(
         weights: (N,), with which the rows are summed; 1 by default.
 
     Returns:
-        the sum over rows, a scalar that is not divided by `divisor`, and its gradient (N, K) divided by it, in the
-        student's dtype, or None.
+        the sum over rows, a scalar that is not divided by `divisor`, and its gradient (N, K) divided by it, in
+        [`dtype_of_gradient`], or None.
     """
     log_probabilities = (at_least_float32(student) / temperature).log_softmax(dim=-1)  # (N, K)
     rows = (targets * log_probabilities).sum(-1)  # (N,)
@@ -47,7 +47,15 @@ def cross_entropy_and_gradient(
     gradient = log_probabilities.exp_().mul_(mass).sub_(targets).div_(temperature * divisor)
     if weights is not None:
         gradient.mul_(weights.unsqueeze(-1))
-    return total, gradient.to(student.dtype)
+    return total, gradient.to(dtype_of_gradient(student))
+
+
+def dtype_of_gradient(student: torch.Tensor) -> torch.dtype:
+    """
+    Returns the dtype in which a gradient is kept from the forward to the backward pass: the student's, but float32 for
+    float16, in which most of the gradient would be 0 before the loss's scale multiplies it.
+    """
+    return torch.float32 if student.dtype == torch.float16 else student.dtype
 
 
 def mean_entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -88,12 +88,14 @@ class CrossViewEntropy(torch.autograd.Function):
             total += part
             gradients.append(gradient)
         ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
+        ctx.dtype = student.dtype
         return total / num_terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return torch.cat([part * gradient.to(part.dtype) for part in ctx.saved_tensors]), *[None] * 4
+        parts = [(part * gradient.to(part.dtype)).to(ctx.dtype) for part in ctx.saved_tensors]
+        return torch.cat(parts), *[None] * 4
 
 
 def pair_count(num_global_crops: int, num_crops: int, ignore_diagonal: bool = True) -> int:

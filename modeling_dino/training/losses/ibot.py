@@ -24,7 +24,7 @@ Letters in shapes: N global crops (all of them, masked or not), P patches of a c
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cross_entropy import cross_entropy_and_gradient
+from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient
 
 
 ELEMENTS_ON_CPU = 2**20  # of patches x prototypes at once; so many stay in the cache, in half the time
@@ -105,7 +105,7 @@ class MaskedPatchEntropy(torch.autograd.Function):
         with_gradient: bool,
     ) -> torch.Tensor:
         with_gradient = with_gradient and ctx.needs_input_grad[0]
-        gradient = torch.empty_like(student) if with_gradient else None
+        gradient = torch.empty_like(student, dtype=dtype_of_gradient(student)) if with_gradient else None
         total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
         rows_at_once = max((ELEMENTS_ON_CPU if student.is_cpu else ELEMENTS) // student.shape[1], 1)
         for start in range(0, len(student), rows_at_once):
@@ -122,10 +122,11 @@ class MaskedPatchEntropy(torch.autograd.Function):
             if with_gradient:
                 gradient[rows] = of_rows
         ctx.save_for_backward(gradient)
+        ctx.dtype = student.dtype
         return total / num_crops
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (of_student,) = ctx.saved_tensors
-        return of_student * gradient.to(of_student.dtype), *[None] * 5
+        return (of_student * gradient.to(of_student.dtype)).to(ctx.dtype), *[None] * 5

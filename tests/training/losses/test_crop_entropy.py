@@ -165,3 +165,15 @@ def test_sinkhorn_leaves_an_input_in_float32():
 def test_sinkhorn_without_iterations_is_refused():
     with pytest.raises(ValueError, match="iterations=0 of Sinkhorn-Knopp must be at least 1"):
         sinkhorn_knopp(torch.randn(2, 3), 0.1, 0)
+
+
+def test_small_gradients_of_float16_are_kept_until_the_scale_multiplies_them():
+    batch_size, prototypes, scale = 256, 2048, 2.0**16
+    student = torch.randn(3 * batch_size, prototypes).div(100).half()
+    targets = torch.randn(2, batch_size, prototypes).softmax(-1)
+    gradients = []
+    for values in (student.clone(), student.float()):
+        (cross_view_entropy(values.requires_grad_(), targets, 0.1) * scale).backward()
+        gradients.append(values.grad.float())
+    assert gradients[0].dtype == gradients[1].dtype == torch.float32
+    assert_close(*gradients, tolerance=1e-3)
