@@ -193,6 +193,15 @@ def test_int8(tmp_path, folder, kind, to):
     expected = expected_of(model, images)["pooler_output"]
     assert torch.nn.functional.cosine_similarity(found, expected).min() > LEAST_COSINE
     assert not torch.allclose(found, expected, rtol=1e-5)
+    if to == "openvino":
+        assert types_of_convolved(tmp_path / "out" / name) == {"Parameter" if kind == "vit" else "FakeQuantize"}
+
+
+def types_of_convolved(file: Path) -> set[str]:
+    """What the convolutions of a model of OpenVINO take: images of float32, or what is rounded to 8 bits."""
+    graph = openvino.Core().read_model(str(file))
+    convolutions = [op for op in graph.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    return {op.input_value(0).get_node().get_type_name() for op in convolutions}
 
 
 def test_int8_by_the_ranges_of_each_batch(tmp_path, folder, dino):

@@ -137,7 +137,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, folder, monkey
 def test_a_finished_run_can_be_made_longer(tmp_path, folder, messages):
     run(folder, tmp_path / "run", epochs=2)
     run(folder, tmp_path / "run", epochs=4)
-    assert "goes on from step 4, to 8 steps; from there on its learning rate is that of 8 steps" in messages()[0]
+    wanted = "goes on from step 4, to 8 steps; from there on its learning rate is that of 8 steps"
+    assert any(wanted in message for message in messages())  # transformers has remarks of its own
     state = torch.load(tmp_path / "run" / "checkpoint-8" / "scheduler.pt")
     assert state["last_epoch"] == 8
     for epochs in (1, 3):
