@@ -79,7 +79,7 @@ def engine_functions(
             graphs |= {int8: opened(int8_file), f"{int8}, bfloat16": opened(int8_file, dtype="bfloat16")}
     else:
         int8_file = folder / "int8.onnx"
-        quantize_onnx(file, [], int8_file)
+        quantize_onnx(file, [], int8_file, model.backbone.has_patch_tokens)
         graphs[int8] = opened(int8_file)
     functions = {who: lambda x, graph=graph: graph(x)[FEATURE] for who, graph in graphs.items()}
     loose = {who: INT8_TOLERANCE if "int8" in who else TOLERANCES["bfloat16"] for who in graphs if who != engine}

@@ -34,7 +34,9 @@ BATCH_SIZE, RANDOM_BATCHES = 8, 4
 MAX_PROTOBUF = 2**30  # bytes; what is larger has its weights in another file
 ROUNDS = 5
 LEAST_COSINE = 0.5  # of features that are not lost
-QUANTIZED = ["Conv", "Gemm", "MatMul"]  # ONNX's names of what has weights
+PRODUCTS = ["Gemm", "MatMul"]  # ONNX's names of what has weights
+# A transformer's convolutions see images, cost a hundredth, and lose most of what int8 loses: they stay in float32.
+CONVOLUTION = {"onnx": "Conv", "openvino": "Convolution"}
 
 
 def images_to_quantize_by(options: ExportOptions, config: DinoConfig) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -79,11 +81,12 @@ def read_images(options: ExportOptions, config: DinoConfig) -> torch.Tensor:
     return torch.cat(pixels if options.uint8 else [transform.normalize(x) for x in pixels])
 
 
-def quantize_onnx(file: Path, batches: list[torch.Tensor], output: Path):
+def quantize_onnx(file: Path, batches: list[torch.Tensor], output: Path, is_transformer: bool):
     """Makes an ONNX model one of int8, with the ranges of activations of these batches; without any, of each batch."""
     tools = require("onnxruntime.quantization", "export")
     is_large = file.stat().st_size > MAX_PROTOBUF or any(file.parent.glob("*.data"))
-    common = {"per_channel": True, "use_external_data_format": is_large, "op_types_to_quantize": QUANTIZED}
+    kinds = PRODUCTS if is_transformer else [*PRODUCTS, CONVOLUTION["onnx"]]
+    common = {"per_channel": True, "use_external_data_format": is_large, "op_types_to_quantize": kinds}
     common |= {"weight_type": tools.QuantType.QInt8, "extra_options": {"MatMulConstBOnly": True}}
     with quiet():
         if not batches:
@@ -114,20 +117,17 @@ def _reader(tools, batches: list[torch.Tensor]):
 
 
 def quantize_openvino(file: Path, batches: list[torch.Tensor], output: Path, is_transformer: bool):
-    """
-    Makes a model of OpenVINO, or an ONNX model, one of int8, with the ranges of activations of these batches.
-
-    Args:
-        is_transformer: leave its convolutions in float32: they see images, cost a hundredth, and lose most of what
-            int8 loses.
-    """
+    """Makes a model of OpenVINO, or an ONNX model, one of int8, with the ranges of activations of these batches."""
     os.environ.setdefault("NNCF_CI", "1")  # it would report to its makers
     nncf, openvino = require("nncf", "export"), require("openvino", "export")
     nncf.set_log_level(logging.ERROR)
     with quiet():
         model = openvino.Core().read_model(str(file))
         data = nncf.Dataset(batches, lambda images: images.numpy())
-        kept = {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": nncf.IgnoredScope(types=["Convolution"])}
+        kept = {
+            "model_type": nncf.ModelType.TRANSFORMER,
+            "ignored_scope": nncf.IgnoredScope(types=[CONVOLUTION["openvino"]]),
+        }
         quantized = nncf.quantize(model, data, subset_size=len(batches), **(kept if is_transformer else {}))
         openvino.save_model(quantized, str(output), compress_to_fp16=False)
 

@@ -3,11 +3,11 @@ What int8 costs, measured on models that were trained: those of `dino demo`, ove
 
     python tests/benchmarks/quantization.py --folder demos --json tests/benchmarks/results/quantization.json
 
-Each model is exported for both engines, in float32 and in int8, which is calibrated by the tiles that it was trained
-on. Compared are its features of the labelled images, which it has not been trained on: the cosine to PyTorch's, whether
-the nearest neighbour among the distorted views is the same, k-NN, and a linear classifier that is fitted to PyTorch's
-features of the views and classifies the distorted ones by the features of each engine. A seed that is in the folder
-already is not trained again.
+Each model is exported for both engines, in float32 and in int8, calibrated by the tiles that it was trained on. Its
+features of the labelled images, which it was not trained on, are compared: the cosine to PyTorch's, whether the
+nearest neighbour among the distorted views is the same, k-NN, and a linear classifier that is fitted to PyTorch's features of
+the views and classifies the distorted ones by the features of each engine. A seed that is in the folder already is not
+trained again.
 """
 
 import json
