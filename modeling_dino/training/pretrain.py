@@ -86,6 +86,7 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         FloatingPointError: if the loss is not finite.
     """
     given = load_recipe(options.recipe, options.overrides)
+    check_start(given, options)
     source = open_source(options.data, **options.of_tables).indexed()
     labelled = open_labelled(options.eval_knn or (), **options.of_tables)
     given = with_metric(given, (KnnEvaluation if labelled else ViewRetrieval).metrics)
@@ -168,7 +169,7 @@ def with_metric(recipe: Recipe, measured: Sequence[str]) -> Recipe:
     if metric not in measured:
         raise ValueError(
             f"training.metric_for_best_model={metric} is not measured in this run: it can be {' or '.join(measured)} "
-            f"(labelled images are given by --eval-knn)"
+            "(labelled images are given by --eval-knn)"
         )
     return recipe.replace({"training.metric_for_best_model": metric})
 
@@ -178,10 +179,18 @@ def without_held_out(images: SourceImages, held_out: Sequence[int]) -> Sequence:
     return Subset(images, sorted(set(range(len(images))) - set(held_out))) if held_out else images
 
 
+def check_start(recipe: Recipe, options: PretrainOptions):
+    """Raises ValueError if a recipe needs a model to start from, and none is given."""
+    if options.from_model is None and recipe.model.get("backbone") == "auto":
+        raise ValueError(
+            f"recipe {options.recipe} continues from a model, which is not given: name it by --from MODEL"
+        )
+
+
 def resolve_recipe(recipe: Recipe, options: PretrainOptions, source: IndexedSource, num_images: int) -> Recipe:
     """
     Returns the recipe for these images, of which so many are trained on, without `auto`. Raises ValueError if there
-    are none, or fewer than a batch; or the recipe needs a model to start from.
+    are none, or fewer than a batch.
     """
     if not source.num_images:
         notes = (f"{name}: {note}" for name, note in source.notes.items())
@@ -191,10 +200,6 @@ def resolve_recipe(recipe: Recipe, options: PretrainOptions, source: IndexedSour
         config = config_of(options.from_model)
         if recipe.model.get("projection_dim") == "auto" and config.head_type is not None:
             recipe = recipe.replace({"model.projection_dim": config.projection_dim})
-    elif recipe.model.get("backbone") == "auto":
-        raise ValueError(
-            f"recipe {options.recipe} continues from a model, which is not given: name it by --from MODEL"
-        )
     recipe = recipe.without_auto(num_images, config)
     if num_images < recipe.batch_size:
         raise ValueError(

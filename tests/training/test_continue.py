@@ -211,7 +211,10 @@ def test_crops_can_be_auto_in_any_recipe():
 
 
 MISTAKES = {
-    "recipe continue continues from a model, which is not given: name it by --from MODEL": {"from_model": None},
+    "recipe continue continues from a model, which is not given: name it by --from MODEL": {
+        "from_model": None,
+        "data": "few",
+    },
     "training.metric_for_best_model=knn_top1 is not measured in this run: it can be view_top1": {
         "overrides": ["training.metric_for_best_model=knn_top1"]
     },

@@ -62,10 +62,11 @@ def test_accumulated_it_is_the_same(tmp_path):
             tmp_path / str(parts),
             models[-1],
             freeze_backbone_epochs=1,
+            optim="sgd",  # of AdamW the first step of the backbone is the gradient's sign, which rounding can turn
             per_device_train_batch_size=4 // parts,
             gradient_accumulation_steps=parts,
         ).train()
-    assert_close_weights(*(model.state_dict() for model in models), tolerance=1e-3)  # Adam's first steps are signs
+    assert_close_weights(*(model.state_dict() for model in models))
 
 
 @pytest.mark.parametrize("killed_at", [2, 6], ids=["frozen", "trained"])
