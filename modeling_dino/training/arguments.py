@@ -68,6 +68,8 @@ class DinoTrainingArguments(TrainingArguments):
         freeze_last_layer_epochs: in which the head's last layer is not trained.
         freeze_last_layer: `"gradient"` drops its gradient meanwhile; `"rate"` sets its learning rate to 0, as DINOv2,
             so that Adam's moments gather.
+        freeze_backbone_epochs: in which the heads alone are trained, and the backbones of student and teacher stay as
+            they are, batch norms included; for fresh heads on a trained backbone.
         layer_decay: the learning rate of each layer of the backbone over that of the next.
         patch_embed_multiplier: by which the learning rate of the patch embedding is multiplied besides.
         teacher_momentum, final_teacher_momentum: how much of the teacher stays in a step. Small batches want more.
@@ -91,6 +93,9 @@ class DinoTrainingArguments(TrainingArguments):
         distillation_teacher: folder or hub id of a model with heads, of any size, from which the student learns in the
             place of its own average, and which stays as it is. What is saved and evaluated is the average.
         collapse_patience: steps that a collapse lasts before a warning names it.
+        load_best_model_at_end: evaluate the model before training, save a checkpoint whenever the score is above all
+            earlier ones, and end with the best: the model as it was before training, if no checkpoint is better.
+        metric_for_best_model: the score, one of those that the evaluation returns.
 
     Raises:
         ValueError: if a value cannot work; the message names it.
@@ -106,6 +111,7 @@ class DinoTrainingArguments(TrainingArguments):
     clip: str = "parameter"
     freeze_last_layer_epochs: float = 1
     freeze_last_layer: str = "gradient"
+    freeze_backbone_epochs: float = 0
     layer_decay: float = 1.0
     patch_embed_multiplier: float = 1.0
     teacher_momentum: float = 0.996
@@ -151,7 +157,12 @@ class DinoTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes on CPUs do not join
         if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}  # else each batch waits for the step before it
+        # the inherited check compares strategies of evaluation and of saving; here, what is best is saved
+        keeps_best, self.load_best_model_at_end = self.load_best_model_at_end, False
         super().__post_init__()
+        self.load_best_model_at_end = keeps_best
+        if self.greater_is_better is None:
+            self.greater_is_better = True  # the evaluations of pretraining are accuracies
         check_joined(self.world_size)
         self.optim = optim if optim in OPTIMIZERS else self.optim
         self._set_rates()
@@ -191,7 +202,12 @@ class DinoTrainingArguments(TrainingArguments):
         for name in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("warmup_epochs", "freeze_last_layer_epochs", "teacher_temperature_warmup_epochs"):
+        for name in (
+            "warmup_epochs",
+            "freeze_last_layer_epochs",
+            "freeze_backbone_epochs",
+            "teacher_temperature_warmup_epochs",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "final_weight_decay"):
@@ -201,6 +217,8 @@ class DinoTrainingArguments(TrainingArguments):
             raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to go by num_train_epochs")
         if self.num_train_epochs <= 0 and self.max_steps < 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be greater than 0")
+        if self.load_best_model_at_end and self.save_strategy == "no":
+            raise ValueError("load_best_model_at_end=True loads a checkpoint: set save_strategy to steps or epoch")
         self._validate_report_to()
         self._validate_objectives()
         self._validate_schedules()
@@ -215,6 +233,11 @@ class DinoTrainingArguments(TrainingArguments):
         for name in ("layer_decay", "patch_embed_multiplier"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and at most 1")
+        if self.freeze_backbone_epochs and not (objectives.dino_weight or objectives.ibot_weight):
+            raise ValueError(
+                f"freeze_backbone_epochs={self.freeze_backbone_epochs} trains the heads alone, which no loss uses: "
+                "set dino_weight or ibot_weight, or freeze_backbone_epochs=0"
+            )
         if self.gram_update_steps < 0:
             raise ValueError(f"gram_update_steps={self.gram_update_steps} must be at least 0")
         if len(self.mask_ratios) != 2:

@@ -108,10 +108,18 @@ class CheckpointedTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # older checkpoints are removed when the files of all processes are there
 
+    def _load_best_model(self):
+        """Does what the Trainer does. Raises OSError if the best checkpoint is not whole, which it only warns of."""
+        best = Path(self.state.best_model_checkpoint)
+        damage = damage_of(best) if best.is_dir() else "it is gone"
+        if damage:
+            raise OSError(f"{best}, the best checkpoint, is not whole: {damage}; put it back, or pass --overwrite")
+        super()._load_best_model()
+
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            list_parts(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            list_parts(checkpoint_at(self._get_output_dir(trial), self.state.global_step))
 
 
 def list_parts(checkpoint: Path):
@@ -189,6 +197,11 @@ def checkpoints(run: str | os.PathLike) -> list[Path]:
     """Returns the checkpoints of a run, whole or not, the last one first."""
     folders = [path for path in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and has_step(path)]
     return sorted(folders, key=step_of, reverse=True)
+
+
+def checkpoint_at(run: str | os.PathLike, step: int) -> Path:
+    """Returns the folder of a run's checkpoint after so many steps."""
+    return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def has_step(checkpoint: Path) -> bool:

@@ -12,6 +12,7 @@ from .collapse import COLLAPSES, collapse_of
 # panels: title -> what is drawn in it
 MEASURED = {
     "k-NN accuracy (%)": ["knn_top1", "knn_top5"],
+    "retrieval of the other view (%)": ["view_top1"],
     "information of the teacher on the image (nats)": ["image_information"],
     "divergence of the student from the teacher (nats)": ["kl_divergence"],
     "teacher entropy (nats)": ["teacher_entropy"],
@@ -21,6 +22,7 @@ MEASURED = {
     "teacher entropy at masked patches (nats)": ["patch_entropy"],
     "share of masked patches": ["mask_share"],
     "norm of the center": ["center_norm"],
+    "norm of the gradient": ["grad_norm"],
 }
 SCHEDULES = {
     "learning rate": ["learning_rate"],
@@ -39,7 +41,8 @@ WATCH = (
     "while the features improve.\nWatch {accuracy}, and the information: where it comes near 0, the teacher says the "
     "same of every image."
 )
-ACCURACY, NO_ACCURACY = "the k-NN accuracy", "the k-NN accuracy, which --eval-knn measures"
+ACCURACIES = {"k-NN accuracy (%)": "the k-NN accuracy", "retrieval of the other view (%)": "the retrieval"}
+NO_ACCURACY = "the k-NN accuracy, which --eval-knn measures"
 
 
 def draw_curves(log: list[dict], path: Path, projection_dim: int | None = None):
@@ -72,7 +75,7 @@ def figure_of(log: list[dict], projection_dim: int | None = None):
             axes.set_ylim(0, 1.15 * maximum)
             text = f"uniform over {projection_dim:,} prototypes"
             axes.text(0.02, maximum, text, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8, color="grey")
-    accuracy = ACCURACY if curves["k-NN accuracy (%)"] else NO_ACCURACY
+    accuracy = next((name for title, name in ACCURACIES.items() if curves[title]), NO_ACCURACY)
     figure.suptitle(WATCH.format(accuracy=accuracy), fontsize=10, ha="left", x=0.01)
     warning, note = collapse_note(log, maximum), constants_note(constants)
     figure.supxlabel(warning or note, fontsize=9, ha="left", x=0.01, color=WARNING if warning else "dimgrey")
@@ -99,10 +102,10 @@ def constant_of(curves: dict[str, tuple[list[int], list[float]]]) -> float | Non
 
 def draw_panel(axes, title: str, curves: dict[str, tuple[list[int], list[float]]]):
     """Draws the curves of one panel, on an axis that begins at 0 where this means something."""
+    is_percent = "(%)" in title
     for name, (steps, values) in curves.items():
-        label = (
-            f"{name.removeprefix('knn_').removesuffix('_loss')}: {values[-1]:.{1 if 'knn' in name else 3}f} at the end"
-        )
+        short = name.removeprefix("knn_").removesuffix("_loss")
+        label = f"{short}: {values[-1]:.{1 if is_percent else 3}f} at the end"
         axes.plot(steps, values, label=label, marker="." if len(steps) < 20 else None)
     if title != BELOW_ONE:
         lowest, highest = (pick(pick(values) for _, values in curves.values()) for pick in (min, max))
@@ -110,9 +113,9 @@ def draw_panel(axes, title: str, curves: dict[str, tuple[list[int], list[float]]
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set_xlabel("step", fontsize=8)
-    if "k-NN" in title:
+    if is_percent:
         axes.set_ylim(0, 100)
-    if "k-NN" in title or len(curves) > 1:
+    if is_percent or len(curves) > 1:
         axes.legend(fontsize=8)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
 from ..data.image_source import ImageSource, IndexedSource
 from ..data.reader import Batch, ImageReader, all_records, batched, read_batches
 from ..data.sources import open_source
@@ -12,8 +13,7 @@ from ..evaluation.evaluation_data import check_labels, no_labels, number_labels
 from ..evaluation.knn import knn_accuracy, knn_predict
 from ..image_processing_dino import image_processor_config
 from ..modeling_dino import DinoModel
-from ..runtime.extras import require
-from ..runtime.processes import processes
+from .teacher_features import batches_of_process, gather_features, pixel_values_of
 
 
 K = 20  # "usually working the best": https://github.com/facebookresearch/dino/blob/7c446df/eval_knn.py#L214
@@ -36,6 +36,8 @@ class KnnEvaluation:
         ValueError: if labels or features are as `dino knn` refuses them.
     """
 
+    metrics = ("knn_top1", "knn_top5")
+
     def __init__(self, sources: Sequence[tuple[str, ImageSource]], num_workers: int = 0):
         self.sources, self.num_workers = sources, num_workers
 
@@ -44,7 +46,7 @@ class KnnEvaluation:
         names = [name for name, _ in self.sources]
         check_labels(names[0], parts[0][1], names[-1], parts[-1][1])
         top1, top5 = accuracy(*(parts if len(parts) == 2 else split(*parts[0])))
-        return {"knn_top1": top1, "knn_top5": top5}
+        return dict(zip(self.metrics, (top1, top5)))
 
 
 def open_labelled(names: Sequence[str], **of_tables: str | None) -> list[tuple[str, ImageSource]]:
@@ -73,31 +75,33 @@ def labelled_features(
 
     Under several processes each computes some of the batches; all get the same.
     """
-    state = processes()
-    from ..data.evaluation_transform import DinoImageProcessor, ImageTransform
-
     num_channels = model.config.num_channels
-    transform = ImageTransform(DinoImageProcessor(**transform_of(model)), num_channels)
+    processor = DinoImageProcessor(**transform_of(model))
+    transform = ImageTransform(processor, num_channels, model.backbone.min_image_size)
     batches = (
         Batch(records, place=number)
-        for number, records in enumerate(batched(all_records(source), BATCH_SIZE))
-        if number % state.num_processes == state.process_index
+        for number, records in batches_of_process(batched(all_records(source), BATCH_SIZE))
     )
-    found, normalize = [], transform.normalizer(model.device)
-    reader = ImageReader(transform, num_channels, transform.rescale_factor)
-    for images in read_batches(reader, batches, num_workers, pin_memory=model.device.type == "cuda"):
-        if images.pixels is not None:
-            with torch.inference_mode():
-                pixel_values = normalize(images.pixels.to(model.device, non_blocking=True))
-                features = model(pixel_values).pooler_output.float().cpu()
-            found.append((images.place, features, [row["label"] for row in images.rows]))
-    found = sorted(require("accelerate.utils").gather_object(found), key=lambda batch: batch[0])
-    if not found:
+    reader = ImageReader(transform, num_channels, transform.rescale_factor, transform.fit)
+    loader = read_batches(reader, batches, num_workers, pin_memory=model.device.type == "cuda")
+    normalize = transform.normalizer(model.device)
+    gathered = gather_features(
+        model,
+        (
+            (
+                images.place,
+                pixel_values_of(normalize, images.pixels, model.device),
+                [row["label"] for row in images.rows],
+            )
+            for images in loader
+            if images.pixels is not None
+        ),
+    )
+    if gathered is None:
         raise ValueError("none of the images for k-NN can be read")
-    features = torch.cat([features for _, features, _ in found])
-    labels = [label for _, _, labels in found for label in labels]
+    features, labels = gathered
     has_label = torch.tensor([label is not None for label in labels])
-    return features[has_label].to(model.device), [label for label in labels if label is not None]
+    return features[has_label.to(features.device)], [label for label in labels if label is not None]
 
 
 def transform_of(model: DinoModel) -> dict:

@@ -11,7 +11,7 @@ image of Pillow's, with other rounding; so are images that are not of 8 bits, an
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -170,6 +170,11 @@ class MultiCrop:
                 f"applied{', to each channel alike' if num_channels > 1 else ''}"
                 f"{'; no solarisation' if self.are_measurements else ''}"
             )
+
+    def of_global_pairs(self) -> "MultiCrop":
+        """Returns what makes two global crops alone, as the first ones are drawn."""
+        config = replace(self.config, num_global_crops=2, num_local_crops=0, gram_crop_size=None)
+        return MultiCrop(config, self.num_channels, self.mean, self.std, self.rescale_factor)
 
     def __call__(self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
         """

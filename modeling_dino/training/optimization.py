@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..configuration_dino import DinoConfig
 from ..modeling_dino import DinoPreTrainedModel, backbone_class
@@ -54,8 +55,8 @@ def rate_multipliers(
     """
     Returns the multipliers of each trained parameter of a model, by name, as DINOv2's.
 
-    Biases, norms and layer scales have no weight decay. They are told by their names alone, so that norms which a name
-    does not tell (those between the stages of a ConvNeXt) have it.
+    Biases, norms and layer scales have no weight decay. They are told by their names, so that norms which a name does
+    not tell (those between the stages of a ConvNeXt) have it; batch norms, which DINOv2 has none of, by their kind.
 
     Args:
         model: with a `backbone`.
@@ -63,11 +64,12 @@ def rate_multipliers(
         patch_embed_multiplier: by which the patch embedding's learning rate is multiplied besides.
     """
     last, multipliers = model.config.num_hidden_layers + 1, {}
+    batch_norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = layer_decay ** (last - layer_of(name, model.config))
             rate *= patch_embed_multiplier if ".patch_embed." in name else 1.0
-            is_plain = not (name.endswith("bias") or "norm" in name or "gamma" in name)
+            is_plain = not (name.endswith("bias") or "norm" in name or "gamma" in name or name in batch_norms)
             multipliers[name] = Multipliers(rate, float(is_plain), "last_layer" in name)
     return multipliers
 

@@ -35,7 +35,7 @@ class PretrainOptions(ReaderOptions, TableOptions):
     eval_knn: list[StrPath] | None = option(
         "Labelled images, classified by k-NN; given twice: those that vote, those that are classified.", None
     )
-    eval_every: int | None = option("Epochs between two of these evaluations; by default there are ten.", None)
+    eval_every: int | None = option("Epochs between two evaluations; by default there are ten.", None)
     on_error: str = option(ON_ERROR_HELP, "skip")
     overwrite: bool = option(OVERWRITE_HELP, False)
 

@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -29,18 +30,21 @@ from .knn_evaluation import KnnEvaluation, open_labelled
 from .multi_crop import MultiCrop
 from .objectives import check_backbone
 from .options import PretrainOptions
+from .outcome import outcome_of
+from .pca_pictures import PcaPictures
 from .recipes import Recipe, load_recipe
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer, draw_step_masks
 from .training_data import MultiCropDataset, SourceImages, UnreadableImage, gather_unreadable
-from .training_folder import TrainingFolder, opened_together
+from .training_folder import COMPONENTS, TrainingFolder, opened_together
+from .view_retrieval import ViewRetrieval, draw_held_out
 
 
 logger = logging.get_logger(__name__)
 
 IMAGES_MEASURED = 8  # whose sizes are compared with the crops'
-EVALUATIONS = 10  # of k-NN during a run, unless eval_every says otherwise
+EVALUATIONS = 10  # during a run, unless eval_every says otherwise
 # what a recipe may set of a model that is trained further
 REGULARIZATION = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 HEAD = ("head_type", "projection_dim", "head_hidden_dim", "head_bottleneck_dim", "head_num_layers", "head_use_bn")
@@ -66,7 +70,8 @@ class PretrainingSummary:
     def __str__(self) -> str:
         results = [f"{name} {value:.4g}" for name, value in self.results.items() if isinstance(value, (int, float))]
         skipped = f", {len(self.unreadable)} images could not be read" if self.unreadable else ""
-        return f"{', '.join(results)}{skipped} -> {self.output}"
+        outcome = f"\n{self.results['outcome']}" if "outcome" in self.results else ""
+        return f"{', '.join(results)}{skipped} -> {self.output}{outcome}"
 
 
 @takes_options(PretrainOptions, command="pretrain")
@@ -81,10 +86,15 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         FloatingPointError: if the loss is not finite.
     """
     given = load_recipe(options.recipe, options.overrides)
+    check_start(given, options)
     source = open_source(options.data, **options.of_tables).indexed()
-    recipe = resolve_recipe(given, options, source)
     labelled = open_labelled(options.eval_knn or (), **options.of_tables)
-    set_seed(recipe.training.get("seed", DinoTrainingArguments.seed))
+    given = with_metric(given, (KnnEvaluation if labelled else ViewRetrieval).metrics)
+    watches_views = keeps_best(given) and not labelled and source.num_images > 0
+    held_out = draw_held_out(source.num_images, seed_of(given)) if watches_views else []
+    num_images = source.num_images - len(held_out)
+    recipe = resolve_recipe(given, options, source, num_images)
+    set_seed(seed_of(recipe))
     model = make_model(recipe, options.from_model)
     check_crop_sizes(recipe, model)
     folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model), lengths_of(given))
@@ -108,18 +118,24 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     )
     check_masks(recipe, model, args)
     if args.process_index == 0:
-        say_what_another_length_means(folder, args, source.num_images, options.overwrite)
+        say_what_another_length_means(folder, args, num_images, options.overwrite)
     channels = model.config.num_channels
     rescale_factor = rescale_factor_of(model.image_transform)
     images = SourceImages(source, channels, rescale_factor)
     multi_crop = MultiCrop(recipe.crops, channels, *mean_and_std(model), rescale_factor)
-    dataset = MultiCropDataset(images, multi_crop, args.seed, options.on_error)
+    evaluation: KnnEvaluation | ViewRetrieval | None = None
+    if labelled:
+        evaluation = KnnEvaluation(labelled, num_workers)
+    elif held_out:
+        evaluation = ViewRetrieval(Subset(images, held_out), multi_crop, args.seed, num_workers)
+    dataset = MultiCropDataset(without_held_out(images, held_out), multi_crop, args.seed, options.on_error)
     trainer = DinoTrainer(
         model,
         args,
         train_dataset=dataset,
-        evaluation=KnnEvaluation(labelled, num_workers) if labelled else None,
+        evaluation=evaluation,
         evaluate_every=options.eval_every or max(1, round(args.num_train_epochs / EVALUATIONS)),
+        callbacks=[PcaPictures(images, folder.path / COMPONENTS)] if evaluation else None,
     )
     with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
         if trainer.is_world_process_zero():
@@ -132,23 +148,63 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
 
-def resolve_recipe(recipe: Recipe, options: PretrainOptions, source: IndexedSource) -> Recipe:
+def seed_of(recipe: Recipe) -> int:
+    """Returns the seed of a run."""
+    return recipe.training.get("seed", DinoTrainingArguments.seed)
+
+
+def keeps_best(recipe: Recipe) -> bool:
+    """Returns whether a run ends with its best model."""
+    return bool(recipe.training.get("load_best_model_at_end"))
+
+
+def with_metric(recipe: Recipe, measured: Sequence[str]) -> Recipe:
     """
-    Returns the recipe for these images, without `auto`. Raises ValueError if there are no images, or fewer than a
-    batch.
+    Returns a recipe with the metric that tells the best model, by default the first that is measured. Raises
+    ValueError if it is not measured.
+    """
+    if not keeps_best(recipe):
+        return recipe
+    metric = recipe.training.get("metric_for_best_model", measured[0])
+    if metric not in measured:
+        raise ValueError(
+            f"training.metric_for_best_model={metric} is not measured in this run: it can be {' or '.join(measured)} "
+            "(labelled images are given by --eval-knn)"
+        )
+    return recipe.replace({"training.metric_for_best_model": metric})
+
+
+def without_held_out(images: SourceImages, held_out: Sequence[int]) -> Sequence:
+    """Returns the images of a source that are trained on: all but some, by their numbers."""
+    return Subset(images, sorted(set(range(len(images))) - set(held_out))) if held_out else images
+
+
+def check_start(recipe: Recipe, options: PretrainOptions):
+    """Raises ValueError if a recipe needs a model to start from, and none is given."""
+    if options.from_model is None and recipe.model.get("backbone") == "auto":
+        raise ValueError(
+            f"recipe {options.recipe} continues from a model, which is not given: name it by --from MODEL"
+        )
+
+
+def resolve_recipe(recipe: Recipe, options: PretrainOptions, source: IndexedSource, num_images: int) -> Recipe:
+    """
+    Returns the recipe for these images, of which so many are trained on, without `auto`. Raises ValueError if there
+    are none, or fewer than a batch.
     """
     if not source.num_images:
         notes = (f"{name}: {note}" for name, note in source.notes.items())
         raise ValueError(next(notes, f"{options.data} has no images"))
-    if options.from_model is not None and recipe.model.get("projection_dim") == "auto":
+    config = None
+    if options.from_model is not None and "auto" in recipe.flat().values():
         config = config_of(options.from_model)
-        if config.head_type is not None:
+        if recipe.model.get("projection_dim") == "auto" and config.head_type is not None:
             recipe = recipe.replace({"model.projection_dim": config.projection_dim})
-    recipe = recipe.without_auto(source.num_images)
-    if source.num_images < recipe.batch_size:
+    recipe = recipe.without_auto(num_images, config)
+    if num_images < recipe.batch_size:
         raise ValueError(
-            f"{source.num_images} images in {options.data} are fewer than a batch of {recipe.batch_size}: set "
-            f"batch_size={source.num_images} or less"
+            f"{num_images} images in {options.data} are fewer than a batch of {recipe.batch_size}: set "
+            f"batch_size={num_images} or less"
         )
     return recipe
 
@@ -159,7 +215,10 @@ def settings_of_run(
     """Returns everything that makes two runs the same."""
     start = options.from_model and {"model": options.from_model, "fingerprint": model_fingerprint(model)}
     data = {"source": options.data, "num_images": source.num_images, "fingerprint": source.fingerprint()}
-    return {"recipe": recipe.to_dict(), "data": {**data, **options.of_tables_given}, "from": start}
+    settings = {"recipe": recipe.to_dict(), "data": {**data, **options.of_tables_given}, "from": start}
+    if keeps_best(recipe):  # else what is watched changes nothing
+        settings["watch"] = options.eval_knn or "views"
+    return settings
 
 
 def lengths_of(given: Recipe) -> list[str]:
@@ -327,7 +386,16 @@ def train(trainer: DinoTrainer, folder: Path) -> dict[str, Any]:
     trained = trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
     trainer.save_finite_model()
     last: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
-    wanted = ("loss", "teacher_entropy", "kl_divergence", "center_norm", "knn_top1", "knn_top5")
+    wanted = (
+        "loss",
+        "teacher_entropy",
+        "kl_divergence",
+        "center_norm",
+        *KnnEvaluation.metrics,
+        *ViewRetrieval.metrics,
+    )
     for entry in trainer.state.log_history:
         last |= {name: entry[name] for name in wanted if name in entry}
+    if trainer.args.load_best_model_at_end:
+        last |= outcome_of(trainer.state, trainer.args.metric_for_best_model)
     return {**last, "seconds_since_resumed": trained.metrics["train_runtime"]}

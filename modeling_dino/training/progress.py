@@ -15,6 +15,7 @@ SHOWN = {
     "learning_rate": ("learning rate", ".2e"),
     "knn_top1": ("k-NN top-1", ".1f"),
     "knn_top5": ("top-5", ".1f"),
+    "view_top1": ("retrieval of views", ".1f"),
 }
 
 

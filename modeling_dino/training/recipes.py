@@ -14,8 +14,8 @@
 under these names, as `preprocessor_config.json`.
 
 Any value can be replaced by `key=value`, as in `crops.num_local_crops=6`. `auto` is for values that depend on the
-number of images: see [`AUTO`]. Anybody may have written a recipe: it is data, of limited size, and is never looked up
-elsewhere, as in the environment.
+number of images, see [`AUTO`], or on the model that a run starts from, see [`AUTO_OF_MODEL`]. Anybody may have written
+a recipe: it is data, of limited size, and is never looked up elsewhere, as in the environment.
 """
 
 import codecs
@@ -30,11 +30,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import torch
 from huggingface_hub.dataclasses import type_validator
 from transformers import PreTrainedConfig
 
 from ..configuration_dino import DinoConfig, configuration_folder
 from ..image_processing_dino import check_image_transform
+from ..modeling_dino import backbone_class
 from ..runtime.extras import require
 from ..runtime.options import StrPath
 from .arguments import BASE_BATCH_SIZE, DinoTrainingArguments, rates_of
@@ -96,6 +98,32 @@ AUTO: dict[str, Callable[..., float]] = {
 }
 
 
+def auto_global_crop_size(config: DinoConfig) -> int:
+    """Returns the model's image size, at most 224, in whole patches."""
+    return _whole_patches(min(config.image_size, 224), config)
+
+
+def auto_local_crop_size(config: DinoConfig) -> int:
+    """Returns 3/7 of the global crops' size, as 96 of 224, in whole patches."""
+    return _whole_patches(auto_global_crop_size(config) * 3 / 7, config)
+
+
+def _whole_patches(size: float, config: DinoConfig) -> int:
+    """Returns the size nearest to another that is a whole number of patches, and that the backbone takes."""
+    with torch.device("meta"):  # where it costs nothing to ask the backbone
+        least = backbone_class(config)(config).min_image_size
+    patch = config.patch_size or 1
+    return max(round(size / patch) * patch, math.ceil(least / patch) * patch)
+
+
+# functions of the configuration of the model that a run starts from
+AUTO_OF_MODEL: dict[str, Callable[[DinoConfig], int | str]] = {
+    "model.backbone": lambda config: config.backbone,
+    "crops.global_crop_size": auto_global_crop_size,
+    "crops.local_crop_size": auto_local_crop_size,
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """
@@ -110,6 +138,7 @@ class Recipe:
         base_learning_rate: after the warm-up, for 256 images a step; the learning rate is in proportion to the batch.
             By default that of the optimizer, as in [`DinoTrainingArguments`].
         image_mean, image_std, rescale_factor: of the image transform, where it is not the model's.
+        auto_crops: names of the values of `crops` that are `auto`.
 
     Raises:
         ValueError: if a value cannot work.
@@ -123,6 +152,7 @@ class Recipe:
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
     rescale_factor: float | None = None
+    auto_crops: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_image_transform(self.image_transform, source="the recipe")
@@ -134,13 +164,23 @@ class Recipe:
         """Returns what the recipe sets of the image transform."""
         return {name: getattr(self, name) for name in TRANSFORM if getattr(self, name) is not None}
 
-    def without_auto(self, num_images: int) -> "Recipe":
-        """Returns the recipe with a number in the place of each `auto`, see [`AUTO`], and with its learning rate."""
+    def without_auto(self, num_images: int, config: DinoConfig | None = None) -> "Recipe":
+        """
+        Returns the recipe with a value in the place of each `auto`, see [`AUTO`] and [`AUTO_OF_MODEL`], and with its
+        learning rate.
+
+        Args:
+            config: of the model that the run starts from; by default the recipe's.
+        """
         recipe = self.replace({"base_learning_rate": self.base_rate})
         for key, rule in AUTO.items():
             if recipe.flat().get(key) == "auto":
                 epochs = recipe.training.get("num_train_epochs", DinoTrainingArguments.num_train_epochs)
                 recipe = recipe.replace({key: rule(num_images, recipe.batch_size, epochs)})
+        of_model = [key for key in AUTO_OF_MODEL if recipe.flat().get(key) == "auto"]
+        if of_model:
+            config = recipe.config() if config is None else config
+            recipe = recipe.replace({key: AUTO_OF_MODEL[key](config) for key in of_model})
         return recipe
 
     @property
@@ -191,7 +231,8 @@ class Recipe:
         """Returns the recipe as in its file, with all values of `crops` that are not None."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
         crops = {key: value for key, value in crops.items() if value is not None}
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        crops |= dict.fromkeys(self.auto_crops, "auto")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "auto_crops"}
         return {**{name: value for name, value in values.items() if value is not None}, "crops": crops}
 
     def flat(self) -> dict[str, Any]:
@@ -211,7 +252,9 @@ class Recipe:
                 raise ValueError(_unknown_key(key))
             section, _, name = key.rpartition(".")
             (given[section] if section else given)[name] = _checked(key, value)
-        return Recipe(**{**given, "crops": MultiCropConfig(**given["crops"])})
+        auto_crops = tuple(name for name, value in given["crops"].items() if value == "auto")
+        crops = {name: value for name, value in given["crops"].items() if name not in auto_crops}
+        return Recipe(**{**given, "crops": MultiCropConfig(**crops), "auto_crops": auto_crops})
 
 
 def load_recipe(name: StrPath, overrides: Sequence[str] = ()) -> Recipe:
@@ -311,7 +354,7 @@ def _checked(key: str, value: Any) -> Any:
     """Returns the value of a key, in its type; raises ValueError if it is of none that the key can have."""
     if value is False and key.endswith("_strategy"):
         return "no"  # which YAML reads as false
-    if key in AUTO and value == "auto":
+    if key in (*AUTO, *AUTO_OF_MODEL) and value == "auto":
         return value
     try:
         _check_plain(value)
@@ -319,7 +362,7 @@ def _checked(key: str, value: Any) -> Any:
         type_validator(key, converted, KEYS[key])
     except (TypeError, ValueError, OverflowError):
         wanted = next((text for sign, text in WANTED.items() if sign in str(KEYS[key])), "a text")
-        hint = f"; only {', '.join(AUTO)} can be auto" if value == "auto" else ""
+        hint = f"; only {', '.join((*AUTO, *AUTO_OF_MODEL))} can be auto" if value == "auto" else ""
         raise ValueError(f"{key}={_shortened(value)} must be {wanted}{hint}") from None
     return value if key.startswith("training.") and type(converted) is float else converted
 

@@ -88,6 +88,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
             until `add_gram_teacher` is called.
         distillation_teacher: another model whose outputs are the targets in the place of the teacher's, which then
             only averages the student; None until `add_distillation_teacher` is called.
+        backbone_is_frozen: whether the heads alone are trained. The backbones of student and teacher then stay in eval
+            mode, so that their batch norms do not change either, from the next call of `train` on.
 
     Example:
 
@@ -109,6 +111,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
     ```
     """
 
+    backbone_is_frozen = False
     _keys_to_ignore_on_load_unexpected = [r"^gram_teacher\.", r"^distillation_teacher\."]
 
     def __init__(self, config: DinoConfig):
@@ -220,7 +223,15 @@ class DinoForPreTraining(DinoPreTrainedModel):
         if objectives.uses_patches:
             check_global_crops(pixel_values[:num_global_crops], objectives, bool_masked_pos)
             masks = mask_batch(bool_masked_pos) if isinstance(bool_masked_pos, torch.Tensor) else bool_masked_pos
-        student = view_crops(self.student, pixel_values, num_global_crops, objectives, masks, sees_masked=False)
+        student = view_crops(
+            self.student,
+            pixel_values,
+            num_global_crops,
+            objectives,
+            masks,
+            sees_masked=False,
+            trains_backbone=not self.backbone_is_frozen,
+        )
         with torch.no_grad():
             seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher
             teacher = view_crops(seer, pixel_values[:num_global_crops], num_global_crops, objectives, masks)
@@ -280,9 +291,10 @@ class DinoForPreTraining(DinoPreTrainedModel):
         )
 
     def train(self, mode: bool = True) -> "DinoForPreTraining":
-        """Sets the mode of student and teacher; teachers that stay as they are stay in eval mode, too."""
+        """Sets the mode of student and teacher; what stays as it is stays in eval mode, too."""
         super().train(mode)
-        for fixed in (self.gram_teacher, self.distillation_teacher):
+        backbones = [self.student.backbone, self.teacher.backbone] if self.backbone_is_frozen else []
+        for fixed in (self.gram_teacher, self.distillation_teacher, *backbones):
             if fixed is not None:
                 fixed.eval()
         return self
@@ -336,9 +348,14 @@ class DinoForPreTraining(DinoPreTrainedModel):
     def update_teacher(self, momentum: float):
         """Moves the teacher's parameters towards the student's; `momentum` is how much of the teacher stays.
 
-        The statistics of its batch norms are its own, and stay.
+        The statistics of its batch norms are its own, and stay; so does a backbone that is frozen.
         """
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        pairs = [
+            (own, theirs)
+            for (name, own), theirs in zip(self.teacher.named_parameters(), self.student.parameters())
+            if not (self.backbone_is_frozen and name.startswith("backbone."))
+        ]
+        torch._foreach_lerp_(*map(list, zip(*pairs)), 1 - momentum)
 
     def update_center(self, teacher_projection: torch.Tensor, momentum: float = 0.9, count: int | None = None):
         """Moves the center towards the mean of the teacher's outputs of all processes, as `losses.centering` does."""

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .arguments import DinoTrainingArguments
+from .checkpoints import checkpoint_at
 from .collapse import CollapseWatch
 from .collectives import sum_over_processes
 from .finite_steps import check_finite_step
@@ -152,11 +153,17 @@ class StepCallback(TrainerCallback):
             if name in saved:  # the second is not in checkpoints of versions without a patch loss
                 setattr(self, name, CollapseWatch(**{**saved[name], "patience": args.collapse_patience}))
         self.means = RunningMeans(**saved["means"])
+        if state.best_global_step:  # the folder may have been moved since
+            state.best_model_checkpoint = str(checkpoint_at(args.output_dir, state.best_global_step))
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Tells the data set the epoch; accelerate, in several processes, tells the sampler alone."""
         if hasattr(train_dataloader.dataset, "set_epoch"):
             train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        """Freezes the backbone in the first epochs, before the model is set to train mode for the step."""
+        model.backbone_is_frozen = state.global_step < args.freeze_backbone_epochs * self.schedules.steps_per_epoch
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         """

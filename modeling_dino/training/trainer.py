@@ -115,7 +115,8 @@ class DinoTrainer(CheckpointedTrainer):
         prepare_objectives(model, args)
         if args.world_size > 1:
             synchronize_batch_norms(model)
-            args.ddp_find_unused_parameters |= leaves_parameters_out(model.config, args.objectives())
+            leaves_out = leaves_parameters_out(model.config, args.objectives()) or args.freeze_backbone_epochs > 0
+            args.ddp_find_unused_parameters |= leaves_out
         if args.n_gpu > 1:
             logger.warning(f"training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all")
             args._n_gpu = 1
@@ -123,6 +124,8 @@ class DinoTrainer(CheckpointedTrainer):
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError("FSDP 1 joins parameters into one, so that each cannot be clipped: set fsdp_version to 2")
+        if args.load_best_model_at_end:
+            check_best_can_be_kept(self, evaluation)
         self.evaluation = evaluation
         self._step_masks: dict[tuple[int, tuple[int, int]], torch.Tensor] = {}  # by step and grid
         self.steps = StepCallback(args, None if evaluation is None else evaluate_every)
@@ -181,7 +184,11 @@ class DinoTrainer(CheckpointedTrainer):
         if self.args.clip == "parameter":
             return clip_each_gradient(model.parameters(), self.args.max_grad_norm)
         student = self.model.student
-        modules = [module for module in (student.backbone, student.head, student.patch_head) if module is not None]
+        modules = [
+            module
+            for module in (student.backbone, student.head, student.patch_head)
+            if module is not None and any(parameter.grad is not None for parameter in module.parameters())
+        ]
         return torch.linalg.vector_norm(torch.stack(clip_each_module(modules, self.args.max_grad_norm)))
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -251,10 +258,20 @@ class DinoTrainer(CheckpointedTrainer):
         teacher = self.model.teacher
         was_training = teacher.training
         metrics = self.evaluation(teacher.eval())
-        teacher.train(was_training)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        teacher.train(was_training)
+        if self.args.load_best_model_at_end:
+            self._save_if_best(metrics)
         return metrics
+
+    def _save_if_best(self, metrics: dict[str, float]):
+        """Asks for a checkpoint if a model is better than all before; the first one is that before training."""
+        name = self.args.metric_for_best_model
+        if name not in metrics:
+            raise ValueError(f"metric_for_best_model={name} is none of what is measured: {', '.join(metrics)}")
+        is_best = self._determine_best_metric({f"eval_{name}": metrics[name]}, None)  # as the Trainer calls it
+        self.control.should_save |= is_best and self.state.global_step > 0
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         if self.evaluation is not None and self.control.should_evaluate:
@@ -266,7 +283,8 @@ class DinoTrainer(CheckpointedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
         Does what [`CheckpointedTrainer.train`] does, and draws what was logged as `curves.png` in the output folder,
-        where matplotlib is installed.
+        where matplotlib is installed. With `load_best_model_at_end` the model is the best at the end: that of a
+        checkpoint, or as it was given to the trainer.
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the last whole one in the output folder.
@@ -276,11 +294,14 @@ class DinoTrainer(CheckpointedTrainer):
         """
         if self.evaluation is not None:
             self.args.eval_on_start = not resume_from_checkpoint
+        start = copy_of(self.model.state_dict()) if self.args.load_best_model_at_end else None
         trained = super().train(resume_from_checkpoint, **kwargs)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / CURVES
             with suppress(ImportError):  # of matplotlib
                 draw_curves(self.state.log_history, path, self.model.config.projection_dim)
+        if self.args.load_best_model_at_end and not self.state.best_global_step:
+            self.model.load_state_dict(start)
         return trained
 
     def _save_checkpoint(self, model, trial):
@@ -312,6 +333,19 @@ def check_model(model: DinoForPreTraining):
             f"the weights are in {', '.join(map(str, dtypes))}, in which the teacher would not move: load them with "
             "dtype=torch.float32, and set bf16=True to compute in half precision"
         )
+
+
+def check_best_can_be_kept(trainer: DinoTrainer, evaluation: Callable | None):
+    """Raises ValueError if a trainer cannot know or keep the best model."""
+    if evaluation is None or trainer.args.metric_for_best_model is None:
+        raise ValueError("load_best_model_at_end=True needs an evaluation, and metric_for_best_model of its metrics")
+    if trainer.is_fsdp_enabled:
+        raise ValueError("load_best_model_at_end=True does not go with FSDP: train with DDP, or without it")
+
+
+def copy_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a copy of a model's state on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):

@@ -5,6 +5,7 @@ run.json              settings and versions; at the end results, too
 checkpoint-N/         the state at step N, from which the run goes on when it was stopped
 model.safetensors     the model at the end; config.json and preprocessor_config.json beside it
 curves.png            what was logged, of pretraining
+pca.png               the principal components of three images' patch tokens at each evaluation, of pretraining
 """
 
 import copy
@@ -30,7 +31,7 @@ from ..runtime.whole_files import FAILED_WRITE
 from .checkpoints import SET_ASIDE, last_whole_checkpoint, step_of
 
 
-CURVES = "curves.png"
+CURVES, COMPONENTS = "curves.png", "pca.png"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -93,7 +94,7 @@ class TrainingFolder(RunFolder):
             for checkpoint in self.path.glob(f"{prefix}{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(checkpoint)
         model = (SAFE_WEIGHTS_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, TRAINING_ARGS_NAME)
-        for name in (*model, CURVES, EVALUATION_RESULTS_NAME):
+        for name in (*model, CURVES, COMPONENTS, EVALUATION_RESULTS_NAME):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, **facts):

@@ -44,6 +44,7 @@ def view_crops(
     objectives: Objectives,
     masks: MaskBatch | None,
     sees_masked: bool = True,
+    trains_backbone: bool = True,
 ) -> Views:
     """
     Computes what the objectives need of crops.
@@ -52,17 +53,19 @@ def view_crops(
         crops: each (B, C, h, w), global ones first.
         masks: of the global crops.
         sees_masked: whether the network sees the masked patches, as the teacher does.
+        trains_backbone: whether gradients reach the backbone; else they end at its outputs.
     """
     patch_tokens = patches = None
-    if objectives.uses_patches:
-        given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
-        images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
-        tokens = network.backbone(images, **given)  # (G * B, T, D)
-        patch_tokens = network.backbone.patch_tokens(tokens)
-        features = [network.backbone.pool(tokens), *pool_crops(network, crops[num_global_crops:], 0)]
-    else:
-        features = pool_crops(network, crops, num_global_crops)
-    features = torch.cat(features)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trains_backbone):
+        if objectives.uses_patches:
+            given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
+            images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
+            tokens = network.backbone(images, **given)  # (G * B, T, D)
+            patch_tokens = network.backbone.patch_tokens(tokens)
+            features = [network.backbone.pool(tokens), *pool_crops(network, crops[num_global_crops:], 0)]
+        else:
+            features = pool_crops(network, crops, num_global_crops)
+        features = torch.cat(features)
     if objectives.ibot_weight:
         patches = masked_tokens(patch_tokens, masks.indices)
     projection, patch_projection = project(network, features if objectives.dino_weight else None, patches)

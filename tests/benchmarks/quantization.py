@@ -5,9 +5,9 @@ What int8 costs, measured on models that were trained: those of `dino demo`, ove
 
 Each model is exported for both engines, in float32 and in int8, calibrated by the tiles that it was trained on. Its
 features of the labelled images, which it was not trained on, are compared: the cosine to PyTorch's, whether the
-nearest neighbour among the distorted views is the same, k-NN, and a linear classifier that is fitted to PyTorch's features of
-the views and classifies the distorted ones by the features of each engine. A seed that is in the folder already is not
-trained again.
+nearest neighbour among the distorted views is the same, k-NN, and a linear classifier that is fitted to PyTorch's
+features of the views and classifies the distorted ones by the features of each engine. A seed that is in the folder
+already is not trained again.
 """
 
 import json

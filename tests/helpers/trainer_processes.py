@@ -27,6 +27,8 @@ SCENARIOS = {  # family, and arguments of the run
     "dinov3": ("dinov3", OBJECTIVES["dinov3"]),
     "patches": ("dinov2", {"ibot_weight": 1.0}),
     "patches accumulated": ("dinov2", {"ibot_weight": 1.0, **ACCUMULATED}),
+    # of AdamW the first step after the backbone is trained is the gradient's sign, which rounding can turn
+    "frozen backbone": ("resnet", {"freeze_backbone_epochs": 1, "optim": "sgd"}),
     "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
 }
 SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}  # in one process

@@ -89,3 +89,14 @@ def test_losses_that_are_summed_are_drawn_in_one_panel_also_below_zero():
         "koleo: -1.000 at the end",
     ]
     assert axes.get_ylim()[0] < -1
+
+
+def test_the_watch_without_labels_and_the_gradient_are_drawn():
+    entries = log(grad_norm=lambda step: 2.0)
+    figure = figure_of([*entries, {"step": 30, "view_top1": 81.25}], PROTOTYPES)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert "norm of the gradient" in panels
+    assert panels["retrieval of the other view (%)"].get_ylim() == (0, 100)
+    (label,) = panels["retrieval of the other view (%)"].get_legend().get_texts()
+    assert label.get_text() == "view_top1: 81.2 at the end"
+    assert "Watch the retrieval," in texts(figure)

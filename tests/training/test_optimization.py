@@ -155,3 +155,19 @@ def test_the_gradient_of_each_module_is_clipped_by_its_own_length():
 def test_dinov2s_rule_of_scaling():
     example = read_golden("dinov2_losses")[0]["scaling_rules"]["example"]
     assert square_root_scaling(example["base_lr"], example["total_batch"]) == pytest.approx(example["lr"], rel=1e-12)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet", "convnext", "xcit", "dinov2", "dinov3"])
+def test_rates_fall_from_the_head_to_the_first_layer_in_any_backbone(family):
+    model = DinoModel(tiny_config(family))
+    multipliers = rate_multipliers(model, layer_decay=0.5)
+    rates = {name: of.learning_rate for name, of in multipliers.items()}
+    layers = model.config.num_hidden_layers
+    assert {rate for name, rate in rates.items() if name.startswith("head.")} == {1.0}
+    of_backbone = {rate for name, rate in rates.items() if name.startswith("backbone.")}
+    assert {0.5**layer for layer in range(1, layers + 2)} <= of_backbone <= {0.5**layer for layer in range(layers + 2)}
+    first = next(name for name, x in model.named_parameters() if x is model.backbone.first_convolution.weight)
+    assert rates[first] == 0.5 ** (layers + 1)
+    norms = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(multipliers[name].weight_decay == 0 for name in norms)
+    assert bool(norms) == (family in ("resnet", "xcit"))

@@ -217,6 +217,24 @@ def test_features_for_k_nn(folder):
     assert not (folder / "none").exists()
 
 
+def test_k_nn_of_images_of_different_sizes(folder, tmp_path):
+    """A transform without a crop; an image that is smaller than a patch is enlarged."""
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    for number, size in ((0, (64, 40)), (2, (33, 47)), (1, (5, 6))):
+        file = images / "ab"[number % 2] / f"{number}.png"
+        with Image.open(file) as image:
+            image.resize(size).save(file)
+    model = DinoModel(tiny_config(head_type=None)).eval()
+    model.image_transform = {**model.image_transform, "do_resize": False, "do_center_crop": False}
+    features, labels = labelled_features(model, open_source(str(images)))
+    assert (features.shape, len(labels)) == ((13, 32), 13)
+    transform = DinoImageProcessor(**model.image_transform)
+    for number in (0, 2):
+        image, _ = read_image(str(images / "a" / f"{number}.png"))
+        expected = model(**transform(image, return_tensors="pt")).pooler_output[0]
+        assert min((features - expected).abs().amax(1)) < 1e-5
+
+
 @pytest.fixture
 def weights(finished, tmp_path):
     """A copy of the teacher, with another image transform."""

@@ -23,6 +23,7 @@ def test_the_recipes_there_are():
     assert recipes() == [
         "cifar10_resnet18",
         "cifar10_vit_small",
+        "continue",
         "dinov2_small_data",
         "photographs",
         "resnet50",
@@ -39,7 +40,7 @@ def test_each_says_command_cost_and_result_and_works(name):
     head = re.match(r"(#.*\n)+", (RECIPE_FOLDER / f"{name}.yaml").read_text())[0]
     assert f"pretrain {name} --data " in head
     assert all(f"# {said}:" in head for said in ("cost", "expected", "measured here"))
-    recipe = load_recipe(name).without_auto(50_000)
+    recipe = load_recipe(name).without_auto(50_000, DinoConfig(backbone="vit_small"))
     config = recipe.config()
     assert hasattr(config, "depths") or recipe.crops.local_crop_size % config.patch_size == 0
     assert recipe.crops.global_crop_size == config.image_size
