@@ -1,9 +1,11 @@
-"""What a GPU can make fail: `make test-gpu`. Without a GPU, or with DINO_TEST_DEVICE=cpu, it all runs on a CPU."""
+"""What a GPU can make fail: `make test-gpu`. With DINO_TEST_DEVICE=cpu it all runs on a CPU; it is skipped there else."""
 
 import os
 
 import pytest
 import torch
+
+IS_WANTED = torch.cuda.is_available() or "DINO_TEST_DEVICE" in os.environ
 
 
 def pytest_collection_modifyitems(items):
@@ -11,6 +13,7 @@ def pytest_collection_modifyitems(items):
         if "tests/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.xdist_group("gpu"))
+            item.add_marker(pytest.mark.skipif(not IS_WANTED, reason="no GPU, and no DINO_TEST_DEVICE=cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
+import torch
 
-from modeling_dino import DinoConfig, Objectives
+from modeling_dino import DinoConfig, DinoForPreTraining, Objectives
 from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.multi_crop import MultiCropConfig
 from modeling_dino.training.recipes import AUTO, KEYS, RECIPE_FOLDER, Recipe, load_recipe, recipes
@@ -25,6 +26,11 @@ def test_the_recipes_there_are():
         "cifar10_vit_small",
         "continue",
         "dinov2_small_data",
+        "dinov2_vit_large",
+        "dinov2_vit_large_22k",
+        "dinov3_vit_7b",
+        "dinov3_vit_7b_gram",
+        "dinov3_vit_large",
         "photographs",
         "resnet50",
         "small_data",
@@ -73,6 +79,33 @@ def test_the_originals_arguments():
     assert args.learning_rate == pytest.approx(0.03 * 512 / 256)
     assert resnet.crops.global_crop_scale == (0.14, 1.0)
     assert resnet.crops.local_crop_scale == (0.05, 0.14)
+
+
+# the originals' settings: GPUs, images on each, learning rate for 1,024 images (DINOv3's is multiplied by 4), steps
+PUBLISHED = {
+    "dinov2_vit_large": (32, 64, 0.004, 100 * 1250),
+    "dinov2_vit_large_22k": (96, 32, 0.0002, 500 * 1250),
+    "dinov3_vit_large": (32, 64, 4 * 0.001, 100 * 1250),
+    "dinov3_vit_7b": (256, 16, 4 * 5e-5, 1000 * 1000),
+    "dinov3_vit_7b_gram": (256, 16, 4 * 3e-5, 200 * 1000),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_recipes_of_the_later_originals(name):
+    gpus, images, rate, steps = PUBLISHED[name]
+    recipe = load_recipe(name)
+    args = arguments(recipe)
+    assert recipe.batch_size == gpus * images
+    steps_per_epoch = IMAGENET // recipe.batch_size
+    total = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * steps_per_epoch)
+    assert total == pytest.approx(steps, rel=2e-3)
+    found = (args.schedules or {}).get("learning_rate", {}).get("peak", args.learning_rate)
+    assert found == pytest.approx(rate * (recipe.batch_size / 1024) ** 0.5, rel=1e-4)
+    assert (args.ibot_weight, args.koleo_weight, args.clip) == (1.0, 0.1, "module")
+    with torch.device("meta"):
+        model = DinoForPreTraining(recipe.config())
+    assert (model.student.patch_head is not None) == (name != "dinov2_vit_large")
 
 
 SGD_RATES = (0.03 * 2, 1e-4, 1e-4)  # of a batch of 512
