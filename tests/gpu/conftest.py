@@ -1,9 +1,10 @@
-"""What a GPU can make fail: `make test-gpu`. With DINO_TEST_DEVICE=cpu it all runs on a CPU; it is skipped there else."""
+"""What a GPU can make fail: `make test-gpu`. On a CPU it runs with DINO_TEST_DEVICE=cpu, and is skipped without."""
 
 import os
 
 import pytest
 import torch
+
 
 IS_WANTED = torch.cuda.is_available() or "DINO_TEST_DEVICE" in os.environ
 
