@@ -146,8 +146,8 @@ def quantize(
 ) -> QuantizationCost:
     """Writes the graph in a file as one in int8, and returns what that costs."""
     calibration, measured = images
-    quantize = quantize_onnx if options.to == "onnx" else quantize_openvino
-    quantize(file, calibration, output, model.backbone.has_patch_tokens)
+    write = quantize_onnx if options.to == "onnx" else quantize_openvino
+    write(file, calibration, output, model.backbone.has_patch_tokens)
     after, size = open_exported(output, options), graph_size(output.parent) / graph_size(file.parent)
     return measure_cost(before, after, measured, size, options.calibrate is None)
 

@@ -35,8 +35,8 @@ MAX_PROTOBUF = 2**30  # bytes; what is larger has its weights in another file
 ROUNDS = 5
 LEAST_COSINE = 0.5  # of features that are not lost
 PRODUCTS = ["Gemm", "MatMul"]  # ONNX's names of what has weights
-# A transformer's convolutions see images, cost a hundredth, and lose most of what int8 loses: they stay in float32.
-CONVOLUTION = {"onnx": "Conv", "openvino": "Convolution"}
+# A transformer's convolutions cost little, and its first loses most of what int8 loses: they stay in float32.
+CONVOLUTION, CONVOLUTIONS_OF_OPENVINO = "Conv", ["Convolution", "GroupConvolution"]
 
 
 def images_to_quantize_by(options: ExportOptions, config: DinoConfig) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -85,7 +85,7 @@ def quantize_onnx(file: Path, batches: list[torch.Tensor], output: Path, is_tran
     """Makes an ONNX model one of int8, with the ranges of activations of these batches; without any, of each batch."""
     tools = require("onnxruntime.quantization", "export")
     is_large = file.stat().st_size > MAX_PROTOBUF or any(file.parent.glob("*.data"))
-    kinds = PRODUCTS if is_transformer else [*PRODUCTS, CONVOLUTION["onnx"]]
+    kinds = PRODUCTS if is_transformer else [*PRODUCTS, CONVOLUTION]
     common = {"per_channel": True, "use_external_data_format": is_large, "op_types_to_quantize": kinds}
     common |= {"weight_type": tools.QuantType.QInt8, "extra_options": {"MatMulConstBOnly": True}}
     with quiet():
@@ -126,7 +126,7 @@ def quantize_openvino(file: Path, batches: list[torch.Tensor], output: Path, is_
         data = nncf.Dataset(batches, lambda images: images.numpy())
         kept = {
             "model_type": nncf.ModelType.TRANSFORMER,
-            "ignored_scope": nncf.IgnoredScope(types=[CONVOLUTION["openvino"]]),
+            "ignored_scope": nncf.IgnoredScope(types=CONVOLUTIONS_OF_OPENVINO, validate=False),
         }
         quantized = nncf.quantize(model, data, subset_size=len(batches), **(kept if is_transformer else {}))
         openvino.save_model(quantized, str(output), compress_to_fp16=False)

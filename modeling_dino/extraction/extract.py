@@ -110,6 +110,7 @@ def compute_shards(
     batch_size = options.batch_size_on(device)
     plan = Plan(source, folder, batch_size, state.process_index, state.num_processes, shared_counter())
     folder.check_parts(len(plan.parts))
+    plan.check_rows()
     if plan.num_images == 0:
         return len(plan.parts)
     min_side = math.ceil(model.model.backbone.min_image_size / min(options.scales))
@@ -123,6 +124,7 @@ def compute_shards(
     compute = FeatureComputer(features, device, options, transform.normalizer(device), folder.shapes)
     with tqdm(total=plan.num_images, unit=" images", disable=not (options.progress and state.is_main_process)) as bar:
         write_shards(folder, batches, compute, bar)
+        bar.total = bar.n  # processes take what is left, not equal shares of it
     return len(plan.parts)
 
 

@@ -46,7 +46,19 @@ class Plan:
         self.shard_rows = rows_per_shard(source.num_images, folder.shapes)
         self.parts = source.parts(self.shard_rows)
         self.share_parts = len(self.parts) >= self.num_processes
-        self.left = [i for i in range(len(self.parts)) if not self.folder.is_whole(i)]  # the same in all processes
+        self.left = [i for i in range(len(self.parts)) if not self.folder.is_whole(i)]
+
+    def check_rows(self):
+        """Raises ValueError if a shard that was found has other images than this version would give it."""
+        for (part, chunk), shard in self.folder.shards.items():
+            images = self.parts[part]
+            if isinstance(images, range):
+                expected = min(self.shard_rows, len(images) - chunk * self.shard_rows)
+                if shard.rows + len(shard.remarks["skipped"]) != expected:
+                    raise ValueError(
+                        f"{self.folder.path} was begun with shards of another size, by another version: choose "
+                        "another folder, or pass --overwrite to start anew"
+                    )
 
     @property
     def num_images(self) -> int | None:
@@ -59,8 +71,10 @@ class Plan:
             yield from self._batches_of(i, self.parts[i])
 
     def _taken(self) -> Iterator[int]:
-        while (turn := self.take()) < len(self.left):
-            yield self.left[turn]
+        """Takes parts, not what is left: processes may not see the same files yet, on several machines."""
+        while (part := self.take()) < len(self.parts):
+            if not self.folder.is_whole(part):
+                yield part
 
     def _has_to_compute(self, part: int, chunk: int) -> bool:
         is_mine = self.share_parts or (part + chunk) % self.num_processes == self.rank

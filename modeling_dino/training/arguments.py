@@ -162,7 +162,7 @@ class DinoTrainingArguments(TrainingArguments):
         super().__post_init__()
         self.load_best_model_at_end = keeps_best
         if self.greater_is_better is None:
-            self.greater_is_better = True  # the evaluations of pretraining are accuracies
+            self.greater_is_better = True
         check_joined(self.world_size)
         self.optim = optim if optim in OPTIMIZERS else self.optim
         self._set_rates()
@@ -219,6 +219,8 @@ class DinoTrainingArguments(TrainingArguments):
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be greater than 0")
         if self.load_best_model_at_end and self.save_strategy == "no":
             raise ValueError("load_best_model_at_end=True loads a checkpoint: set save_strategy to steps or epoch")
+        if not self.greater_is_better:
+            raise ValueError("greater_is_better=False: the scores of pretraining are accuracies, the greatest is best")
         self._validate_report_to()
         self._validate_objectives()
         self._validate_schedules()

@@ -109,17 +109,22 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # older checkpoints are removed when the files of all processes are there
 
     def _load_best_model(self):
-        """Does what the Trainer does. Raises OSError if the best checkpoint is not whole, which it only warns of."""
-        best = Path(self.state.best_model_checkpoint)
-        damage = damage_of(best) if best.is_dir() else "it is gone"
-        if damage:
-            raise OSError(f"{best}, the best checkpoint, is not whole: {damage}; put it back, or pass --overwrite")
+        """Does what the Trainer does; raises what [`check_best`] does, where it only warns."""
+        check_best(self.state.best_model_checkpoint)
         super()._load_best_model()
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             list_parts(checkpoint_at(self._get_output_dir(trial), self.state.global_step))
+
+
+def check_best(path: str):
+    """Raises OSError if the best checkpoint of a run is not whole."""
+    best = Path(path)
+    damage = damage_of(best) if best.is_dir() else "it is gone"
+    if damage:
+        raise OSError(f"{best}, the best checkpoint, is not whole: {damage}; put it back, or pass --overwrite")
 
 
 def list_parts(checkpoint: Path):

@@ -28,6 +28,7 @@ from .training_data import UnreadableImage
 NUM_IMAGES = 3
 MOST_TRIED = 100  # images, of which some cannot be read
 TILE = 112  # pixels
+MOST_COLUMNS = 50  # the last ones
 STEPS = "steps"  # the text of the PNG that has the steps of its columns
 
 
@@ -78,11 +79,11 @@ def patch_map(model: DinoModel, image: Decoded) -> torch.Tensor:
 def paint(maps: Sequence[torch.Tensor]) -> list[PilImage]:
     """Paints maps of tokens in their common principal components; black if they do not vary."""
     moments = Moments(maps[0].shape[-1])
-    for tokens in maps:
-        moments.add(tokens.flatten(0, 1))
     try:
+        for tokens in maps:
+            moments.add(tokens.flatten(0, 1))
         colors = PatchColors(None, moments.principal_components(NUM_COLORS))
-    except ValueError:  # a collapsed model, which another warning names
+    except ValueError:  # a model that has collapsed or is not finite, which is said elsewhere
         return [paint_patches(torch.zeros(TILE, TILE, 3), 1)] * len(maps)
     return [paint_patches(colors(tokens, (TILE, TILE)), 1) for tokens in maps]
 
@@ -102,14 +103,18 @@ def append_column(path: Path, step: int, first: PilImage, new: PilImage):
         first: the column before all others.
     """
     Image = require("PIL.Image")
-    steps, before = [], first
+    width, height = new.size
+    columns: dict[int, PilImage] = {}
     with suppress(OSError), Image.open(path) as picture:  # there is none yet, or it is another's
-        steps = [int(number) for number in picture.info.get(STEPS, "").split() if int(number) < step]
-        before = picture.convert("RGB").crop((0, 0, (len(steps) + 1) * new.width, new.height)) if steps else first
-    whole = Image.new("RGB", (before.width + new.width, new.height), "white")
-    whole.paste(before, (0, 0))
-    whole.paste(new, (before.width, 0))
+        steps = [int(number) for number in picture.info.get(STEPS, "").split()]
+        whole = picture.convert("RGB")
+        columns = {s: whole.crop((i * width, 0, (i + 1) * width, height)) for i, s in enumerate(steps, 1) if s < step}
+    columns[step] = new
+    columns = dict(list(columns.items())[-MOST_COLUMNS:])
+    whole = Image.new("RGB", ((len(columns) + 1) * width, height), "white")
+    for i, tiles in enumerate((first, *columns.values())):
+        whole.paste(tiles, (i * width, 0))
     info = require("PIL.PngImagePlugin").PngInfo()
-    info.add_text(STEPS, " ".join(map(str, [*steps, step])))
+    info.add_text(STEPS, " ".join(map(str, columns)))
     with whole_file(path) as partial:
         whole.save(partial, format="PNG", pnginfo=info)

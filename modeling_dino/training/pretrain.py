@@ -32,7 +32,7 @@ from .objectives import check_backbone
 from .options import PretrainOptions
 from .outcome import outcome_of
 from .pca_pictures import PcaPictures
-from .recipes import Recipe, load_recipe
+from .recipes import AUTO, Recipe, load_recipe
 from .schedules import Schedules
 from .self_distillation import DinoForPreTraining, is_single_model
 from .trainer import DinoTrainer, draw_step_masks
@@ -127,21 +127,24 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     if labelled:
         evaluation = KnnEvaluation(labelled, num_workers)
     elif held_out:
-        evaluation = ViewRetrieval(Subset(images, held_out), multi_crop, args.seed, num_workers)
+        evaluation = ViewRetrieval(Subset(images, held_out), multi_crop, args.seed, num_workers, options.on_error)
     dataset = MultiCropDataset(without_held_out(images, held_out), multi_crop, args.seed, options.on_error)
     trainer = DinoTrainer(
         model,
         args,
         train_dataset=dataset,
         evaluation=evaluation,
-        evaluate_every=options.eval_every or max(1, round(args.num_train_epochs / EVALUATIONS)),
+        evaluate_every=options.eval_every or max(1, round(epochs_of(args, num_images) / EVALUATIONS)),
         callbacks=[PcaPictures(images, folder.path / COMPONENTS)] if evaluation else None,
     )
     with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
         if trainer.is_world_process_zero():
             warn_of_small_images(images, recipe)
+            warn_of_a_frozen_run(args, num_images)
         results = train(trainer, folder.path)
         unreadable = gather_unreadable(dataset)
+        if isinstance(evaluation, ViewRetrieval):
+            unreadable |= gather_unreadable(evaluation.views)
         if not trainer.is_world_process_zero():
             return None
         folder.close(results=results, unreadable=unreadable)
@@ -217,13 +220,13 @@ def settings_of_run(
     data = {"source": options.data, "num_images": source.num_images, "fingerprint": source.fingerprint()}
     settings = {"recipe": recipe.to_dict(), "data": {**data, **options.of_tables_given}, "from": start}
     if keeps_best(recipe):  # else what is watched changes nothing
-        settings["watch"] = options.eval_knn or "views"
+        settings["watch"] = {"images": options.eval_knn or "views", "every": options.eval_every}
     return settings
 
 
 def lengths_of(given: Recipe) -> list[str]:
     """Returns the settings of a run that say how long it is, or may follow from that, of a recipe with `auto`."""
-    derived = [key for key, value in given.flat().items() if value == "auto"]
+    derived = [key for key, value in given.flat().items() if value == "auto" and key in AUTO]
     return [f"recipe.{key}" for key in ("training.num_train_epochs", "training.max_steps", *derived)]
 
 
@@ -251,6 +254,12 @@ def say_what_another_length_means(folder: TrainingFolder, args: DinoTrainingArgu
 def count_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
     """Returns the number of steps of a run, as the Trainer counts them."""
     return max_steps if max_steps > 0 else math.ceil(epochs * steps_per_epoch)
+
+
+def epochs_of(args: DinoTrainingArguments, num_images: int) -> float:
+    """Returns how many epochs a run of so many images has, also where it goes by its number of steps."""
+    steps_per_epoch = max(num_images // args.total_batch_size, 1)
+    return count_steps(args.max_steps, args.num_train_epochs, steps_per_epoch) / steps_per_epoch
 
 
 def make_model(recipe: Recipe, from_model: str | None) -> DinoForPreTraining:
@@ -339,6 +348,16 @@ def check_masks(recipe: Recipe, model: DinoForPreTraining, args: DinoTrainingArg
         check_backbone(model.config, args.objectives())
         crops = torch.empty(1, model.config.num_channels, *[recipe.crops.global_crop_size] * 2, device="meta")
         draw_step_masks(args, 0, model.student.backbone.grid(crops))
+
+
+def warn_of_a_frozen_run(args: DinoTrainingArguments, num_images: int):
+    """Warns if the backbone is frozen in all steps of a run."""
+    epochs = epochs_of(args, num_images)
+    if 0 < epochs <= args.freeze_backbone_epochs:
+        logger.warning(
+            f"the backbone is frozen in all {epochs:g} epochs, and stays as it is: train longer, or lower "
+            f"training.freeze_backbone_epochs={args.freeze_backbone_epochs:g}"
+        )
 
 
 def warn_of_small_images(images: SourceImages, recipe: Recipe):

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .arguments import DinoTrainingArguments
-from .checkpoints import checkpoint_at
+from .checkpoints import check_best, checkpoint_at
 from .collapse import CollapseWatch
 from .collectives import sum_over_processes
 from .finite_steps import check_finite_step
@@ -155,6 +155,8 @@ class StepCallback(TrainerCallback):
         self.means = RunningMeans(**saved["means"])
         if state.best_global_step:  # the folder may have been moved since
             state.best_model_checkpoint = str(checkpoint_at(args.output_dir, state.best_global_step))
+            if args.load_best_model_at_end:
+                check_best(state.best_model_checkpoint)  # before all the rest is computed
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Tells the data set the epoch; accelerate, in several processes, tells the sampler alone."""

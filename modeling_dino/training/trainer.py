@@ -33,6 +33,7 @@ from transformers.utils import logging
 
 from ..checkpoint_files import read_center
 from ..modeling_dino import DinoModel
+from ..runtime.extras import require
 from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
 from .collectives import process_number
@@ -257,7 +258,8 @@ class DinoTrainer(CheckpointedTrainer):
             return super().evaluate(*args, **kwargs)
         teacher = self.model.teacher
         was_training = teacher.training
-        metrics = self.evaluation(teacher.eval())
+        # one process's, so that all agree on which model is the best
+        metrics = require("accelerate.utils").broadcast_object_list([self.evaluation(teacher.eval())])[0]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         teacher.train(was_training)
@@ -271,7 +273,8 @@ class DinoTrainer(CheckpointedTrainer):
         if name not in metrics:
             raise ValueError(f"metric_for_best_model={name} is none of what is measured: {', '.join(metrics)}")
         is_best = self._determine_best_metric({f"eval_{name}": metrics[name]}, None)  # as the Trainer calls it
-        self.control.should_save |= is_best and self.state.global_step > 0
+        saves_anyway = self.args.save_strategy == "epoch"  # an evaluation comes at the end of an epoch
+        self.control.should_save |= is_best and self.state.global_step > 0 and not saves_anyway
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         if self.evaluation is not None and self.control.should_evaluate:
@@ -301,7 +304,7 @@ class DinoTrainer(CheckpointedTrainer):
             with suppress(ImportError):  # of matplotlib
                 draw_curves(self.state.log_history, path, self.model.config.projection_dim)
         if self.args.load_best_model_at_end and not self.state.best_global_step:
-            self.model.load_state_dict(start)
+            self.model.load_state_dict(start, strict=False)
         return trained
 
     def _save_checkpoint(self, model, trial):
@@ -344,8 +347,9 @@ def check_best_can_be_kept(trainer: DinoTrainer, evaluation: Callable | None):
 
 
 def copy_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns a copy of a model's state on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
+    """Returns a copy, on the CPU, of a model's state without that of other teachers, which are not saved."""
+    others = ("gram_teacher.", "distillation_teacher.")
+    return {name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith(others)}
 
 
 def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):

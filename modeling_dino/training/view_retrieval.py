@@ -3,19 +3,17 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Dataset
-from transformers.utils import logging
+from torch.utils.data import DataLoader
 
 from ..modeling_dino import DinoModel
 from .multi_crop import MultiCrop
 from .teacher_features import batches_of_process, gather_features
-from .training_data import UnreadableImage, draw_seed
+from .training_data import ReplacingDataset, UnreadableImage, draw_seed
 
-
-logger = logging.get_logger(__name__)
 
 SHARE, MOST, LEAST = 0.1, 1000, 10  # of the images that are held out
 BATCH_SIZE = 16  # images, of two views each
@@ -32,6 +30,7 @@ class ViewRetrieval:
         multi_crop: the crops of the training.
         seed: of the views.
         num_workers: processes that read images.
+        on_error: `"skip"` unreadable images, or `"fail"` at the first.
 
     Returns:
         `view_top1`: the share of views, in percent, of which the other view of the same image is the nearest. By
@@ -43,8 +42,16 @@ class ViewRetrieval:
 
     metrics = ("view_top1",)
 
-    def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int = 0, num_workers: int = 0):
-        self.views, self.num_workers = ImageViews(images, multi_crop.of_global_pairs(), seed), num_workers
+    def __init__(
+        self,
+        images: Sequence,
+        multi_crop: MultiCrop,
+        seed: int = 0,
+        num_workers: int = 0,
+        on_error: str = "skip",
+    ):
+        self.views = ImageViews(images, multi_crop.of_global_pairs(), seed, on_error)
+        self.num_workers = num_workers
 
     def __call__(self, model: DinoModel) -> dict[str, float]:
         batches = list(batches_of_process(range(-(-len(self.views) // BATCH_SIZE))))
@@ -52,7 +59,7 @@ class ViewRetrieval:
             self.views,
             batch_sampler=[range(len(self.views))[i * BATCH_SIZE : (i + 1) * BATCH_SIZE] for i, _ in batches],
             num_workers=self.num_workers,
-            collate_fn=lambda items: [views for views in items if views is not None],
+            collate_fn=readable_views,
             generator=torch.Generator(),  # or the loader would draw a seed from the one of the training
         )
         gathered = gather_features(
@@ -68,22 +75,29 @@ class ViewRetrieval:
         return {"view_top1": retrieval_accuracy(*gathered[0].unflatten(0, (-1, 2)).unbind(1))}
 
 
-class ImageViews(Dataset):
+class ImageViews(ReplacingDataset):
     """Makes two views of each image, (2, C, h, w), always the same; None of one that cannot be read."""
 
-    def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int):
+    def __init__(self, images: Sequence, multi_crop: MultiCrop, seed: int, on_error: str = "skip"):
+        super().__init__(len(images), on_error, instead="the watch goes without it")
         self.images, self.multi_crop, self.seed = images, multi_crop, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor | None:
-        try:
-            image = self.images[index]
-        except UnreadableImage as error:
-            logger.warning_once(f"held out, but left out: {error}")
+        image = self.try_to_read(index)
+        if isinstance(image, UnreadableImage):
             return None
         return torch.stack(self.multi_crop(image, draw_seed("views", self.seed, index)))
+
+    def read(self, index: int) -> Any:
+        return self.images[index]
+
+
+def readable_views(items: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Returns the views of the images that can be read."""
+    return [views for views in items if views is not None]
 
 
 def retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:

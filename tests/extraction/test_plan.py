@@ -70,3 +70,16 @@ def test_what_is_left_is_shared_anew():
     assert len(computed) < len(everything)
     assert set(computed) < set(everything)
     assert 1 - sum(done) / (max(done) * 3) <= 0.03
+
+
+def test_shards_of_another_size_are_refused():
+    """A version that cut them otherwise has begun them: their places would mean other images."""
+    shard = SimpleNamespace(rows=250, remarks={"skipped": {"broken.jpg": "why"}})
+    folder = SimpleNamespace(
+        shapes={"feature": (384,)}, path="features", shards={(0, 0): shard}, is_whole=lambda part: False
+    )
+    plan = Plan(Numbers(1000), folder, BATCH_SIZE, 0, 1, itertools.count().__next__)
+    with pytest.raises(ValueError, match=r"features was begun with shards of another size, .*: choose another folder"):
+        plan.check_rows()
+    shard.rows = 255
+    plan.check_rows()

@@ -13,6 +13,7 @@ from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
 from modeling_dino.data.reader import Images
+from modeling_dino.extraction import feature_files
 from modeling_dino.extraction.compute import FeatureComputer, computing_threads
 from modeling_dino.extraction.options import ExtractionSettings
 
@@ -30,6 +31,11 @@ def folder(tmp_path_factory) -> Path:
     for i in range(NUM_IMAGES):
         Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(folder / "images" / f"{i:02d}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(feature_files, "MIN_SHARD_ROWS", 4)
 
 
 def run(folder: Path, output: Path, device: torch.device, num_processes: int = 1, **environment: str) -> int:

@@ -10,9 +10,6 @@ from modeling_dino.extraction.options import ExtractOptions
 from modeling_dino.runtime.processes import leave_processes
 
 
-feature_files.MIN_SHARD_ROWS = 4
-
-
 def extract(model: str, images: str, output: str, **options):
     """Extracts, also where an extra that only other sources need is not installed."""
     given = {"batch_size": 2, "progress": False, **options}
@@ -31,6 +28,7 @@ def kill_after_a_shard():
 
 
 if __name__ == "__main__":
+    feature_files.MIN_SHARD_ROWS = 4
     if os.environ.get("DINO_TEST_KILL"):
         kill_after_a_shard()
     extract(*sys.argv[1:])

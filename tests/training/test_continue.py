@@ -172,7 +172,7 @@ def test_labelled_images_watch_it_if_they_are_given(folder, tmp_path):
     summary = run(folder, tmp_path / "run", eval_knn=[str(folder / "images")])
     assert "knn_top1" in summary.results["outcome"]
     facts = TrainingFolder.read(tmp_path / "run")
-    assert facts["settings"]["watch"] == [str(folder / "images")]
+    assert facts["settings"]["watch"] == {"images": [str(folder / "images")], "every": None}
     assert facts["settings"]["recipe"]["training"]["metric_for_best_model"] == "knn_top1"
     scores = [entry["knn_top1"] for entry in log_of(tmp_path / "run") if "knn_top1" in entry]
     assert summary.results["knn_top1"] == max(scores)
@@ -254,3 +254,14 @@ def test_a_best_checkpoint_that_is_damaged_is_named(folder, tmp_path, scores, mo
         OSError, match=r"checkpoint-2, the best checkpoint, is not whole: model.safetensors is damaged"
     ):
         run(folder, tmp_path / "run")
+
+
+def test_a_backbone_that_stays_frozen_is_warned_of(tmp_path, folder, messages):
+    run(folder, tmp_path / "run", "training.max_steps=1", "training.freeze_backbone_epochs=3")
+    assert any("the backbone is frozen in all 0.5 epochs" in message for message in messages())
+
+
+def test_crops_that_follow_the_model_are_no_length(tmp_path, folder):
+    run(folder, tmp_path / "run", "training.max_steps=1", "crops.global_crop_size=24")
+    with pytest.raises(ValueError, match=r"has a run of other settings, recipe\.crops\.global_crop_size: 24 -> 32"):
+        run(folder, tmp_path / "run", "training.max_steps=2")

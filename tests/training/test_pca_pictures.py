@@ -8,6 +8,7 @@ from PIL import Image
 from tiny_models import tiny_config
 
 from modeling_dino import DinoForPreTraining
+from modeling_dino.training import pca_pictures
 from modeling_dino.training.pca_pictures import NUM_IMAGES, TILE, PcaPictures
 from modeling_dino.training.training_data import UnreadableImage
 
@@ -78,3 +79,17 @@ def test_a_collapsed_model_is_black(tmp_path, one_thread):
     evaluate(PcaPictures(images(), tmp_path / "pca.png"), model, 0)
     with Image.open(tmp_path / "pca.png") as picture:
         assert picture.convert("RGB").getpixel((TILE + 16 + 60, 80)) == (0, 0, 0)
+
+
+def test_a_broken_model_is_painted_black_and_the_last_columns_are_kept(tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(pca_pictures, "MOST_COLUMNS", 3)
+    model = DinoForPreTraining(tiny_config(image_size=64)).eval()
+    pictures = PcaPictures(images(), tmp_path / "run.png")
+    evaluate(pictures, model, 0, 1, 2)
+    before = columns(tmp_path / "run.png")[1]
+    for parameter in model.teacher.parameters():
+        parameter.data.fill_(torch.nan)
+    evaluate(pictures, model, 3)
+    steps, tiles = columns(tmp_path / "run.png")
+    assert steps == [1, 2, 3]
+    assert tiles[:3] == [before[0], *before[2:]]

@@ -103,6 +103,7 @@ def test_the_recipes_of_the_later_originals(name):
     found = (args.schedules or {}).get("learning_rate", {}).get("peak", args.learning_rate)
     assert found == pytest.approx(rate * (recipe.batch_size / 1024) ** 0.5, rel=1e-4)
     assert (args.ibot_weight, args.koleo_weight, args.clip) == (1.0, 0.1, "module")
+    assert args.exact_masks == name.startswith("dinov3")
     with torch.device("meta"):
         model = DinoForPreTraining(recipe.config())
     assert (model.student.patch_head is not None) == (name != "dinov2_vit_large")

@@ -62,6 +62,12 @@ def test_what_cannot_be_read_is_left_out(one_thread):
         ViewRetrieval(Unreadable(images(2)), CROPS)(model)
 
 
+def test_at_the_first_that_cannot_be_read_it_fails_where_it_is_told_to(one_thread):
+    model = DinoModel(tiny_config(head_type=None)).eval()
+    with pytest.raises(UnreadableImage, match="cannot read 1: broken"):
+        ViewRetrieval(Unreadable(images(20)), CROPS, on_error="fail")(model)
+
+
 def test_which_images_are_held_out():
     held_out = draw_held_out(250, seed=0)
     assert len(held_out) == len(set(held_out)) == 25
