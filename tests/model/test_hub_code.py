@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hub_code_files import CODE_FILES
 from processes import run_python
-from tiny_models import tiny_config
+from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoBackbone, DinoConfig, DinoForImageClassification, DinoForPreTraining, DinoModel
 
@@ -37,35 +39,45 @@ def save_with_output(model, folder, images):
 
 
 @pytest.mark.slow
-def test_loads_where_the_package_is_not_installed(tmp_path, family):
+def test_loads_where_the_package_is_not_installed(tmp_path):
     """In one process, as starting one takes longest."""
-    saved = []
-    for head_type in ("dino", "simple", None):
-        model = DinoModel(tiny_config(family, head_type=head_type, head_use_bn=True))
-        saved.append((f"model-{head_type}", "AutoModel", head_type))
-        save_with_output(model, tmp_path / saved[-1][0], torch.randn(2, 3, 32, 40))
-    run = DinoForPreTraining(tiny_config(family))
-    save_with_output(run.teacher, tmp_path / "run", torch.randn(2, 3, 32, 32))
-    run.save_pretrained(tmp_path / "run", with_code=True)  # of which the teacher is loaded
-    saved.append(("run", "AutoModel", "dino"))
-    classifier = DinoForImageClassification(tiny_config(family, num_labels=4))
-    save_with_output(classifier, tmp_path / "classifier", torch.randn(2, 3, 32, 32))
-    saved += [("classifier", "AutoModelForImageClassification", None)]
+    saved = [entry for family in ALL_BACKBONES for entry in save_kinds(tmp_path, family)]
     blocked = ("modeling_dino", "conversion_scripts", "PIL", "torchvision", "typer")
     run_python(LOAD.format(saved=saved), tmp_path, blocked=blocked)
 
 
+def save_kinds(folder: Path, family: str) -> list[tuple[str, str, str | None]]:
+    """Saves what there is of a family; returns folder, class and head of each."""
+    saved = []
+    for head_type in ("dino", "simple", None):
+        model = DinoModel(tiny_config(family, head_type=head_type, head_use_bn=True))
+        saved.append((f"{family}-{head_type}", "AutoModel", head_type))
+        save_with_output(model, folder / saved[-1][0], torch.randn(2, 3, 32, 40))
+    run = DinoForPreTraining(tiny_config(family))
+    save_with_output(run.teacher, folder / f"{family}-run", torch.randn(2, 3, 32, 32))
+    run.save_pretrained(folder / f"{family}-run", with_code=True)  # of which the teacher is loaded
+    classifier = DinoForImageClassification(tiny_config(family, num_labels=4))
+    save_with_output(classifier, folder / f"{family}-classifier", torch.randn(2, 3, 32, 32))
+    others = [
+        (f"{family}-run", "AutoModel", "dino"),
+        (f"{family}-classifier", "AutoModelForImageClassification", None),
+    ]
+    return saved + others
+
+
 @pytest.mark.slow
-def test_a_model_saved_with_code_is_all_the_other_classes_too(tmp_path, family):
-    DinoModel(tiny_config(family, head_type=None)).save_pretrained(tmp_path / "model", with_code=True)
-    code = """
+def test_a_model_saved_with_code_is_all_the_other_classes_too(tmp_path):
+    for family in ALL_BACKBONES:
+        DinoModel(tiny_config(family, head_type=None)).save_pretrained(tmp_path / family, with_code=True)
+    code = f"""
 from transformers import AutoBackbone, AutoModelForImageClassification
 from transformers.models.auto import auto_factory
 auto_factory.hf_api().__class__.repo_exists = lambda self, repo_id: True  # else it takes the folder for a timm name
-backbone = AutoBackbone.from_pretrained("model", trust_remote_code=True, out_features=["stage1", "stage2"])
-assert type(backbone).__name__ == "DinoBackbone" and len(backbone.channels) == 2
-classifier = AutoModelForImageClassification.from_pretrained("model", trust_remote_code=True, num_labels=7)
-assert classifier.classifier.out_features == 7
+for family in {list(ALL_BACKBONES)!r}:
+    backbone = AutoBackbone.from_pretrained(family, trust_remote_code=True, out_features=["stage1", "stage2"])
+    assert type(backbone).__name__ == "DinoBackbone" and len(backbone.channels) == 2
+    classifier = AutoModelForImageClassification.from_pretrained(family, trust_remote_code=True, num_labels=7)
+    assert classifier.classifier.out_features == 7
 """
     run_python(code, tmp_path, blocked=("modeling_dino",))
 
