@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs exported graphs: by ONNX Runtime, by OpenVINO, or by PyTorch."""
 
+import ctypes
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,19 +91,46 @@ def _open_in_openvino(file: Path, dtype: str, threads: int, callers: int) -> Gra
         "INFERENCE_NUM_THREADS": threads * callers,
         "NUM_STREAMS": callers,
     }
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    with own_signal_stack():
+        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     names, taken = [output.any_name for output in compiled.outputs], compiled.input(0).partial_shape
     of_thread = threading.local()
 
     def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
         if not taken.compatible(openvino.PartialShape(list(images.shape))):  # which it would compute wrongly
             raise ValueError(f"images of shape {tuple(images.shape)}, but the graph takes {taken}")
-        if not hasattr(of_thread, "request"):
-            of_thread.request = compiled.create_infer_request()
-        found = of_thread.request.infer([images.numpy()])
+        with own_signal_stack():
+            if not hasattr(of_thread, "request"):
+                of_thread.request = compiled.create_infer_request()
+            found = of_thread.request.infer([images.numpy()])
         return {name: torch.from_numpy(np.array(found[i])) for i, name in enumerate(names)}
 
     return run
+
+
+class SignalStack(ctypes.Structure):
+    """Describes where a thread handles signals, as Linux's `stack_t`."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """
+    Leaves a thread the stack on which it handles signals.
+
+    On processors with AMX, OpenVINO gives it another one with each model, and that of an earlier model back when a
+    model is gone, though it has been freed by then: the next signal, as that of a worker that ends, ends the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def open_program(file: Path) -> Graph:

@@ -21,7 +21,7 @@ from ..data.sources import open_source
 from ..hub.loading import fixed_size, load_image_processor
 from ..runtime.extras import require
 from .check import random_images
-from .engines import Graph
+from .engines import Graph, own_signal_stack
 from .graphs import quiet, usual_side
 from .options import ExportOptions
 from .outputs import INPUT
@@ -121,7 +121,7 @@ def quantize_openvino(file: Path, batches: list[torch.Tensor], output: Path, is_
     os.environ.setdefault("NNCF_CI", "1")  # it would report to its makers
     nncf, openvino = require("nncf", "export"), require("openvino", "export")
     nncf.set_log_level(logging.ERROR)
-    with quiet():
+    with quiet(), own_signal_stack():
         model = openvino.Core().read_model(str(file))
         data = nncf.Dataset(batches, lambda images: images.numpy())
         kept = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_python
 from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoModel, evaluate_knn, export_model, extract_features, load_features
@@ -229,3 +230,33 @@ def test_an_engine_that_is_not_installed(folder, tmp_path, dino, monkeypatch):
     assert code == 2
     assert "openvino is not installed: run `pip install" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_signals_are_handled_where_they_were_before_openvino(folder, tmp_path):
+    """Else the process ends with the first signal after two models are gone, on processors with AMX."""
+    code = f"""
+import ctypes, gc, torch
+from pathlib import Path
+from modeling_dino import DinoModel
+from modeling_dino.export.engines import SignalStack, open_graph
+from modeling_dino.export.graphs import write_onnx
+from modeling_dino.export.outputs import ExportedModel
+
+def stack():
+    found = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.address, found.flags, found.size
+
+model = ExportedModel(DinoModel.from_pretrained({str(folder / "vit")!r}), ["features"])
+images, before = torch.randn(2, 3, 32, 40), stack()
+write_onnx(model, images, {{}}, model.graph_names(), Path("model.onnx"))
+first, second = (open_graph(Path("model.onnx"), "openvino", "bfloat16") for _ in range(2))
+first(images), second(images)
+assert stack() == before
+del first
+gc.collect()
+del second
+gc.collect()
+assert stack() == before
+"""
+    run_python(code, tmp_path)
