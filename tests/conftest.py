@@ -1,3 +1,4 @@
+import logging
 import os
 import sys
 
@@ -16,6 +17,7 @@ modeling_auto.MODEL_MAPPING_NAMES["dino"] = "DinoModel"
 modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["dino"] = "DinoForImageClassification"
 modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES["dino"] = "DinoBackbone"
 
+LEFT = "leaves logging changed"
 collect_ignore = [] if PACKAGE.is_dir() else ["model/test_transformers_common.py"]
 
 
@@ -25,10 +27,17 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Shows how many cases of faulty input were tried, which pytest-xdist's workers cannot print."""
+    """
+    Shows how many cases of faulty input were tried, and which tests left logging changed, which pytest-xdist's workers
+    cannot print.
+    """
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
         for name, text in report.user_properties if report.when == "call" else ():
             terminalreporter.write_line(f"{name}: {text}")
+    for report in terminalreporter.getreports(""):
+        for name, text in report.user_properties if report.when == "teardown" else ():
+            if name == LEFT:
+                terminalreporter.write_line(f"{report.nodeid} {name}: {text}")
 
 
 @pytest.fixture(params=sorted(TINY_BACKBONES))
@@ -43,6 +52,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+def logging_state() -> tuple:
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "modeling_dino")]
+    return logging.root.manager.disable, *((one.level, one.propagate, one.disabled) for one in loggers)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(record_property):
+    """A test that leaves logging changed would make others fail, in which messages are expected."""
+    before = logging_state()
+    yield
+    if (after := logging_state()) != before:
+        record_property(LEFT, f"{before} -> {after}")
+        logging.disable(before[0])
+        for name, values in zip((None, "transformers", "modeling_dino"), before[1:]):
+            logger = logging.getLogger(name)
+            logger.level, logger.propagate, logger.disabled = values
+            logger.manager._clear_cache()
 
 
 @pytest.fixture(autouse=True)

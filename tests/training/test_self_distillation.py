@@ -181,9 +181,9 @@ def test_saving_keeps_student_teacher_and_center(trained, tmp_path):
     assert torch.equal(loaded(crops).loss, trained(crops).loss)
 
 
-def test_a_network_of_what_pretraining_saved(trained, tmp_path, caplog):
+def test_a_network_of_what_pretraining_saved(trained, tmp_path, caplog, monkeypatch):
     trained.save_pretrained(tmp_path / "run")
-    logging.getLogger("transformers").propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for which, network in ((None, trained.teacher), ("teacher", trained.teacher), ("student", trained.student)):
         model, report = DinoModel.from_pretrained(tmp_path / "run", which=which, output_loading_info=True)
         assert_same_state(model, network)

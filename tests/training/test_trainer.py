@@ -299,8 +299,8 @@ def test_optimizers_train(tmp_path, optim):
     assert all(math.isfinite(loss) for loss in losses_of(trainer))
 
 
-def test_saved_it_is_the_teacher(tmp_path, caplog):
-    logging.getLogger("transformers").propagate = True
+def test_saved_it_is_the_teacher(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     trainer = trainer_of(tmp_path)
     trainer.train()
     trainer.save_model()
