@@ -49,4 +49,4 @@ bench-gpu:  ## speed on a GPU, within five minutes; DEVICE=cpu SIZE=small LIMIT=
 	python tests/benchmarks/gpu.py --device $(DEVICE) --size $(SIZE) --limit $(LIMIT) --json $(RESULTS)/$(TODAY)-$(DEVICE)-$(SIZE).json
 
 test-gpu:  ## what a GPU can make fail, within four minutes; DINO_TEST_DEVICE=cpu runs the same lines on a CPU
-	DINO_TEST_DEVICE=$${DINO_TEST_DEVICE:-cuda} pytest -n 0 tests/gpu --durations 5
+	DINO_TEST_DEVICE=$${DINO_TEST_DEVICE:-cuda} pytest tests/gpu -rs --durations 5

@@ -75,7 +75,8 @@ class FeatureComputer:
                 if size == 1:
                     raise ValueError(f"one image is too large for the memory of {self.device}") from error
             memory.clear_device_cache(garbage_collection=True)
-            size = self.max_batch_size = max(1, min(size, len(images.pixels)) // 2)
+            size = max(1, min(size, len(images.pixels)) // 2)
+            self.max_batch_size = min(self.max_batch_size, size)  # another thread may have lowered it further
         names = [row.get("path", row.get("index")) for row in images.rows]
         for values in features.values():
             check_finite(values, "the feature of", names, self.settings.dtype)

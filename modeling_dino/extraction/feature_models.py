@@ -68,6 +68,8 @@ class FeatureModel:
         if self.export is not None:
             return self._of_export(callers)
         self.model.to(device)
+        if device.type == "cuda" and self.settings.dtype == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds what goes into convolutions to 10 bits
         if self.settings.engine == "torch":
             return self._of_torch()
         return self._of_graph(processor, callers)

@@ -123,7 +123,7 @@ def measure_all(arguments: argparse.Namespace, models: Path):
             continue
         try:
             measured = run_bench(options_of(part, arguments, models))
-        except RuntimeError as error:  # of one part, as too little memory; the others go on
+        except (RuntimeError, ImportError) as error:  # of one part, as too little memory; the others go on
             print(f"left out: {part}: {str(error).splitlines()[0]}", flush=True)
             continue
         print(measured, flush=True)

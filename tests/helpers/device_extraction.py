@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+import torch
+
 from modeling_dino.extraction import feature_files
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.options import ExtractOptions
@@ -29,6 +31,7 @@ def kill_after_a_shard():
 
 if __name__ == "__main__":
     feature_files.MIN_SHARD_ROWS = 4
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as tests/gpu/conftest.py
     if os.environ.get("DINO_TEST_KILL"):
         kill_after_a_shard()
     extract(*sys.argv[1:])
