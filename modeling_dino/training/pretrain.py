@@ -140,7 +140,6 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
         if trainer.is_world_process_zero():
             warn_of_small_images(images, recipe)
-            warn_of_a_frozen_run(args, num_images)
         results = train(trainer, folder.path)
         unreadable = gather_unreadable(dataset)
         if isinstance(evaluation, ViewRetrieval):
@@ -348,16 +347,6 @@ def check_masks(recipe: Recipe, model: DinoForPreTraining, args: DinoTrainingArg
         check_backbone(model.config, args.objectives())
         crops = torch.empty(1, model.config.num_channels, *[recipe.crops.global_crop_size] * 2, device="meta")
         draw_step_masks(args, 0, model.student.backbone.grid(crops))
-
-
-def warn_of_a_frozen_run(args: DinoTrainingArguments, num_images: int):
-    """Warns if the backbone is frozen in all steps of a run."""
-    epochs = epochs_of(args, num_images)
-    if 0 < epochs <= args.freeze_backbone_epochs:
-        logger.warning(
-            f"the backbone is frozen in all {epochs:g} epochs, and stays as it is: train longer, or lower "
-            f"training.freeze_backbone_epochs={args.freeze_backbone_epochs:g}"
-        )
 
 
 def warn_of_small_images(images: SourceImages, recipe: Recipe):

@@ -135,9 +135,19 @@ class DinoTrainer(CheckpointedTrainer):
     # rates and optimizer
 
     def set_initial_training_values(self, *args, **kwargs):
-        """Returns the Trainer's values, and makes the schedules of these numbers of steps."""
+        """
+        Returns the Trainer's values, and makes the schedules of these numbers of steps. Warns if the backbone is
+        frozen in all of them.
+        """
         values = super().set_initial_training_values(*args, **kwargs)
-        self.steps.schedules = Schedules(self.args, steps_per_epoch=values[1], total_steps=values[-1])
+        steps_per_epoch, total_steps = values[1], values[-1]
+        self.steps.schedules = Schedules(self.args, steps_per_epoch, total_steps)
+        is_frozen = 0 < total_steps <= self.args.freeze_backbone_epochs * steps_per_epoch
+        if is_frozen and self.is_world_process_zero():
+            logger.warning(
+                f"the backbone is frozen in all {total_steps / steps_per_epoch:g} epochs, and stays as it is: train "
+                f"longer, or lower training.freeze_backbone_epochs={self.args.freeze_backbone_epochs:g}"
+            )
         return values
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

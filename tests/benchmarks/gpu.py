@@ -46,7 +46,7 @@ WARM_UP_SHARE = 0.5  # of the time, in which all parts compile
 
 
 def options_of(part: str, arguments: argparse.Namespace, models: Path) -> BenchOptions:
-    """The options of a part; small ones have a model of a layer and small images."""
+    """Returns the options of a part; small ones have a model of a layer and small images."""
     what, model = PARTS[part]
     options = BenchOptions(
         models=[model],
@@ -89,16 +89,17 @@ def compile_at_once(arguments: argparse.Namespace, seconds: float):
 
 def goals_of(part: str, line: dict) -> list[str]:
     """Says for each goal of a line what was reached."""
-    best = max(line.get("ratio", {"": 0.0}).values())
+    if "ratio" not in line:
+        return [f"{part} {line['what']}: no rival took part"]
+    best = max(line["ratio"].values())
     if line["what"] == "latency":
         return [verdict(f"{part} latency, ratio", best, LATENCY_RATIO)]
     if line["what"] == "training":
         peaks = line.get("peak_mib", {})
         memory = peaks["dino"] / peaks["plain step"] if peaks.get("plain step") else float("nan")
-        reached = "reached" if memory <= TRAINING_MEMORY else "not reached"
         return [
             verdict("training step, ratio", best, TRAINING_RATIO),
-            f"training step, memory over the plain step's: {memory:.2f}, goal at most {TRAINING_MEMORY}: {reached}",
+            verdict("training step, memory over the plain step's", memory, TRAINING_MEMORY, at_most=True),
         ]
     found = [verdict(f"{part} features, ratio", best, RATIOS[part])]
     if part in SHARES:
@@ -107,9 +108,10 @@ def goals_of(part: str, line: dict) -> list[str]:
     return found
 
 
-def verdict(what: str, value: float, goal: float) -> str:
-    """A goal, and whether it is reached."""
-    return f"{what}: {value:.2f}, goal {goal}: {'reached' if value >= goal else 'not reached'}"
+def verdict(what: str, value: float, goal: float, at_most: bool = False) -> str:
+    """Says whether a goal is reached, which is the least value, or the greatest."""
+    is_reached = value <= goal if at_most else value >= goal
+    return f"{what}: {value:.2f}, goal {'at most ' if at_most else ''}{goal}: {'' if is_reached else 'not '}reached"
 
 
 def measure_all(arguments: argparse.Namespace, models: Path):

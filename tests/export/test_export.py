@@ -9,7 +9,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from PIL import Image
+from noise_images import write_noise_images
 from tiny_models import ALL_BACKBONES, tiny_config
 
 from modeling_dino import DinoImageProcessor, DinoModel, export_model
@@ -45,9 +45,7 @@ def folder(tmp_path_factory) -> Path:
         for parameter in model.parameters():  # biases and gains that count
             parameter.data += 0.05 * torch.randn_like(parameter)
         model.save_pretrained(folder / kind)
-    (folder / "images").mkdir()
-    for i in range(24):
-        Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(folder / "images" / f"{i:02d}.png")
+    write_noise_images(folder / "images", 24)
     return folder
 
 

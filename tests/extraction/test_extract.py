@@ -12,6 +12,7 @@ import polars
 import pytest
 import timm
 import torch
+from noise_images import write_noise_images
 from photographs import save_variants
 from PIL import Image
 from processes import run_python
@@ -38,10 +39,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("extract")
     torch.manual_seed(0)
     DinoModel(tiny_config()).save_pretrained(folder / "model")
-    (folder / "images").mkdir()
-    for i in range(NUM_IMAGES):
-        noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
-        noise.save(folder / "images" / f"{i:02d}.png")
+    write_noise_images(folder / "images", NUM_IMAGES)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from killable import Killable
-from PIL import Image
+from noise_images import write_noise_images
 from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
@@ -31,10 +31,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     torch.manual_seed(0)
     DinoModel(tiny_config()).save_pretrained(folder / "model")
-    (folder / "images").mkdir()
-    paths = [folder / "images" / f"{i:02d}.png" for i in range(NUM_IMAGES)]
-    for i, path in enumerate(paths):
-        Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(path)
+    paths = write_noise_images(folder / "images", NUM_IMAGES)
     for count in (1, 2, NUM_IMAGES):
         (folder / f"{count}.txt").write_text("\n".join(map(str, paths[:count])) + "\n")
     return folder

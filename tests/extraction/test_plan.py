@@ -51,16 +51,19 @@ def simulate(
     return done, computed
 
 
-@pytest.mark.parametrize(("num_processes", "num_images"), [(8, IMAGENET), (64, IMAGENET_22K)])
+@pytest.mark.parametrize(
+    ("num_processes", "num_images", "most"),
+    [(8, IMAGENET, 0.03), (64, IMAGENET_22K, 0.03), (64, IMAGENET, 0.12)],  # the last takes ten seconds
+)
 @pytest.mark.parametrize("slowest", [1.0, 0.5])
-def test_processes_of_uneven_speed_end_at_nearly_the_same_time(num_processes, num_images, slowest):
+def test_processes_of_uneven_speed_end_at_nearly_the_same_time(num_processes, num_images, most, slowest):
     draw = random.Random(0)
     speeds = [2000 * draw.uniform(0.8, 1.2) for _ in range(num_processes)]
     speeds[-1] *= slowest
     done, computed = simulate(speeds, num_images)
     assert len(set(computed)) == len(computed)
     idle = 1 - sum(done) / (max(done) * num_processes)
-    assert idle <= 0.03
+    assert idle <= most
 
 
 def test_what_is_left_is_shared_anew():

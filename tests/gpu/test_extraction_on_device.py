@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from device_extraction import extract
-from PIL import Image
+from noise_images import write_noise_images
 from tiny_models import tiny_config
 
 from modeling_dino import DinoModel, load_features
@@ -27,9 +27,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("extraction")
     torch.manual_seed(0)
     DinoModel(tiny_config()).save_pretrained(folder / "model")
-    (folder / "images").mkdir()
-    for i in range(NUM_IMAGES):
-        Image.effect_noise((40 + i, 60 - i), 90).convert("RGB").save(folder / "images" / f"{i:02d}.png")
+    write_noise_images(folder / "images", NUM_IMAGES)
     return folder
 
 
