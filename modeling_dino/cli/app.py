@@ -3,12 +3,13 @@
 
 | ended by | exit code |
 |---|---|
-| what a user can mend: an option, a file, an extra that is not installed, a full disk | 2 |
+| what a user can mend: an option, a file, an extra that is not installed, a full disk, a killed reader | 2 |
 | what nobody foresaw; `dino --traceback …` shows where | 1 |
 | Ctrl-C, SIGTERM | 130, 143 |
 """
 
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -32,6 +33,9 @@ from .options import add_command
 
 USERS_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError)
 TRACEBACK = "--traceback"
+ENDED = 128 + signal.SIGTERM  # exit code
+# what PyTorch says of a process that reads images, and was ended from outside
+ENDED_READER = re.compile(r"DataLoader worker .*? (?:is killed by signal: (\w*)|exited unexpectedly)")
 
 app = typer.Typer(
     cls=WholeHelpGroup,
@@ -107,10 +111,20 @@ def is_users(error: Exception) -> bool:
     return isinstance(error, USERS_ERRORS) or lacks_memory(error)
 
 
+def exit_code(error: Exception) -> int:
+    """Returns what the table above says of an error."""
+    reader = ENDED_READER.search(f"{error.__cause__ or ''} {error}")  # the first says which signal it was
+    if reader and reader[1] == "Terminated":  # SIGTERM went to all processes, and the readers were the first to end
+        return ENDED
+    return 2 if reader or is_users(error) else 1
+
+
 def message_of(error: Exception, arguments: list[str]) -> str:
     """Returns what the user is told of an error."""
     if is_users(error):
         return f"dino: {one_line(error)}"
+    if ENDED_READER.search(str(error)):
+        return "dino: a process that reads images was killed, perhaps as memory did not suffice: lower --num-workers"
     again = printable(shlex.join(["dino", TRACEBACK, *arguments]))
     return f"dino: unforeseen {type(error).__name__}: {one_line(error)}; please report it with what `{again}` shows"
 
@@ -119,15 +133,17 @@ def run(app: typer.Typer, **kwargs: Any):
     """Runs a command line, by the table above."""
     arguments = sys.argv[1:]
     with suppress(ValueError):  # only the main thread can
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # temporary files are removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # temporary files are removed
     try:
         with clean_terminal():
             app(**kwargs)
     except Exception as error:
         if TRACEBACK in arguments[:1]:
             raise
-        print(message_of(error, arguments), file=sys.stderr)
-        sys.exit(2 if is_users(error) else 1)
+        code = exit_code(error)
+        if code != ENDED:
+            print(message_of(error, arguments), file=sys.stderr)
+        sys.exit(code)
 
 
 def main():

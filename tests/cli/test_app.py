@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import dino_command
@@ -149,3 +150,26 @@ def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):
     code, _, _ = failing(work)
     assert code == 143
     assert not list(tmp_path.iterdir())
+
+
+class EndedReader(Dataset):
+    """Ends the process that reads it by a signal."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), self.number)
+        time.sleep(10)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGKILL, 2), (signal.SIGTERM, 143)])
+def test_a_reader_that_is_ended_from_outside(failing, number, expected):
+    """By the system, for want of memory; or by a SIGTERM to all processes, as a scheduler sends it."""
+    code, _, err = failing(lambda: list(DataLoader(EndedReader(number), num_workers=1)))
+    assert code == expected
+    assert err.startswith("dino: a process that reads images was killed") if expected == 2 else not err
+    assert err.count("\n") == (expected == 2)
