@@ -1,6 +1,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client reads it
@@ -54,23 +55,35 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
+LOGGERS = (None, "transformers", "modeling_dino")
+
+
 def logging_state() -> tuple:
-    loggers = [logging.getLogger(name) for name in (None, "transformers", "modeling_dino")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     return logging.root.manager.disable, *((one.level, one.propagate, one.disabled) for one in loggers)
+
+
+LOGGING = logging_state()
+
+
+def restore_logging(when: str, record_property: Callable):
+    """Makes logging as it was before the first test, and records what differed."""
+    if (found := logging_state()) == LOGGING:
+        return
+    record_property(LEFT, f"{when}: {LOGGING} -> {found}")
+    logging.disable(LOGGING[0])
+    for name, values in zip(LOGGERS, LOGGING[1:]):
+        logger = logging.getLogger(name)
+        logger.level, logger.propagate, logger.disabled = values
+        logger.manager._clear_cache()
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_before(record_property):
-    """A test that leaves logging changed would make others fail, in which messages are expected."""
-    before = logging_state()
+    """A test, an import or a fixture that leaves logging changed would make tests fail that read messages."""
+    restore_logging("before", record_property)
     yield
-    if (after := logging_state()) != before:
-        record_property(LEFT, f"{before} -> {after}")
-        logging.disable(before[0])
-        for name, values in zip((None, "transformers", "modeling_dino"), before[1:]):
-            logger = logging.getLogger(name)
-            logger.level, logger.propagate, logger.disabled = values
-            logger.manager._clear_cache()
+    restore_logging("after", record_property)
 
 
 @pytest.fixture(autouse=True)

@@ -90,8 +90,11 @@ def synchronize():
 def measure(contest: Contest, options: BenchOptions) -> dict:
     """Returns seconds, rates, memory, differences, and ratios to the fastest rival whose output is equal."""
     has_outputs = contest.tolerance is not None
+    outputs = {
+        name: function() for name, function in contest.functions.items()
+    }  # what is compiled is, before its peak
     # copies, since a CUDA graph writes its next output to the same place
-    outputs = {name: function().clone() for name, function in contest.functions.items()} if has_outputs else {}
+    outputs = {name: output.clone() for name, output in outputs.items()} if has_outputs else {}
     peaks = {name: peak_mib(function) for name, function in contest.functions.items()}
     product, product_flops = matrix_product(options)
     clocks = (time.perf_counter, time.process_time)
@@ -142,12 +145,13 @@ def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def peak_mib(function: Callable) -> float | None:
-    """Measures the peak of the memory of a call, beyond that before it; None where the system does not tell."""
+    """Measures the peak of the memory of a call, beyond that before it; None where nobody tells."""
     if uses_gpu():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        peak = torch.cuda.max_memory_allocated() - before
+        return peak / 2**20 or None  # a CUDA graph has allocated all it needs when it was recorded
     try:
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # what was freed goes back to the system
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

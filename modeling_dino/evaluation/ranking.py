@@ -51,7 +51,8 @@ def search_index(
         queries, index: features, (Q, D) and (N, D), of any norm.
         top: number of images to find for each query.
         own: the place of each query in the index, where it is not found, (Q,); -1 for queries that are not in it.
-        search: `"faiss"`, `"exact"` (without faiss), or `"auto"`: faiss where it is installed. They give the same.
+        search: `"faiss"`, `"exact"` (without faiss), or `"auto"`: faiss where it is installed, and the features are on
+            a CPU, where faiss searches. They give the same.
 
     Returns:
         cosine similarities, the greatest first, and places in the index: (Q, top) each.
@@ -69,12 +70,13 @@ def search_index(
     if not 1 <= top <= num_images:
         raise ValueError(f"top={top} must be between 1 and the {num_images} images there are to find")
     queries, index = F.normalize(queries.float()), F.normalize(index.float())
-    use_faiss = search == "faiss" or (search == "auto" and find_spec("faiss") is not None)
+    faiss_gains = index.device.type == "cpu" and find_spec("faiss") is not None
+    use_faiss = search == "faiss" or (search == "auto" and faiss_gains)
     find = _faiss_finder(index) if use_faiss else partial(nearest, keys=index)
     own = torch.full((len(queries),), -1) if own is None else own
     found = [
         _in_order(chunk, index, find(chunk, k=min(top + MARGIN, len(index)))[1], chunk_own, top)
-        for chunk, chunk_own in zip(queries.split(QUERIES), own.split(QUERIES))
+        for chunk, chunk_own in zip(queries.split(QUERIES), own.to(queries.device).split(QUERIES))
     ]
     return torch.cat([similarities for similarities, _ in found]), torch.cat([places for _, places in found])
 
@@ -82,8 +84,12 @@ def search_index(
 def _faiss_finder(index: torch.Tensor) -> Callable:
     """Returns a function that does for an index what [`nearest`] does, by faiss."""
     flat = require("faiss").IndexFlatIP(index.shape[1])
-    flat.add(index.numpy())
-    return lambda queries, k: tuple(map(torch.from_numpy, flat.search(queries.numpy(), k)))
+    flat.add(index.numpy(force=True))  # on the CPU, wherever it was
+
+    def find(queries: torch.Tensor, k: int) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(found).to(queries.device) for found in flat.search(queries.numpy(force=True), k))
+
+    return find
 
 
 def _in_order(

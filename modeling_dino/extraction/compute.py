@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock, Semaphore
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class FeatureComputer:
         self.features, self.device = features, device
         self.settings, self.normalize, self.shapes = settings, normalize, shapes
         self.max_batch_size = settings.batch_size
+        self.num_threads = batches_at_once(device)
+        self.places, self.waits_for_all = Semaphore(self.num_threads), Lock()
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> dict[str, torch.Tensor]:
@@ -62,25 +65,49 @@ class FeatureComputer:
             return {column: torch.empty(0, *shape) for column, shape in self.shapes.items()}
         is_one_size = isinstance(images.pixels, torch.Tensor)
         batches, order = ([images.pixels], slice(None)) if is_one_size else stack_by_size(images.pixels)
-        size = self.max_batch_size
-        while True:
-            try:
-                parts = [self._compute(part) for batch in batches for part in batch.split(size)]
-                features = {column: torch.cat([part[column] for part in parts])[order] for column in self.shapes}
-                break
-            except RuntimeError as error:
-                memory = require("accelerate.utils.memory")
-                if not memory.should_reduce_batch_size(error):
-                    raise
-                if size == 1:
-                    raise ValueError(f"one image is too large for the memory of {self.device}") from error
-            memory.clear_device_cache(garbage_collection=True)
-            size = max(1, min(size, len(images.pixels)) // 2)
-            self.max_batch_size = min(self.max_batch_size, size)  # another thread may have lowered it further
+        size = min(self.max_batch_size, len(images.pixels))
+        with self.places:
+            parts = self._within_memory(batches, size)
+        if parts is None:
+            with self._alone():
+                parts = self._in_smaller_parts(batches, size)
+        features = {column: torch.cat([part[column] for part in parts])[order] for column in self.shapes}
         names = [row.get("path", row.get("index")) for row in images.rows]
         for values in features.values():
             check_finite(values, "the feature of", names, self.settings.dtype)
         return features
+
+    def _within_memory(self, batches: Iterable[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]] | None:
+        """Computes batches in parts of a size; returns None where memory does not suffice."""
+        memory = require("accelerate.utils.memory")
+        try:
+            return [self._compute(part) for batch in batches for part in batch.split(size)]
+        except RuntimeError as error:
+            if not memory.should_reduce_batch_size(error):
+                raise
+        memory.clear_device_cache(garbage_collection=True)  # where the error, and what it holds, is gone
+        return None
+
+    def _in_smaller_parts(self, batches: Iterable[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
+        """Halves the size of the parts until they fit; one image is tried, too, where it did not fit beside others."""
+        while True:
+            size = min(max(1, size // 2), self.max_batch_size)  # which another thread may have lowered
+            self.max_batch_size = size
+            if (parts := self._within_memory(batches, size)) is not None:
+                return parts
+            if size == 1:
+                raise ValueError(f"one image is too large for the memory of {self.device}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other thread computes, whose batch would take memory, too, and lets none begin."""
+        with self.waits_for_all:
+            for _ in range(self.num_threads):
+                self.places.acquire()
+            try:
+                yield
+            finally:
+                self.places.release(self.num_threads)
 
     def _compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         features = self.features(self.normalize(pixels.to(self.device, non_blocking=True)))

@@ -1,9 +1,10 @@
+import pytest
 import torch
 from golden_data import assert_close
 
 from modeling_dino.evaluation.knn import knn_predict
 from modeling_dino.evaluation.linear import feature_choices, train_heads
-from modeling_dino.evaluation.ranking import evaluate_each
+from modeling_dino.evaluation.ranking import evaluate_each, search_index
 
 
 def clusters(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,3 +36,15 @@ def test_rankings_are_those_of_a_cpu(device):
     expected, found = evaluate_each(features, labels), evaluate_each(features.to(device), labels.to(device))
     assert found.keys() == expected.keys()
     assert_close(torch.tensor(list(found.values())), torch.tensor(list(expected.values())), 1e-3)
+
+
+@pytest.mark.parametrize("search", ["auto", "exact", "faiss"])
+def test_what_is_found_is_what_a_cpu_finds(device, search):
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    (index, _), (queries, _) = clusters(300, 0), clusters(70, 1)
+    own = torch.arange(70)
+    similarities, places = search_index(queries.to(device), index.to(device), 5, own.to(device), search)
+    expected = search_index(queries, index, 5, own, "exact")
+    assert torch.equal(places.cpu(), expected[1])
+    assert_close(similarities.cpu(), expected[0], 1e-5)
