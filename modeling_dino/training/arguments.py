@@ -60,7 +60,7 @@ class DinoTrainingArguments(TrainingArguments):
         optim: `"adamw"`, `"sgd"` (momentum 0.9), `"lars"`, or any name that the Trainer knows.
         learning_rate, final_learning_rate: after the warm-up, and at the end. By default the first is
             0.0005 * batch size / 256, with `sgd` 0.03 * batch size / 256; the batch is that of all processes.
-        warmup_epochs: in which the learning rate rises linearly from 0.
+        warmup_epochs: in which the learning rate rises linearly from 0; once more when a frozen backbone is trained.
         weight_decay, final_weight_decay: at the beginning and at the end; not on biases and norms. By default 0.04
             and 0.4, with `sgd` 0.0001, as the original's for ResNets.
         max_grad_norm: to which the gradient of each parameter is clipped, by itself; 0 for not at all.

@@ -41,9 +41,8 @@ class Schedules:
         warmup_steps = round(args.warmup_epochs * self.steps_per_epoch)
         steps_per_unit = 1 if args.teacher_temperature_by_step else self.steps_per_epoch
         return {
-            "learning_rate": cosine_schedule(
-                step, args.learning_rate, args.final_learning_rate, total, warmup_steps=warmup_steps
-            ),
+            "learning_rate": self._share_after_freezing(step, warmup_steps)
+            * cosine_schedule(step, args.learning_rate, args.final_learning_rate, total, warmup_steps=warmup_steps),
             "weight_decay": cosine_schedule(step, args.weight_decay, args.final_weight_decay, total),
             "teacher_momentum": cosine_schedule(step, args.teacher_momentum, args.final_teacher_momentum, total),
             "teacher_temperature": linear_warmup(
@@ -53,6 +52,13 @@ class Schedules:
                 args.teacher_temperature_warmup_epochs * self.steps_per_epoch // steps_per_unit,
             ),
         }
+
+    def _share_after_freezing(self, step: int, warmup_steps: int) -> float:
+        """Returns by what to multiply the learning rate: it rises from 0 again once the backbone is trained, too."""
+        frozen_steps = math.ceil(self.args.freeze_backbone_epochs * self.steps_per_epoch)
+        if step < frozen_steps or not frozen_steps:
+            return 1.0
+        return linear_warmup(step - frozen_steps, 0.0, 1.0, warmup_steps)  # AdamW's first steps are long
 
     def _given_rate(
         self,

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from golden_data import read_golden
+from random_crops import arguments
 
-from modeling_dino.training.schedules import cosine_schedule, linear_warmup, warmup_cosine_schedule
+from modeling_dino.training.schedules import Schedules, cosine_schedule, linear_warmup, warmup_cosine_schedule
 
 
 def test_the_originals_schedules():
@@ -106,3 +107,10 @@ def test_constant_after_the_warmup():
     assert [warmup_cosine_schedule(i, 0, 2, 2, 6, 2) for i in range(8)] == [0, 1, 2, 2, 2, 2, 2, 2]
     assert [warmup_cosine_schedule(i, 0, 2, 1, 3, 2) for i in range(5)] == [0, 1, 2, 1, 1]
     assert [warmup_cosine_schedule(i, 0, 2, 1, 3) for i in range(4)] == pytest.approx([2, 1.5, 1, 1])
+
+
+def test_when_a_frozen_backbone_is_trained_the_learning_rate_rises_once_more(tmp_path):
+    given = {"learning_rate": 1.0, "final_learning_rate": 1.0, "warmup_epochs": 1, "freeze_backbone_epochs": 1.5}
+    schedules = Schedules(arguments(tmp_path, **given), steps_per_epoch=4, total_steps=20)
+    rates = [schedules.rates(step)["learning_rate"] for step in range(20)]
+    assert rates == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1] + [0, 1 / 3, 2 / 3] + [1] * 11)
