@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client reads it
+# before torch reads it: threads that wait for each other on cores that other tests need cost three times the time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
