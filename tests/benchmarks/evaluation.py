@@ -1,12 +1,13 @@
 """
-What pretraining is worth on small images: k-NN, linear classification and retrieval, over several seeds.
+What pretraining is worth on small images: k-NN, linear classification and retrieval, over one or several seeds.
 
-    python tests/benchmarks/evaluation.py digits --folder digits --json tests/benchmarks/results/digits.json
+    python tests/benchmarks/evaluation.py fashion --source FASHION_MNIST --folder fashion --seeds 0 --json fashion.json
     python tests/benchmarks/evaluation.py photographs --folder demos --json tests/benchmarks/results/photographs.json
 
-`digits` are the 1,797 images of scikit-learn, of 8 x 8, enlarged to 32 x 32. Of each digit every other image is for
-training, the rest for testing; only training images are pretrained on. `photographs` are those of `dino demo`: the
-views of places are for training, the distorted ones for testing, and only other parts are pretrained on.
+`fashion` is Fashion-MNIST, 60,000 images of 28 x 28 for training and 10,000 for testing; FASHION_MNIST is the folder
+of its files, as `train-images-idx3-ubyte.gz`. Only training images are pretrained on, without their labels.
+`photographs` are those of `dino demo`: the views of places are for training, the distorted ones for testing, and only
+other parts are pretrained on.
 
 Beside the pretrained network stand the same architecture before training, and the pixels that it sees. It is done by
 the functions behind `dino pretrain`, `dino knn`, `dino linear` and `dino retrieve`; a seed that is in the folder
@@ -15,19 +16,20 @@ already is not trained again.
 
 import json
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
+from continuing import read_idx
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from modeling_dino import DinoConfig, DinoModel
 from modeling_dino.demo.options import DemoOptions
@@ -41,45 +43,20 @@ from modeling_dino.training.options import PretrainOptions
 from modeling_dino.training.pretrain import pretrain
 
 
-IMAGE_SIZE = 32
 RECIPE = "small_data"
-OVERRIDES = (
-    "batch_size=32",
-    "base_learning_rate=0.008",
-    f"model.image_size={IMAGE_SIZE}",
-    "model.num_channels=1",
-    "model.hidden_size=96",
-    "model.num_hidden_layers=4",
-    "model.projection_dim=512",
-    "model.head_hidden_dim=256",
-    "model.head_bottleneck_dim=64",
-    "model.head_use_bn=true",
-    f"crops.global_crop_size={IMAGE_SIZE}",
-    "crops.local_crop_size=16",
-    "crops.num_local_crops=2",
-    "crops.global_crop_scale=[0.7,1.0]",
-    "crops.local_crop_scale=[0.3,0.7]",
-    "crops.flip_probability=0",  # mirrored, a digit is none
-    "crops.global_solarize_probability=[0,0]",
-    "training.num_train_epochs=12",
-    "training.warmup_epochs=2",
-    "training.final_weight_decay=0.04",
-    "training.save_strategy='no'",
-)
+OVERRIDES = ("TODO",)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def write_digits(folder: Path):
-    """`train` and `test`, with a folder for each digit."""
-    digits, seen = load_digits(), dict.fromkeys(range(10), 0)
-    for i, (pixels, digit) in enumerate(zip(digits.images, digits.target)):
-        part = "test" if seen[digit] % 2 else "train"
-        seen[digit] += 1
-        file = folder / part / str(digit) / f"{i:04d}.png"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8))
-            image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).save(file)
+def write_fashion(source: Path, folder: Path):
+    """`train` and `test`, with a folder for each class."""
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        images, labels = (read_idx(source / f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+        for i, (pixels, label) in enumerate(zip(images, labels)):
+            file = folder / part / str(label) / f"{i:05d}.png"
+            if not file.is_file():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(file)
 
 
 @dataclass(frozen=True)
@@ -98,16 +75,18 @@ class Trained:
     ks: tuple[int, ...]
 
 
-def train_digits(folder: Path, seed: int) -> Trained:
+def train_fashion(folder: Path, seed: int, source: Path) -> Trained:
     """Pretrains on the training images."""
-    write_digits(folder / "images")
+    write_fashion(source, folder / "images")
     trained, untrained = folder / f"seed{seed}", folder / f"untrained{seed}"
-    options = {"recipe": RECIPE, "data": str(folder / "images" / "train"), "output": trained, "num_workers": 0}
+    options = {"recipe": RECIPE, "data": str(folder / "images" / "train"), "output": trained, "num_workers": 1}
+    started = time.monotonic()
     pretrain(PretrainOptions(overrides=(*OVERRIDES, f"training.seed={seed}"), **options))
+    print(f"seed {seed} was pretrained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
     torch.manual_seed(seed)
     DinoModel(DinoConfig.from_pretrained(trained, head_type=None)).save_pretrained(untrained)
     parts = tuple(str(folder / "images" / part) for part in ("train", "test"))
-    return Trained({"untrained": str(untrained), "DINO": str(trained)}, parts, ks=(10, 20))
+    return Trained({"untrained": str(untrained), "DINO": str(trained)}, parts, ks=(5, 20))
 
 
 def train_photographs(folder: Path, seed: int) -> Trained:
@@ -118,7 +97,7 @@ def train_photographs(folder: Path, seed: int) -> Trained:
 
 
 NAMES = {"pixels": "pixels", "untrained": "the same network, untrained", "DINO": "features, pretrained"}
-DATA_SETS = {"digits": train_digits, "photographs": train_photographs}
+DATA_SETS = {"fashion": train_fashion, "photographs": train_photographs}
 
 
 def percentages(
@@ -162,7 +141,7 @@ def table(data_set: str, found: dict[str, list[dict[str, float]]]) -> str:
     ]
     for name, rows in found.items():
         cells = [[row[column] for row in rows] for column in columns]
-        means = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in cells]
+        means = [f"{mean(v):.1f} ± {stdev(v):.1f}" if len(v) > 1 else f"{v[0]:.1f}" for v in cells]
         lines.append(f"| {' | '.join([NAMES[name], *means, ', '.join(f'{value:.1f}' for value in cells[0])])} |")
     return "\n".join(lines)
 
@@ -171,13 +150,15 @@ def table(data_set: str, found: dict[str, list[dict[str, float]]]) -> str:
 def main(
     data_set: Annotated[str, typer.Argument(help=f"{' or '.join(DATA_SETS)}.")],
     folder: Annotated[Path, typer.Option(help="For images and models.")],
-    seeds: Annotated[str, typer.Option(help="At least two, with commas between them.")] = "0,1,2,3,4",
+    seeds: Annotated[str, typer.Option(help="With commas between them.")] = "0,1,2,3,4",
+    source: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST's files.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
 ):
     """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
     found: dict[str, list[dict[str, float]]] = {"pixels": [], "untrained": [], "DINO": []}
+    train = partial(train_fashion, source=source) if data_set == "fashion" else DATA_SETS[data_set]
     for seed in map(int, seeds.split(",")):
-        for name, values in evaluate_seed(DATA_SETS[data_set](folder, seed), seed).items():
+        for name, values in evaluate_seed(train(folder, seed), seed).items():
             found[name].append(values)
     print(table(data_set, found))
     if output:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from random_crops import trainer_of
-from transformers.utils import logging
 
 from modeling_dino.training.checkpoints import PARTS_NAME, checkpoint_to_resume, damage_of, last_whole_checkpoint
 
@@ -25,9 +24,8 @@ def run(tmp_path_factory, one_thread) -> Path:
 
 
 @pytest.fixture
-def damaged(run, tmp_path, monkeypatch, caplog) -> Path:
+def damaged(run, tmp_path) -> Path:
     """A copy of the run, to be damaged."""
-    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
     return shutil.copytree(run, tmp_path / "run")
 
 
@@ -69,16 +67,16 @@ def test_a_whole_checkpoint_lists_its_parts(run):
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("part", PARTS)
-def test_a_checkpoint_with_a_missing_or_damaged_part_is_passed_over(damaged, caplog, part, damage):
+def test_a_checkpoint_with_a_missing_or_damaged_part_is_passed_over(damaged, messages, caplog, part, damage):
     damage(damaged / "checkpoint-2" / part)
     assert last_whole_checkpoint(damaged) == str(damaged / "checkpoint-1")
     assert checkpoint_to_resume(damaged) == str(damaged / "checkpoint-1")
     said = f"it lacks {part}" if damage is Path.unlink else f"{part} is damaged"
-    assert f"checkpoint-2 is not whole, {said}: it is kept as set-aside-checkpoint-2" in caplog.text
+    assert f"checkpoint-2 is not whole, {said}: it is kept as set-aside-checkpoint-2" in "".join(messages())
     assert not (damaged / "checkpoint-2").exists()
     caplog.clear()
     assert checkpoint_to_resume(damaged) == str(damaged / "checkpoint-1")
-    assert not caplog.text
+    assert not messages()
 
 
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage is not changed], ids=lambda f: f.__name__)
@@ -98,12 +96,12 @@ def test_a_damaged_list(damaged, text):
     assert damage_of(damaged / "checkpoint-2") == "parts.json is damaged"
 
 
-def test_what_was_not_written_to_its_end_is_removed(damaged, caplog):
+def test_what_was_not_written_to_its_end_is_removed(damaged, messages):
     for name in (PARTS_NAME, "trainer_state.json"):
         (damaged / "checkpoint-2" / name).unlink()
     (damaged / "checkpoint-3").mkdir()
     assert checkpoint_to_resume(damaged) == str(damaged / "checkpoint-1")
-    assert "checkpoint-2 was not written to its end, it lacks trainer_state.json: it is removed" in caplog.text
+    assert "checkpoint-2 was not written to its end, it lacks trainer_state.json: it is removed" in "".join(messages())
     assert not list(damaged.glob("*checkpoint-[23]"))
 
 

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config
-from transformers.utils import logging
 
 from modeling_dino import DinoForPreTraining, DinoModel
 from modeling_dino.data.decoding import read_image
@@ -409,13 +408,12 @@ def test_an_unreadable_image_can_end_it_or_is_named(dino, folder):
 
 
 @pytest.mark.slow
-def test_notices(folder, caplog, monkeypatch):
-    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
+def test_notices(folder, messages):
     sizes = ("crops.global_crop_size=64", "model.image_size=64", "training.bf16=true", "training.max_steps=1")
     run(folder, folder / "large", *sizes)
-    assert "images of 40 x 48 are enlarged to crops of 64" in caplog.text
+    assert "images of 40 x 48 are enlarged to crops of 64" in "".join(messages())
     if not torch.cuda.is_available():
-        assert "no GPU: training in float32, not in bf16" in caplog.text
+        assert "no GPU: training in float32, not in bf16" in "".join(messages())
 
 
 @pytest.mark.slow

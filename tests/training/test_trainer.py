@@ -299,14 +299,13 @@ def test_optimizers_train(tmp_path, optim):
     assert all(math.isfinite(loss) for loss in losses_of(trainer))
 
 
-def test_saved_it_is_the_teacher(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+def test_saved_it_is_the_teacher(tmp_path, messages):
     trainer = trainer_of(tmp_path)
     trainer.train()
     trainer.save_model()
     assert_same_weights(DinoModel.from_pretrained(tmp_path), trainer.model.teacher)
     assert_same_weights(DinoModel.from_pretrained(tmp_path, which="student"), trainer.model.student)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not messages()
 
 
 @pytest.mark.slow
