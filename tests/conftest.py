@@ -36,7 +36,8 @@ def pytest_terminal_summary(terminalreporter):
     """
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
         for name, text in report.user_properties if report.when == "call" else ():
-            terminalreporter.write_line(f"{name}: {text}")
+            if name != LEFT:
+                terminalreporter.write_line(f"{name}: {text}")
     for report in terminalreporter.getreports(""):
         for name, text in report.user_properties if report.when == "teardown" else ():
             if name == LEFT:
@@ -57,27 +58,29 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
-LOGGERS = (None, "transformers", "modeling_dino")
+def logging_state() -> dict[str, object]:
+    """Below which level nothing is logged, and level, propagation and end of the loggers that tests read."""
+    names = ["root", "transformers", *(name for name in logging.root.manager.loggerDict if name.startswith(PREFIX))]
+    loggers = {name: logging.getLogger(None if name == "root" else name) for name in names}
+    return {"": logging.root.manager.disable, **{n: (x.level, x.propagate, x.disabled) for n, x in loggers.items()}}
 
 
-def logging_state() -> tuple:
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    return logging.root.manager.disable, *((one.level, one.propagate, one.disabled) for one in loggers)
-
-
+PREFIX, AS_CREATED = "modeling_dino", (logging.NOTSET, True, False)
 LOGGING = logging_state()
 
 
 def restore_logging(when: str, record_property: Callable):
     """Makes logging as it was before the first test, and records what differed."""
-    if (found := logging_state()) == LOGGING:
+    found = logging_state()
+    differing = {name: value for name, value in found.items() if value != LOGGING.get(name, AS_CREATED)}
+    if not differing:
         return
-    record_property(LEFT, f"{when}: {LOGGING} -> {found}")
-    logging.disable(LOGGING[0])
-    for name, values in zip(LOGGERS, LOGGING[1:]):
-        logger = logging.getLogger(name)
-        logger.level, logger.propagate, logger.disabled = values
-        logger.manager._clear_cache()
+    record_property(LEFT, f"{when}: {differing}")
+    logging.disable(LOGGING[""])
+    for name in differing.keys() - {""}:
+        logger = logging.getLogger(None if name == "root" else name)
+        logger.level, logger.propagate, logger.disabled = LOGGING.get(name, AS_CREATED)
+    logging.root.manager._clear_cache()
 
 
 @pytest.fixture(autouse=True)

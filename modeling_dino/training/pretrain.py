@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..checkpoint_files import check_finite_weights
 from ..configuration_dino import DinoConfig
-from ..data.image_source import IndexedSource, remarks_on_images
+from ..data.image_source import ImageSource, IndexedSource, remarks_on_images
 from ..data.image_values import rescale_factor_of, size_of
 from ..data.sources import open_source
 from ..hub.loading import load_model, model_fingerprint
@@ -100,15 +100,41 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
     folder = TrainingFolder(options.output, settings_of_run(options, recipe, source, model), lengths_of(given))
     folder.check(options.overwrite)
     if folder.is_complete and not options.overwrite:
-        if not processes().is_main_process:
-            return None
-        logger.warning(f"{folder.path} is complete: nothing is left to do")
-        results, unreadable = (folder.facts.get(name, {}) for name in ("results", "unreadable"))
-        return PretrainingSummary(folder.path, results, unreadable, source.notes)
+        return summary_of_complete(folder, source)
 
     world_size = started_processes()
     num_workers = reading_processes(options.num_workers, source.num_images, world_size)
-    args = recipe.training_arguments(
+    args = arguments_of(recipe, options, world_size, num_workers)
+    check_masks(recipe, model, args)
+    if args.process_index == 0:
+        say_what_another_length_means(folder, args, num_images, options.overwrite)
+    images = SourceImages(source, model.config.num_channels, rescale_factor_of(model.image_transform))
+    trainer = make_trainer(options, recipe, model, args, images, held_out, labelled)
+    with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
+        if trainer.is_world_process_zero():
+            warn_of_small_images(images, recipe)
+        results = train(trainer, folder.path)
+        unreadable = gather_unreadable(trainer.train_dataset)
+        if isinstance(trainer.evaluation, ViewRetrieval):
+            unreadable |= gather_unreadable(trainer.evaluation.views)
+        if not trainer.is_world_process_zero():
+            return None
+        folder.close(results=results, unreadable=unreadable)
+    return PretrainingSummary(folder.path, results, unreadable, source.notes)
+
+
+def summary_of_complete(folder: TrainingFolder, source: IndexedSource) -> PretrainingSummary | None:
+    """Returns the results of a run that is complete; None on processes other than the main one."""
+    if not processes().is_main_process:
+        return None
+    logger.warning(f"{folder.path} is complete: nothing is left to do")
+    results, unreadable = (folder.facts.get(name, {}) for name in ("results", "unreadable"))
+    return PretrainingSummary(folder.path, results, unreadable, source.notes)
+
+
+def arguments_of(recipe: Recipe, options: PretrainOptions, world_size: int, num_workers: int) -> DinoTrainingArguments:
+    """Returns the Trainer's arguments for a recipe, in so many processes, each with workers."""
+    return recipe.training_arguments(
         str(options.output),
         world_size,
         dataloader_num_workers=num_workers,
@@ -116,38 +142,40 @@ def pretrain(options: PretrainOptions) -> PretrainingSummary | None:
         **({} if options.progress else {"disable_tqdm": True}),
         **without_half_precision(recipe),
     )
-    check_masks(recipe, model, args)
-    if args.process_index == 0:
-        say_what_another_length_means(folder, args, num_images, options.overwrite)
-    channels = model.config.num_channels
-    rescale_factor = rescale_factor_of(model.image_transform)
-    images = SourceImages(source, channels, rescale_factor)
-    multi_crop = MultiCrop(recipe.crops, channels, *mean_and_std(model), rescale_factor)
+
+
+def make_trainer(
+    options: PretrainOptions,
+    recipe: Recipe,
+    model: DinoForPreTraining,
+    args: DinoTrainingArguments,
+    images: SourceImages,
+    held_out: Sequence[int],
+    labelled: Sequence[tuple[str, ImageSource]],
+) -> DinoTrainer:
+    """
+    Returns the Trainer of a run.
+
+    Args:
+        held_out: the images, by their numbers, of which augmented views watch the run.
+        labelled: sources of images for k-NN, which watches it if there are any.
+    """
+    multi_crop = MultiCrop(recipe.crops, model.config.num_channels, *mean_and_std(model), images.rescale_factor)
     evaluation: KnnEvaluation | ViewRetrieval | None = None
     if labelled:
-        evaluation = KnnEvaluation(labelled, num_workers)
+        evaluation = KnnEvaluation(labelled, args.dataloader_num_workers)
     elif held_out:
-        evaluation = ViewRetrieval(Subset(images, held_out), multi_crop, args.seed, num_workers, options.on_error)
-    dataset = MultiCropDataset(without_held_out(images, held_out), multi_crop, args.seed, options.on_error)
-    trainer = DinoTrainer(
+        views = Subset(images, held_out)
+        evaluation = ViewRetrieval(views, multi_crop, args.seed, args.dataloader_num_workers, options.on_error)
+    trained_on = without_held_out(images, held_out)
+    return DinoTrainer(
         model,
         args,
-        train_dataset=dataset,
+        train_dataset=MultiCropDataset(trained_on, multi_crop, args.seed, options.on_error),
         evaluation=evaluation,
-        evaluate_every=options.eval_every or max(1, round(epochs_of(args, num_images) / EVALUATIONS)),
-        callbacks=[PcaPictures(images, folder.path / COMPONENTS)] if evaluation else None,
+        evaluate_every=options.eval_every or max(1, round(epochs_of(args, len(trained_on)) / EVALUATIONS)),
+        callbacks=[PcaPictures(images, Path(options.output) / COMPONENTS)] if evaluation else None,
     )
-    with opened_together(folder, trainer, options.overwrite), cores_left_to_workers(num_workers, world_size):
-        if trainer.is_world_process_zero():
-            warn_of_small_images(images, recipe)
-        results = train(trainer, folder.path)
-        unreadable = gather_unreadable(dataset)
-        if isinstance(evaluation, ViewRetrieval):
-            unreadable |= gather_unreadable(evaluation.views)
-        if not trainer.is_world_process_zero():
-            return None
-        folder.close(results=results, unreadable=unreadable)
-    return PretrainingSummary(folder.path, results, unreadable, source.notes)
 
 
 def seed_of(recipe: Recipe) -> int:
