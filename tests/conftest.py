@@ -58,6 +58,10 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
+PREFIX = "modeling_dino"
+AS_CREATED = (logging.NOTSET, True, False)  # level, propagation and end of a logger that nobody has changed
+
+
 def logging_state() -> dict[str, object]:
     """Below which level nothing is logged, and level, propagation and end of the loggers that tests read."""
     names = ["root", "transformers", *(name for name in logging.root.manager.loggerDict if name.startswith(PREFIX))]
@@ -65,7 +69,6 @@ def logging_state() -> dict[str, object]:
     return {"": logging.root.manager.disable, **{n: (x.level, x.propagate, x.disabled) for n, x in loggers.items()}}
 
 
-PREFIX, AS_CREATED = "modeling_dino", (logging.NOTSET, True, False)
 LOGGING = logging_state()
 
 

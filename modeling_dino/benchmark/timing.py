@@ -90,11 +90,9 @@ def synchronize():
 def measure(contest: Contest, options: BenchOptions) -> dict:
     """Returns seconds, rates, memory, differences, and ratios to the fastest rival whose output is equal."""
     has_outputs = contest.tolerance is not None
-    outputs = {
-        name: function() for name, function in contest.functions.items()
-    }  # what is compiled is, before its peak
-    # copies, since a CUDA graph writes its next output to the same place
-    outputs = {name: output.clone() for name, output in outputs.items()} if has_outputs else {}
+    # Everything is called once, so that no peak of memory is that of compiling. Outputs are copied, since a CUDA graph
+    # writes its next one to the same place.
+    outputs = {name: call().clone() if has_outputs else call() for name, call in contest.functions.items()}
     peaks = {name: peak_mib(function) for name, function in contest.functions.items()}
     product, product_flops = matrix_product(options)
     clocks = (time.perf_counter, time.process_time)
@@ -145,7 +143,7 @@ def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def peak_mib(function: Callable) -> float | None:
-    """Measures the peak of the memory of a call, beyond that before it; None where nobody tells."""
+    """Measures the peak of the memory of a call, beyond that before it; None where it is not known."""
     if uses_gpu():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

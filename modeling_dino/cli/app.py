@@ -34,7 +34,6 @@ from .options import add_command
 USERS_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError)
 TRACEBACK = "--traceback"
 ENDED = 128 + signal.SIGTERM  # exit code
-# what PyTorch says of a process that reads images, and was ended from outside
 ENDED_READER = re.compile(r"DataLoader worker .*? (?:is killed by signal: (\w*)|exited unexpectedly)")
 
 app = typer.Typer(
@@ -111,9 +110,14 @@ def is_users(error: Exception) -> bool:
     return isinstance(error, USERS_ERRORS) or lacks_memory(error)
 
 
+def ended_reader(error: Exception) -> re.Match | None:
+    """Finds in an error, or its cause, that a process that reads images was ended from outside, and by which signal."""
+    return ENDED_READER.search(f"{error.__cause__ or ''} {error}")
+
+
 def exit_code(error: Exception) -> int:
     """Returns what the table above says of an error."""
-    reader = ENDED_READER.search(f"{error.__cause__ or ''} {error}")  # the first says which signal it was
+    reader = ended_reader(error)
     if reader and reader[1] == "Terminated":  # SIGTERM went to all processes, and the readers were the first to end
         return ENDED
     return 2 if reader or is_users(error) else 1
@@ -123,7 +127,7 @@ def message_of(error: Exception, arguments: list[str]) -> str:
     """Returns what the user is told of an error."""
     if is_users(error):
         return f"dino: {one_line(error)}"
-    if ENDED_READER.search(str(error)):
+    if ended_reader(error):
         return "dino: a process that reads images was killed, perhaps as memory did not suffice: lower --num-workers"
     again = printable(shlex.join(["dino", TRACEBACK, *arguments]))
     return f"dino: unforeseen {type(error).__name__}: {one_line(error)}; please report it with what `{again}` shows"

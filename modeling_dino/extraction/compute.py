@@ -79,10 +79,10 @@ class FeatureComputer:
 
     def _within_memory(self, batches: Iterable[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]] | None:
         """Computes batches in parts of a size; returns None where memory does not suffice."""
-        memory = require("accelerate.utils.memory")
         try:
             return [self._compute(part) for batch in batches for part in batch.split(size)]
         except RuntimeError as error:
+            memory = require("accelerate.utils.memory")
             if not memory.should_reduce_batch_size(error):
                 raise
         memory.clear_device_cache(garbage_collection=True)  # where the error, and what it holds, is gone

@@ -187,6 +187,8 @@ def main(
 ):
     """Trains what is not trained yet, and prints a table: means over seeds ± standard deviations."""
     found: dict[str, list[dict[str, float]]] = {"pixels": [], "untrained": [], "DINO": []}
+    if data_set == "fashion" and source is None:
+        raise typer.BadParameter("fashion needs --source, the folder of Fashion-MNIST's files")
     train = partial(train_fashion, source=source) if data_set == "fashion" else DATA_SETS[data_set]
     for seed in map(int, seeds.split(",")):
         for name, values in evaluate_seed(train(folder, seed), seed).items():
