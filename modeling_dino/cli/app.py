@@ -111,7 +111,7 @@ def is_users(error: Exception) -> bool:
 
 
 def ended_reader(error: Exception) -> re.Match | None:
-    """Finds in an error, or its cause, that a process that reads images was ended from outside, and by which signal."""
+    """Finds in an error, or its cause, that a process that reads images was ended from outside, by which signal."""
     return ENDED_READER.search(f"{error.__cause__ or ''} {error}")
 
 
