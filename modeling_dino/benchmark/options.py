@@ -41,6 +41,7 @@ class BenchOptions:
     threads: int = option("Number of threads on a CPU.", 1)
     batch_size: int = option("Images in one forward pass.", 8)
     training_batch_size: int = option("Images in one training step.", 4)
+    extraction_images: int = option("Images in an extraction.", 256)
     image_size: int | None = option("Pixels a side, if not the model's.", None)
     rounds: int = option("Number of rounds in which all take turns; the medians count.", 5)
     compile: bool = option("Measure compiled models, too.", False)
@@ -55,7 +56,7 @@ class BenchOptions:
         ):
             if unknown := [value for value in values if value not in allowed]:
                 raise ValueError(f"unknown {name} {unknown[0]!r}: allowed are {', '.join(allowed)}")
-        for name in ("threads", "batch_size", "training_batch_size", "image_size", "rounds"):
+        for name in ("threads", "batch_size", "training_batch_size", "extraction_images", "image_size", "rounds"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.engines and (self.device, self.dtype) != ("cpu", "float32"):

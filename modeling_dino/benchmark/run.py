@@ -46,6 +46,7 @@ NUMBERS = {
     "MiB": ("peak_mib", "{:.0f}", 1),
     "ratio": ("ratio", "{:.2f}", 1),
     "of CPU time": ("cpu_ratio", "{:.2f}", 1),
+    "of halves": ("share_of_halves", "{:.0%}", 1),
 }
 
 

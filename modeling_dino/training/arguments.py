@@ -90,6 +90,7 @@ class DinoTrainingArguments(TrainingArguments):
         exact_masks: mask single patches, too, until the number is met, as DINOv3.
         gram_teacher: folder or hub id of the Gram teacher; by default the teacher as the run begins.
         gram_update_steps: steps after which the teacher becomes the Gram teacher, again and again; 0 for never.
+        gram_max_updates: how often it does at most; by default as long as the run.
         distillation_teacher: folder or hub id of a model with heads, of any size, from which the student learns in the
             place of its own average, and which stays as it is. What is saved and evaluated is the average.
         collapse_patience: steps that a collapse lasts before a warning names it.
@@ -141,6 +142,7 @@ class DinoTrainingArguments(TrainingArguments):
     exact_masks: bool = False
     gram_teacher: str | None = None
     gram_update_steps: int = 0
+    gram_max_updates: int | None = None
     distillation_teacher: str | None = None
     collapse_patience: int = 50
     num_train_epochs: float = 100.0
@@ -179,6 +181,13 @@ class DinoTrainingArguments(TrainingArguments):
         """Returns the losses and their settings, with other weights in a step where these have a schedule."""
         values = {field.name: getattr(self, field.name) for field in fields(Objectives)}
         return Objectives(**{**values, **(weights or {})})
+
+    def updates_gram_teacher(self, step: int) -> bool:
+        """Returns whether the teacher becomes the Gram teacher after this many steps."""
+        if not self.gram_update_steps:
+            return False
+        updates, rest = divmod(step, self.gram_update_steps)
+        return rest == 0 and (self.gram_max_updates is None or updates <= self.gram_max_updates)
 
     def objectives_at(self, rates: dict[str, float]) -> Objectives:
         """Returns the losses of a step with these rates."""
@@ -242,28 +251,21 @@ class DinoTrainingArguments(TrainingArguments):
             )
         if self.gram_update_steps < 0:
             raise ValueError(f"gram_update_steps={self.gram_update_steps} must be at least 0")
+        if self.gram_max_updates is not None and (self.gram_max_updates < 1 or not self.gram_update_steps):
+            raise ValueError(
+                f"gram_max_updates={self.gram_max_updates} must be at least 1, and goes with gram_update_steps"
+            )
         if len(self.mask_ratios) != 2:
             raise ValueError(f"mask_ratios={self.mask_ratios} must be two numbers, the lesser first")
         check_ratios(tuple(self.mask_ratios), self.mask_share_of_crops)
-        self._validate_whole_batches(objectives)
+        self._validate_neighbours(objectives)
 
-    def _validate_whole_batches(self, objectives: Objectives):
-        """Raises ValueError if a loss depends on all images of a step, which do not come at once."""
-        if self.gradient_accumulation_steps > 1:
-            if objectives.targets == "sinkhorn":
-                raise ValueError(
-                    "targets=sinkhorn balances all images of a step, which accumulated ones are not: set "
-                    "targets=centering, or take the batch at once"
-                )
-            if objectives.koleo_weight and objectives.koleo_over_processes:
-                raise ValueError(
-                    "KoLeo finds neighbours among all images of a step, which accumulated ones are not: set "
-                    "koleo_over_processes=False to find them among those that come at once"
-                )
-        at_once = self.per_device_train_batch_size * (self.world_size if objectives.koleo_over_processes else 1)
-        if objectives.koleo_weight and at_once <= objectives.koleo_neighbours:
+    def _validate_neighbours(self, objectives: Objectives):
+        """Raises ValueError if KoLeo compares too few images."""
+        compared = self.total_batch_size if objectives.koleo_over_processes else self.per_device_train_batch_size
+        if objectives.koleo_weight and compared <= objectives.koleo_neighbours:
             raise ValueError(
-                f"KoLeo of {at_once} images has no {objectives.koleo_neighbours} nearest others of an image: raise "
+                f"KoLeo of {compared} images has no {objectives.koleo_neighbours} nearest others of an image: raise "
                 "the batch size, or set koleo_weight=0"
             )
 

@@ -46,9 +46,22 @@ def patch_loss(student: torch.Tensor, targets: torch.Tensor, masks: MaskBatch, t
     return ibot_loss(student, targets, masks.weights, len(masks.masks), temperature)
 
 
-def spread_loss(features: Sequence[torch.Tensor], objectives: Objectives) -> torch.Tensor:
-    """Returns the sum of [`koleo_loss`] over the global crops, whose features are (B, D) each."""
-    return sum(koleo_loss(crop, objectives.koleo_neighbours, objectives.koleo_over_processes) for crop in features)
+def spread_loss(
+    features: Sequence[torch.Tensor],
+    objectives: Objectives,
+    whole: Sequence[torch.Tensor] | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """
+    Returns the sum of [`koleo_loss`] over the global crops.
+
+    Args:
+        features: (B, D) each.
+        whole: (N, D) each, of all parts of a step; `features` are the rows from `first` on.
+    """
+    options = objectives.koleo_neighbours, objectives.koleo_over_processes
+    wholes = [None] * len(features) if whole is None else whole
+    return sum(koleo_loss(crop, *options, of_all, first) for crop, of_all in zip(features, wholes))
 
 
 def crop_statistics(

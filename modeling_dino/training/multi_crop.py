@@ -42,6 +42,8 @@ class MultiCropConfig:
         global_crop_size, local_crop_size: side of a view in pixels.
         gram_crop_size: side of the global views as a Gram teacher sees them, if it sees others; the student's and the
             teacher's are then made smaller from these.
+        gram_distorted: whether a Gram teacher sees colours and blur as the student does; if not, it sees the same
+            parts of the image, mirrored alike, as they are.
         global_crop_scale, local_crop_scale: least and greatest share of the image's area in a view.
         crop_ratio: least and greatest width over height of what becomes a square view.
         flip_probability: of a horizontal flip.
@@ -65,6 +67,7 @@ class MultiCropConfig:
     global_crop_size: int = 224
     local_crop_size: int = 96
     gram_crop_size: int | None = None
+    gram_distorted: bool = True
     global_crop_scale: tuple[float, float] = (0.4, 1.0)
     local_crop_scale: tuple[float, float] = (0.05, 0.4)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -122,6 +125,11 @@ class MultiCropConfig:
             if not several or not all(0 <= probability <= 1 for probability in several):
                 raise ValueError(f"{name}={value} must be between 0 and 1")
 
+    @property
+    def has_gram_crops(self) -> bool:
+        """Whether a Gram teacher sees other global crops than the teacher."""
+        return self.gram_crop_size is not None or not self.gram_distorted
+
 
 class MultiCrop:
     """
@@ -173,7 +181,7 @@ class MultiCrop:
 
     def of_global_pairs(self) -> "MultiCrop":
         """Returns what makes two global crops alone, as the first ones are drawn."""
-        config = replace(self.config, num_global_crops=2, num_local_crops=0, gram_crop_size=None)
+        config = replace(self.config, num_global_crops=2, num_local_crops=0, gram_crop_size=None, gram_distorted=True)
         return MultiCrop(config, self.num_channels, self.mean, self.std, self.rescale_factor)
 
     def __call__(self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
@@ -197,36 +205,40 @@ class MultiCrop:
         self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None
     ) -> dict[str, list[torch.Tensor]]:
         """
-        Does what a call does, and with a `gram_crop_size` keeps the global crops of that size.
+        Does what a call does, and gives the global crops for a Gram teacher, where it sees others.
 
         Returns:
-            `{"pixel_values": crops}`, and with a `gram_crop_size` the larger global crops as `"gram_pixel_values"`.
+            `{"pixel_values": crops}`, and with `has_gram_crops` the other global crops as `"gram_pixel_values"`.
         """
         image = rescaled(image, self.rescale_factor)
         self._check(image)
         with seeded(seed):
-            crops = self._pixel_values([view(image) for view in self.views])
-        if self.config.gram_crop_size is None:
+            drawn = [view(image) for view in self.views]
+        crops = self._pixel_values([distorted for _, distorted in drawn])
+        if not self.config.has_gram_crops:
             return {"pixel_values": crops}
         larger, local = crops[: self.config.num_global_crops], crops[self.config.num_global_crops :]
-        size = [self.config.global_crop_size] * 2
-        smaller = [v2.functional.resize(crop, size, v2.InterpolationMode.BICUBIC, antialias=True) for crop in larger]
-        return {"pixel_values": smaller + local, "gram_pixel_values": larger}
+        plain = [cropped for cropped, _ in drawn[: len(larger)]]
+        gram_crops = larger if self.config.gram_distorted else self._pixel_values(plain)
+        if self.config.gram_crop_size is not None:
+            size = [self.config.global_crop_size] * 2
+            larger = [v2.functional.resize(x, size, v2.InterpolationMode.BICUBIC, antialias=True) for x in larger]
+        return {"pixel_values": larger + local, "gram_pixel_values": gram_crops}
 
     def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> "View":
         config = self.config
-        steps: list[tuple[v2.Transform, float | None]] = [
+        cropping: list[Step] = [
             (v2.RandomResizedCrop(size, scale, config.crop_ratio, v2.InterpolationMode.BICUBIC), None),
             (v2.RandomHorizontalFlip(), config.flip_probability),
-            (self._jitter(), config.jitter_probability),
         ]
+        distortions: list[Step] = [(self._jitter(), config.jitter_probability)]
         if self.num_channels == 3:
-            steps.append((v2.RandomGrayscale(), config.grey_probability))
+            distortions.append((v2.RandomGrayscale(), config.grey_probability))
         if blur:
-            steps.append((GaussianBlur(config.blur_radius), blur))
+            distortions.append((GaussianBlur(config.blur_radius), blur))
         if solarize and not self.are_measurements:
-            steps.append((RandomSolarize(config.solarize_threshold), solarize))
-        return View(steps)
+            distortions.append((RandomSolarize(config.solarize_threshold), solarize))
+        return View(cropping, distortions)
 
     def _jitter(self) -> v2.Transform:
         config = self.config
@@ -258,6 +270,10 @@ class MultiCrop:
         return found
 
 
+Picture = PilImage | torch.Tensor
+Step = tuple[v2.Transform, float | None]  # and its probability, which stands for the transform's own; None for always
+
+
 class View:
     """
     Draws one view of an image, by transforms of torchvision: (C, H, W) or Pillow's -> the same.
@@ -265,18 +281,24 @@ class View:
     The transforms are called without their search for images among the inputs, which takes longer than a small image.
 
     Args:
-        steps: transforms in their order, and the probability of each, which stands for the transform's own; None if a
-            step is always taken.
+        cropping, distortions: steps in their order.
     """
 
-    def __init__(self, steps: list[tuple[v2.Transform, float | None]]):
-        self.steps = steps
+    def __init__(self, cropping: list[Step], distortions: list[Step]):
+        self.cropping, self.distortions = cropping, distortions
 
-    def __call__(self, image: PilImage | torch.Tensor) -> PilImage | torch.Tensor:
-        for transform, probability in self.steps:
-            if probability is None or torch.rand(1) < probability:
-                image = transform.transform(image, transform.make_params([image]))
-        return image
+    def __call__(self, image: Picture) -> tuple[Picture, Picture]:
+        """Returns a part of the image as it is, and distorted."""
+        part = take_steps(self.cropping, image)
+        return part, take_steps(self.distortions, part)
+
+
+def take_steps(steps: list[Step], image: Picture) -> Picture:
+    """Draws which steps are taken, and how, and takes them."""
+    for transform, probability in steps:
+        if probability is None or torch.rand(1) < probability:
+            image = transform.transform(image, transform.make_params([image]))
+    return image
 
 
 class ColorJitter(v2.ColorJitter):

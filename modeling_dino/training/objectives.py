@@ -37,7 +37,8 @@ class Objectives:
         gram_weight: of Gram anchoring.
         targets: how the teacher's outputs become targets: by `"centering"`, or by Sinkhorn-Knopp (`"sinkhorn"`).
         koleo_neighbours: the number of nearest other features that KoLeo pushes away.
-        koleo_over_processes: find these among the images of all processes, not of each by itself.
+        koleo_over_processes: find these among all images of a step, those of other processes and of other parts of an
+            accumulated batch, too; if not, among those that a process computes at once.
         gram_per_image: compare the patches of each image with each other; if not, of all images together that a
             process computes at once.
         gram_normalize: scale patch tokens to unit length before.
@@ -76,6 +77,16 @@ class Objectives:
         """Whether the loss of all crops together, DINO's, is the only one; it is then not computed in two parts."""
         others = (self.ibot_weight, self.koleo_weight, self.gram_weight)
         return not any(others) and self.dino_local_weight == 1
+
+    @property
+    def balances_step(self) -> bool:
+        """Whether the targets depend on all images of a step."""
+        return self.targets == "sinkhorn" and bool(self.dino_weight or self.ibot_weight)
+
+    @property
+    def spreads_step(self) -> bool:
+        """Whether the student's features of all images of a step are compared."""
+        return bool(self.koleo_weight) and self.koleo_over_processes
 
     @property
     def uses_patches(self) -> bool:

@@ -363,9 +363,9 @@ def check_crop_sizes(recipe: Recipe, model: DinoForPreTraining):
     for name, count in (("global_crop_size", crops.num_global_crops), ("local_crop_size", crops.num_local_crops)):
         if count and (size := getattr(crops, name)) < least:
             raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
-    if crops.gram_crop_size is not None and not recipe.training.get("gram_weight"):
+    if crops.has_gram_crops and not recipe.training.get("gram_weight"):
         raise ValueError(
-            f"crops.gram_crop_size={crops.gram_crop_size} is of Gram anchoring: set training.gram_weight, too"
+            "crops.gram_crop_size and gram_distorted are of Gram anchoring: set training.gram_weight, too"
         )
 
 

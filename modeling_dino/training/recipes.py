@@ -47,6 +47,7 @@ RECIPE_FOLDER = configuration_folder() / "recipes"
 SECTIONS = ("model", "crops", "training")
 RATES = ("learning_rate", "final_learning_rate", "weight_decay", "final_weight_decay")
 TRANSFORM = ("image_mean", "image_std", "rescale_factor")
+AS_BEFORE = {"gram_distorted": True}  # what crops were before there was the key: older runs can be resumed
 MAX_BYTES = 2**20  # of a recipe's file
 MAX_DEPTH = 20
 MAX_PARTS = 1000  # of a value, and letters of a text
@@ -228,9 +229,9 @@ class Recipe:
             raise ValueError(f"the values of training cannot work: {' '.join(str(error).split())}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the recipe as in its file, with all values of `crops` that are not None."""
+        """Returns the recipe as in its file, with the values of `crops` that are not None."""
         crops = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.crops).items()}
-        crops = {key: value for key, value in crops.items() if value is not None}
+        crops = {key: value for key, value in crops.items() if value not in (None, AS_BEFORE.get(key))}
         crops |= dict.fromkeys(self.auto_crops, "auto")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "auto_crops"}
         return {**{name: value for name, value in values.items() if value is not None}, "crops": crops}

@@ -31,7 +31,8 @@ from .losses.sinkhorn import sinkhorn_knopp
 from .masking import MaskBatch, mask_batch
 from .objectives import Objectives, check_objectives
 from .teachers import check_distillation_teacher, check_gram_teacher, patch_prototypes, teacher_config
-from .views import check_crops, check_global_crops, view_crops
+from .views import Views, check_crops, check_global_crops, see_crops, view_crops
+from .whole_steps import KnownOfStep, Preview, drawn_by, kept_statistics
 
 
 DINO = Objectives()
@@ -199,7 +200,9 @@ class DinoForPreTraining(DinoPreTrainedModel):
         objectives: Objectives = DINO,
         bool_masked_pos: torch.Tensor | MaskBatch | None = None,
         gram_pixel_values: Sequence[torch.Tensor] | None = None,
-    ) -> DinoForPreTrainingOutput:
+        known: KnownOfStep | None = None,
+        preview: int | None = None,
+    ) -> DinoForPreTrainingOutput | Preview:
         """
         Computes the losses and what is logged beside them.
 
@@ -213,6 +216,8 @@ class DinoForPreTraining(DinoPreTrainedModel):
                 CPU, moved to the device, spares a wait for the device.
             gram_pixel_values: the global crops as the Gram teacher sees them, each (B, C, h', w'); by default as the
                 teacher does.
+            known: of the whole step, where these images are a part of it, see `whole_steps.py`.
+            preview: a seed for the student's randomness; computes only what the other parts of a step must know.
 
         Raises:
             ValueError: if the crops do not fit the model or each other, or the objectives need what is not there.
@@ -223,38 +228,82 @@ class DinoForPreTraining(DinoPreTrainedModel):
         if objectives.uses_patches:
             check_global_crops(pixel_values[:num_global_crops], objectives, bool_masked_pos)
             masks = mask_batch(bool_masked_pos) if isinstance(bool_masked_pos, torch.Tensor) else bool_masked_pos
-        student = view_crops(
-            self.student,
-            pixel_values,
-            num_global_crops,
-            objectives,
-            masks,
-            sees_masked=False,
-            trains_backbone=not self.backbone_is_frozen,
-        )
-        with torch.no_grad():
-            seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher
-            teacher = view_crops(seer, pixel_values[:num_global_crops], num_global_crops, objectives, masks)
+        if preview is not None:
+            return self.preview(pixel_values, num_global_crops, objectives, masks, preview)
+        known = KnownOfStep() if known is None else known
+        with drawn_by(known.seed, self.device):
+            student = view_crops(
+                self.student,
+                pixel_values,
+                num_global_crops,
+                objectives,
+                masks,
+                sees_masked=False,
+                trains_backbone=not self.backbone_is_frozen,
+            )
+        teacher = known.teacher
+        if teacher is None:
+            teacher = self.view_as_teacher(pixel_values, num_global_crops, objectives, masks)
         losses, rest = {}, {}
         if objectives.dino_weight:
-            targets = self.targets(teacher.projection, self.center, teacher_temperature, objectives)
+            targets = known.targets
+            if targets is None:
+                targets = self.targets(teacher.projection, self.center, teacher_temperature, objectives)
             targets = targets.unflatten(0, (num_global_crops, -1))  # (G * B, K) -> (G, B, K)
             of_crops = crop_losses(student.projection, targets, student_temperature, objectives)
             losses |= of_crops
             rest |= crop_statistics(targets, of_crops, len(pixel_values) - num_global_crops)
             rest |= {"student_projection": student.projection, "teacher_projection": teacher.projection}
         if objectives.ibot_weight:
-            targets = self.targets(teacher.patch_projection, self.patch_center, teacher_temperature, objectives)
+            targets = known.patch_targets
+            if targets is None:
+                targets = self.targets(teacher.patch_projection, self.patch_center, teacher_temperature, objectives)
             losses["ibot"] = patch_loss(student.patch_projection, targets, masks, student_temperature)
             rest |= patch_statistics(targets, masks)
             rest["teacher_patch_projection"] = teacher.patch_projection
         if objectives.koleo_weight:
-            losses["koleo"] = spread_loss(student.features.chunk(len(pixel_values))[:num_global_crops], objectives)
+            features = student.features.chunk(len(pixel_values))[:num_global_crops]
+            losses["koleo"] = spread_loss(features, objectives, known.features, known.first)
         if objectives.gram_weight:
             crops = pixel_values[:num_global_crops]
             losses["gram"] = self.gram_loss(student.patch_tokens, crops, gram_pixel_values, objectives)
         weights = objectives.weights(num_global_crops, len(pixel_values) - num_global_crops)
         return DinoForPreTrainingOutput(loss=weighted_sum(losses, weights), losses=losses, **rest)
+
+    @torch.no_grad()
+    def view_as_teacher(
+        self,
+        crops: Sequence[torch.Tensor],
+        num_global_crops: int,
+        objectives: Objectives,
+        masks: MaskBatch | None,
+    ) -> Views:
+        """Computes what the teacher, or the one from which the student is distilled, says of the global crops."""
+        seer = self.teacher if self.distillation_teacher is None else self.distillation_teacher
+        return view_crops(seer, crops[:num_global_crops], num_global_crops, objectives, masks)
+
+    @torch.no_grad()
+    def preview(
+        self,
+        crops: Sequence[torch.Tensor],
+        num_global_crops: int,
+        objectives: Objectives,
+        masks: MaskBatch | None,
+        seed: int,
+    ) -> Preview:
+        """Computes what the other parts of a step must know of this one. Call the model with `preview` instead."""
+        preview = Preview()
+        if objectives.balances_step:
+            preview.teacher = self.view_as_teacher(crops, num_global_crops, objectives, masks)
+            preview.teacher.patch_tokens = None  # which no loss needs
+        if objectives.spreads_step:
+            sizes = {crop.shape[-2:] for crop in crops[:num_global_crops]}
+            alike = [crop for crop in crops if crop.shape[-2:] in sizes]  # which go through the backbone together
+            seen = crops[:num_global_crops] if objectives.uses_patches else alike
+            with drawn_by(seed, self.device), kept_statistics(self.student):
+                features, _ = see_crops(self.student, seen, num_global_crops, objectives, masks, sees_masked=False)
+            preview.features, preview.seed = features.chunk(len(seen))[:num_global_crops], seed
+        return preview
 
     def targets(
         self, outputs: torch.Tensor, center: torch.Tensor, temperature: float, objectives: Objectives

@@ -197,7 +197,7 @@ class StepCallback(TrainerCallback):
             for update, outputs in updates:
                 if isinstance(outputs.total, torch.Tensor):
                     update(outputs.total, args.center_momentum, count=outputs.count)
-        if args.gram_update_steps and (state.global_step + 1) % args.gram_update_steps == 0:
+        if args.updates_gram_teacher(state.global_step + 1):
             model.update_gram_teacher()
         self.sums = StepSums()
 

@@ -39,7 +39,7 @@ from .checkpoints import CheckpointedTrainer
 from .collectives import process_number
 from .curves import draw_curves
 from .masking import BlockMasks, MaskBatch, draw_masks, largest_block, mask_batch
-from .objectives import check_backbone, leaves_parameters_out
+from .objectives import Objectives, check_backbone, leaves_parameters_out
 from .optimization import (
     LARS,
     MOMENTUM,
@@ -54,6 +54,7 @@ from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
 from .teachers import check_distilled_patches
 from .training_folder import CURVES
+from .whole_steps import KnownOfStep, know_step
 
 
 logger = logging.get_logger(__name__)
@@ -129,6 +130,8 @@ class DinoTrainer(CheckpointedTrainer):
             check_best_can_be_kept(self, evaluation)
         self.evaluation = evaluation
         self._step_masks: dict[tuple[int, tuple[int, int]], torch.Tensor] = {}  # by step and grid
+        self._parts: list[dict] = []  # of the step that is computed
+        self._known: list[KnownOfStep] = []  # of each of them, where a loss depends on all
         self.steps = StepCallback(args, None if evaluation is None else evaluate_every)
         self.add_callback(self.steps)
 
@@ -210,21 +213,44 @@ class DinoTrainer(CheckpointedTrainer):
 
     # one step
 
+    def get_batch_samples(self, *args, **kwargs):
+        """Returns what the Trainer does, and keeps it: the parts of the step that comes next."""
+        self._parts, num_items = super().get_batch_samples(*args, **kwargs)
+        return self._parts, num_items
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Returns the loss of a micro-batch with the centers and teacher of the last optimizer step."""
         rates = self.steps.schedules.rates(self.state.global_step)
         objectives = self.args.objectives_at(rates)
+        part = self.steps.sums.num_batches
+        if model.training and part == 0:
+            self._known = self._know_step(model, objectives, rates["teacher_temperature"])
         output = model(
-            **inputs,
-            **({"bool_masked_pos": self._masks_of(inputs["pixel_values"])} if objectives.ibot_weight else {}),
-            num_global_crops=self.args.num_global_crops,
+            **self._arguments_of(inputs, part, objectives),
             student_temperature=self.args.student_temperature,
             teacher_temperature=rates["teacher_temperature"],
-            objectives=objectives,
+            known=self._known[part] if model.training and self._known else None,
         )
         if model.training:
             self.steps.sums.add(output)
         return (output.loss, output) if return_outputs else output.loss
+
+    def _know_step(self, model, objectives: Objectives, teacher_temperature: float) -> list[KnownOfStep]:
+        """Returns what the parts of a step must know of each other; nothing if they need not, or there is one."""
+        if len(self._parts) < 2 or not (objectives.balances_step or objectives.spreads_step):
+            return []
+        seeds = random.Random(f"{self.args.seed}-{self.state.global_step}-{process_number()}")
+        previews = []
+        for part, inputs in enumerate(self._parts):
+            arguments = self._arguments_of(self._prepare_inputs(inputs), part, objectives)
+            with torch.no_grad():
+                previews.append(model(**arguments, preview=seeds.getrandbits(63)))
+        return know_step(previews, objectives, teacher_temperature)
+
+    def _arguments_of(self, inputs: dict, part: int, objectives: Objectives) -> dict:
+        """Returns what the model must be given of a part of the step."""
+        masks = {"bool_masked_pos": self._masks_of(inputs["pixel_values"], part)} if objectives.ibot_weight else {}
+        return {**inputs, **masks, "num_global_crops": self.args.num_global_crops, "objectives": objectives}
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Does what the Trainer does, and draws the masks of the next step while the device computes this one."""
@@ -241,12 +267,12 @@ class DinoTrainer(CheckpointedTrainer):
             self._step_masks[step, grid] = draw_step_masks(self.args, step, grid)
         return self._step_masks[step, grid]
 
-    def _masks_of(self, crops: list[torch.Tensor]) -> MaskBatch:
-        """Returns the masks of a micro-batch's global crops, (G * B, P), from those of the whole step."""
+    def _masks_of(self, crops: list[torch.Tensor], part: int) -> MaskBatch:
+        """Returns the masks of a part's global crops, (G * B, P), from those of the whole step."""
         masks = self.draw_masks(self.state.global_step, self.model.student.backbone.grid(crops[0]))
         size = len(crops[0])
         # a step's images come as accelerate hands them out: a batch to each process, then the next micro-batch
-        first = (self.steps.sums.num_batches * self.args.world_size + process_number()) * size
+        first = (part * self.args.world_size + process_number()) * size
         return mask_batch(masks[:, first : first + size].flatten(0, 1)).to(crops[0].device)
 
     def floating_point_ops(self, inputs: dict) -> int:

@@ -113,8 +113,8 @@ class ReplacingDataset(Dataset):
 
 class MultiCropDataset(ReplacingDataset):
     """
-    Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch; with a
-    `gram_crop_size`, it has `"gram_pixel_values"`, too.
+    Makes crops of images: each item is `{"pixel_values": [crop, …]}`, with other crops in each epoch; and
+    with `"gram_pixel_values"`, where a Gram teacher sees other crops.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
 

@@ -55,21 +55,31 @@ def view_crops(
         sees_masked: whether the network sees the masked patches, as the teacher does.
         trains_backbone: whether gradients reach the backbone; else they end at its outputs.
     """
-    patch_tokens = patches = None
+    patches = None
     with torch.set_grad_enabled(torch.is_grad_enabled() and trains_backbone):
-        if objectives.uses_patches:
-            given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
-            images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
-            tokens = network.backbone(images, **given)  # (G * B, T, D)
-            patch_tokens = network.backbone.patch_tokens(tokens)
-            features = [network.backbone.pool(tokens), *pool_crops(network, crops[num_global_crops:], 0)]
-        else:
-            features = pool_crops(network, crops, num_global_crops)
-        features = torch.cat(features)
+        features, patch_tokens = see_crops(network, crops, num_global_crops, objectives, masks, sees_masked)
     if objectives.ibot_weight:
         patches = masked_tokens(patch_tokens, masks.indices)
     projection, patch_projection = project(network, features if objectives.dino_weight else None, patches)
     return Views(features, projection, patch_tokens, patch_projection)
+
+
+def see_crops(
+    network: DinoModel,
+    crops: Sequence[torch.Tensor],
+    num_global_crops: int,
+    objectives: Objectives,
+    masks: MaskBatch | None,
+    sees_masked: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Computes `features` and `patch_tokens` of [`Views`], what the backbone gives."""
+    if not objectives.uses_patches:
+        return torch.cat(pool_crops(network, crops, num_global_crops)), None
+    given = {} if sees_masked or masks is None else {"bool_masked_pos": masks.masks}
+    images = network.check_pixel_values(torch.cat(list(crops[:num_global_crops])))
+    tokens = network.backbone(images, **given)  # (G * B, T, D)
+    features = [network.backbone.pool(tokens), *pool_crops(network, crops[num_global_crops:], 0)]
+    return torch.cat(features), network.backbone.patch_tokens(tokens)
 
 
 def project(

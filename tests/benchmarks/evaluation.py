@@ -39,43 +39,9 @@ from modeling_dino.evaluation.knn_classification import classify_by_neighbours
 from modeling_dino.evaluation.linear import classify_linearly, features_to_classify
 from modeling_dino.evaluation.options import FeatureOptions
 from modeling_dino.evaluation.ranking import evaluate_each
-from modeling_dino.training.options import PretrainOptions
 from modeling_dino.training.pretrain import pretrain
 
 
-RECIPE = "small_data"
-OVERRIDES = (
-    "batch_size=32",
-    "base_learning_rate=0.008",
-    "model.image_size=28",
-    "model.num_channels=1",
-    "model.backbone=resnet18",  # in so few steps better than a ViT, which has to learn what a convolution is
-    "model.resnet_stem=cifar",
-    "model.patch_size=null",
-    "model.hidden_size=256",
-    "model.depths=[1,1,1,1]",
-    "model.projection_dim=4096",
-    "model.head_hidden_dim=256",
-    "model.head_bottleneck_dim=64",
-    "model.head_use_bn=true",
-    "crops.global_crop_size=28",
-    "crops.local_crop_size=20",
-    "crops.num_local_crops=2",
-    "crops.global_crop_scale=[0.6,1.0]",  # what tells a coat from a shirt is lost in small parts
-    "crops.local_crop_scale=[0.25,0.6]",
-    "crops.global_solarize_probability=[0,0]",
-    "crops.global_blur_probability=[0.2,0.1]",
-    "crops.local_blur_probability=0.1",
-    "crops.blur_radius=[0.1,0.6]",
-    "training.num_train_epochs=3",
-    "training.warmup_epochs=0.1",
-    "training.freeze_last_layer_epochs=0",
-    "training.final_weight_decay=0.04",
-    "training.teacher_temperature=0.04",
-    "training.teacher_momentum=0.996",
-    "training.final_teacher_momentum=0.996",
-    "training.save_strategy='no'",
-)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -110,9 +76,9 @@ def train_fashion(folder: Path, seed: int, source: Path) -> Trained:
     """Pretrains on the training images."""
     write_fashion(source, folder / "images")
     trained, untrained = folder / f"seed{seed}", folder / f"untrained{seed}"
-    options = {"recipe": RECIPE, "data": str(folder / "images" / "train"), "output": trained, "num_workers": 0}
-    started = time.monotonic()
-    pretrain(PretrainOptions(overrides=(*OVERRIDES, f"training.seed={seed}"), **options))
+    data, started = str(folder / "images" / "train"), time.monotonic()
+    overrides = [f"training.seed={seed}"]
+    pretrain(recipe="fashion_mnist_resnet", data=data, output=trained, overrides=overrides, num_workers=0)
     print(f"seed {seed} was pretrained in {(time.monotonic() - started) / 60:.0f} minutes", flush=True)
     torch.manual_seed(seed)
     DinoModel(DinoConfig.from_pretrained(trained, head_type=None)).save_pretrained(untrained)

@@ -27,11 +27,15 @@ SCENARIOS = {  # family, and arguments of the run
     "dinov3": ("dinov3", OBJECTIVES["dinov3"]),
     "patches": ("dinov2", {"ibot_weight": 1.0}),
     "patches accumulated": ("dinov2", {"ibot_weight": 1.0, **ACCUMULATED}),
+    "dinov2 accumulated": ("dinov2", {**OBJECTIVES["dinov2"], **ACCUMULATED}),
+    "dinov3 accumulated": ("dinov3", {**OBJECTIVES["dinov3"], **ACCUMULATED}),
     # of AdamW the first step after the backbone is trained is the gradient's sign, which rounding can turn
     "frozen backbone": ("resnet", {"freeze_backbone_epochs": 1, "optim": "sgd"}),
     "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
 }
-SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}  # in one process
+# in one process, which takes the batch at once
+SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}
+SAME_AS |= {"dinov2 accumulated": "dinov2", "dinov3 accumulated": "dinov3"}
 SHARDED = ("vit", *OBJECTIVES)
 BATCH_SIZE = 4  # of all processes
 

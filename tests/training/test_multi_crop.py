@@ -401,3 +401,18 @@ def test_a_gram_teacher_sees_the_global_crops_larger():
     smaller = [torch.nn.functional.avg_pool2d(crop, 2) for crop in larger[:2]]
     assert all((a - b).abs().mean() < 0.2 * a.std() for a, b in zip(found["pixel_values"], smaller))
     assert all(torch.equal(a, b) for a, b in zip(found["pixel_values"][2:], larger[2:], strict=True))
+
+
+@pytest.mark.parametrize("gram_crop_size", [None, 64])
+def test_a_gram_teacher_can_see_what_is_not_distorted(gram_crop_size):
+    """The same parts of the image, mirrored alike; the student's crops are as they would be without it."""
+    image = torch.rand(3, 70, 50)
+    config = MultiCropConfig(global_crop_size=32, local_crop_size=16, num_local_crops=2, gram_crop_size=gram_crop_size)
+    expected = MultiCrop(config).with_gram_crops(image, seed=3)
+    found = MultiCrop(replace(config, gram_distorted=False)).with_gram_crops(image, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(found["pixel_values"], expected["pixel_values"], strict=True))
+    plain = replace(
+        config, global_crop_size=gram_crop_size or 32, gram_crop_size=None, **{**PLAIN, "flip_probability": 0.5}
+    )
+    assert torch.equal(found["gram_pixel_values"][0], MultiCrop(plain)(image, seed=3)[0])  # the first that is drawn
+    assert len(found["gram_pixel_values"]) == 2

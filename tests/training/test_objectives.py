@@ -21,6 +21,7 @@ from modeling_dino.training.arguments import DinoTrainingArguments
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCHES = Objectives(ibot_weight=1.0)
 GRAM = Objectives(gram_weight=1.0)
+OF_TWO = {"koleo_weight": 0.1, "per_device_train_batch_size": 2}
 
 
 class StopAt(TrainerCallback):
@@ -306,9 +307,9 @@ def test_a_gram_teacher_of_another_family_is_refused(source, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"targets": "sinkhorn", "gradient_accumulation_steps": 2}, "targets=sinkhorn balances all images of a step"),
-        ({"koleo_weight": 0.1, "gradient_accumulation_steps": 2}, "KoLeo finds neighbours .*koleo_over_processes"),
         ({"koleo_weight": 0.1, "per_device_train_batch_size": 1}, "KoLeo of 1 images has no 1 nearest others"),
+        ({"koleo_neighbours": 4, "gradient_accumulation_steps": 2, **OF_TWO}, "KoLeo of 4 images has no 4 nearest"),
+        ({"koleo_over_processes": False, "koleo_neighbours": 2, **OF_TWO}, "KoLeo of 2 images has no 2 nearest"),
         ({"clip": "all"}, "clip='all' must be one of parameter, module"),
         ({"freeze_last_layer": "no"}, "freeze_last_layer='no'"),
         ({"layer_decay": 0.0}, "layer_decay=0.0"),
@@ -316,6 +317,8 @@ def test_a_gram_teacher_of_another_family_is_refused(source, message, tmp_path):
         ({"mask_ratios": [0.5]}, "mask_ratios="),
         ({"mask_share_of_crops": 1.5}, "the share 1.5 of masked crops"),
         ({"gram_update_steps": -1}, "gram_update_steps=-1"),
+        ({"gram_max_updates": 3}, "gram_max_updates=3 must be at least 1, and goes with gram_update_steps"),
+        ({"gram_max_updates": 0, "gram_update_steps": 2}, "gram_max_updates=0 must be at least 1"),
         ({"schedules": {"rate": {}}}, "schedules has 'rate', but only learning_rate, "),
         ({"schedules": {"learning_rate": {"start": 0.0}}}, "schedules.learning_rate must have start, peak, end"),
         ({"schedules": {"gram_weight": {"start": 0, "peak": 1, "end": 1}}}, "schedules.gram_weight.start=0 must be"),

@@ -31,6 +31,7 @@ def test_the_recipes_there_are():
         "dinov3_vit_7b",
         "dinov3_vit_7b_gram",
         "dinov3_vit_large",
+        "fashion_mnist_resnet",
         "photographs",
         "resnet50",
         "small_data",
@@ -302,6 +303,9 @@ def test_the_image_transform():
     assert recipe.image_transform == {"image_mean": [0, 0.5, 1], "image_std": [1, 1, 1], "rescale_factor": 1e-3}
     assert not load_recipe("small_data").image_transform
     assert "image_mean" not in load_recipe("small_data").to_dict(), "a run of a version without it is the same"
+    assert "gram_distorted" not in load_recipe("small_data").to_dict()["crops"]
+    undistorted = load_recipe("small_data", ["crops.gram_distorted=false"])
+    assert undistorted.replace({}).crops.gram_distorted is False
     assert Recipe().replace(recipe.flat()) == recipe
 
 

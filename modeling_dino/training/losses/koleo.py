@@ -17,7 +17,13 @@ from .cross_entropy import at_least_float32, without_autocast
 EPSILON = 1e-8  # added to each difference and to each distance
 
 
-def koleo_loss(features: torch.Tensor, num_neighbours: int = 1, over_processes: bool = False) -> torch.Tensor:
+def koleo_loss(
+    features: torch.Tensor,
+    num_neighbours: int = 1,
+    over_processes: bool = False,
+    whole: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
     """
     Returns the mean of minus the logarithm of the distance between a feature and its nearest others.
 
@@ -29,13 +35,16 @@ def koleo_loss(features: torch.Tensor, num_neighbours: int = 1, over_processes: 
     ```
 
     Call it for the features of each global crop by themselves: two crops of one image are near each other, and should
-    be. Neighbours are found among the images of one call; those of other micro-batches are not among them.
+    be. Neighbours are found among the images of one call, or of all parts of a step, where these are passed.
 
     Args:
         features: (B, D), the student's before the head, as CLS tokens.
         num_neighbours: 1 in DINOv2.
         over_processes: find the neighbours among the features of all processes, of which each has B. The mean of
             their losses and gradients, as distributed training takes it, is that of one process with all images.
+        whole: (N, D), the features of all parts of a step, where they come one after another, as this process computed
+            them before without gradient; `features` are the rows from `first` on. The loss is that of all N. The mean
+            of the gradients of the parts, as accumulation takes it, is that of all N at once.
 
     Returns:
         a scalar, at least in float32.
@@ -45,6 +54,9 @@ def koleo_loss(features: torch.Tensor, num_neighbours: int = 1, over_processes: 
     """
     with without_autocast(features):
         own = F.normalize(at_least_float32(features), dim=-1, eps=EPSILON)
+        if whole is not None:
+            rest = F.normalize(at_least_float32(whole.detach()), dim=-1, eps=EPSILON)
+            own = torch.cat([rest[:first], own, rest[first + len(features) :]])
         everyone = gather_over_processes(own) if over_processes else own
         if not 1 <= num_neighbours < len(everyone):
             raise ValueError(
@@ -53,7 +65,9 @@ def koleo_loss(features: torch.Tensor, num_neighbours: int = 1, over_processes: 
             )
         neighbours = nearest_others(own, everyone, num_neighbours)  # (B, num_neighbours)
         distances = F.pairwise_distance(own.unsqueeze(1), everyone[neighbours], eps=EPSILON)
-        return -(distances + EPSILON).log().mean()
+        loss = -(distances + EPSILON).log().mean()
+        # of the value the mean over parts is that of all; of gradients each part has its own alone
+        return loss + (len(own) / len(features) - 1) * (loss - loss.detach())
 
 
 @torch.no_grad()
