@@ -15,6 +15,7 @@ from modeling_dino.runtime.processes import leave_processes
 from modeling_dino.training.masking import mask_batch
 from modeling_dino.training.optimization import clip_each_gradient, parameter_groups, set_rates
 from modeling_dino.training.trainer import collate_crops, draw_step_masks
+from modeling_dino.training.whole_steps import know_step
 
 
 ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
@@ -53,7 +54,7 @@ def run(name: str, folder: Path, num_processes: int, resume: bool = False):
 
 def run_sharded(family: str, folder: Path, rank: int, num_processes: int) -> dict[str, torch.Tensor]:
     """Some steps by hand, of a model that is sharded (FSDP 2) if there are several processes, with the losses of its
-    family. Accelerate does not shard on a CPU, so the trainer cannot be asked."""
+    family; with Sinkhorn-Knopp in parts. Accelerate does not shard on a CPU, so the trainer cannot be asked."""
     names = {field.name for field in fields(Objectives)}
     objectives = Objectives(**{name: x for name, x in OBJECTIVES.get(family, {}).items() if name in names})
     model = tiny_model(family).train()
@@ -68,15 +69,26 @@ def run_sharded(family: str, folder: Path, rank: int, num_processes: int) -> dic
     data = RandomCrops()
     size = BATCH_SIZE // num_processes
     for step in range(4):
-        first = step * BATCH_SIZE + rank * size
-        batch = collate_crops([data[i] for i in range(first, first + size)])
+        images = [data[i] for i in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)]
+        masks = None
         if objectives.ibot_weight:
-            grid = (batch["pixel_values"][0].shape[-1] // model.config.patch_size,) * 2
+            grid = (images[0]["pixel_values"][0].shape[-1] // model.config.patch_size,) * 2
             args = arguments(folder, per_device_train_batch_size=size, ibot_weight=1.0)
-            masks = draw_step_masks(args, step, grid)[:, rank * size : (rank + 1) * size]
-            batch["bool_masked_pos"] = mask_batch(masks.flatten(0, 1))
-        output = model(**batch, objectives=objectives)
-        output.loss.backward()
+            masks = draw_step_masks(args, step, grid)  # the same in all processes, of all images
+        is_accumulated = num_processes > 1 and objectives.targets == "sinkhorn"
+        of_process = range(rank * size, (rank + 1) * size)
+        parts = []
+        for rows in [[i] for i in of_process] if is_accumulated else [list(of_process)]:
+            parts.append({**collate_crops([images[i] for i in rows]), "objectives": objectives})
+            if masks is not None:
+                parts[-1]["bool_masked_pos"] = mask_batch(masks[:, rows].flatten(0, 1))
+        known = [None]
+        if is_accumulated:
+            with torch.no_grad():
+                known = know_step([model(**part, preview=0) for part in parts], objectives, teacher_temperature=0.04)
+        for part, of_step in zip(parts, known):
+            output = model(**part, known=of_step)
+            (output.loss / len(parts)).backward()
         clip_each_gradient(model.parameters(), max_norm=0.1)
         set_rates(optimizer, learning_rate=1e-3, weight_decay=0.1)
         optimizer.step()
