@@ -40,7 +40,8 @@ bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise id
 	dino bench --models vit_tiny --what training-dinov2,training-dinov2-patch-head --rounds 5 $(BENCH)-training-dinov2.json
 	dino bench --models vit_tiny,dino_vitb16 --what loading --rounds 3 $(BENCH)-loading.json
 	dino bench --models vit_tiny --what knn --rounds 3 $(BENCH)-knn.json
-	dino bench --models vit_tiny --what extraction --threads 2 --rounds 2 $(BENCH)-extraction.json
+	dino bench --models vit_tiny --what extraction --extraction-images 600 --threads 2 --rounds 2 $(BENCH)-extraction.json
+	dino bench --models dino_vits16 --what extraction --extraction-images 200 --threads 2 --rounds 2 $(BENCH)-extraction-vits16.json
 
 DEVICE = cuda
 SIZE = full

@@ -230,7 +230,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
             masks = mask_batch(bool_masked_pos) if isinstance(bool_masked_pos, torch.Tensor) else bool_masked_pos
         if preview is not None:
             return self.preview(pixel_values, num_global_crops, objectives, masks, preview)
-        known = KnownOfStep() if known is None else known
+        known = known or KnownOfStep()
         with drawn_by(known.seed, self.device):
             student = view_crops(
                 self.student,
@@ -241,9 +241,7 @@ class DinoForPreTraining(DinoPreTrainedModel):
                 sees_masked=False,
                 trains_backbone=not self.backbone_is_frozen,
             )
-        teacher = known.teacher
-        if teacher is None:
-            teacher = self.view_as_teacher(pixel_values, num_global_crops, objectives, masks)
+        teacher = known.teacher or self.view_as_teacher(pixel_values, num_global_crops, objectives, masks)
         losses, rest = {}, {}
         if objectives.dino_weight:
             targets = known.targets

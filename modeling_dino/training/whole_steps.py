@@ -5,9 +5,9 @@ Sinkhorn-Knopp balances the teacher's outputs for all of them, and KoLeo looks f
 over its parts twice:
 
 ```
-previews = [model(part, preview=True) for part in parts]            # without gradients
+previews = [model(part, preview=seed) for part, seed in zip(parts, seeds)]    # without gradients
 for part, known in zip(parts, know_step(previews, …)):
-    (model(part, known=known).loss / len(parts)).backward()         # with targets and neighbours of the whole step
+    (model(part, known=known).loss / len(parts)).backward()                 # targets, neighbours: of the whole step
 ```
 
 The teacher sees each image once, in its preview. The student sees the global crops in both passes, with the same
