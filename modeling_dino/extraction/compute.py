@@ -39,6 +39,7 @@ class FeatureComputer:
         features: computes them of pixel values on the device.
         normalize: makes pixel values of transformed images.
         shapes: columns of features, and the shape of an image's.
+        callers: how many threads call it at a time; by default those of [`computing_threads`].
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class FeatureComputer:
         settings: ExtractionSettings,
         normalize: Callable[[torch.Tensor], torch.Tensor],
         shapes: dict[str, tuple[int, ...]],
+        callers: int | None = None,
     ):
         self.features, self.device = features, device
         self.settings, self.normalize, self.shapes = settings, normalize, shapes
         self.max_batch_size = settings.batch_size
-        self.num_threads = batches_at_once(device)
-        self.places, self.waits_for_all = Semaphore(self.num_threads), Lock()
+        self.callers = batches_at_once(device) if callers is None else callers
+        self.places, self.waits_for_all = Semaphore(self.callers), Lock()
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> dict[str, torch.Tensor]:
@@ -102,12 +104,12 @@ class FeatureComputer:
     def _alone(self) -> Iterator[None]:
         """Waits until no other thread computes, whose batch would take memory, too, and lets none begin."""
         with self.waits_for_all:
-            for _ in range(self.num_threads):
+            for _ in range(self.callers):
                 self.places.acquire()
             try:
                 yield
             finally:
-                self.places.release(self.num_threads)
+                self.places.release(self.callers)
 
     def _compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         features = self.features(self.normalize(pixels.to(self.device, non_blocking=True)))

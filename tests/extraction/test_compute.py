@@ -15,8 +15,8 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
 def two_threads(features, batch_size: int, num_images: int) -> int:
     """Computes the means of two batches of noise, each in a thread; returns the size of batches at the end."""
     settings = ExtractionSettings(model="", images="", batch_size=batch_size)
-    compute = FeatureComputer(features, torch.device("cpu"), settings, lambda pixels: pixels, {"feature": (3,)})
-    compute.num_threads, compute.places = 2, threading.Semaphore(2)
+    device, shapes = torch.device("cpu"), {"feature": (3,)}
+    compute = FeatureComputer(features, device, settings, lambda pixels: pixels, shapes, callers=2)
     pixels = torch.rand(2, num_images, 3, 8, 8)
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(compute, [Images(None, [{"index": i} for i in range(num_images)], x) for x in pixels])
