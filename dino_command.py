@@ -14,8 +14,6 @@ def main():
     answer_without_import(sys.argv[1:])
     from modeling_dino.cli import main
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.unraisablehook = interrupt_again
     try:
         main()
     except KeyboardInterrupt:
@@ -27,16 +25,6 @@ def main():
 def keep_interrupts_quiet():
     """Makes Ctrl-C end the process at once, without a traceback."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-
-
-def interrupt_again(ignored: "sys.UnraisableHookArgs"):
-    """Repeats a Ctrl-C that came where Python ignores exceptions, as while it starts a process."""
-    if not issubclass(ignored.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(ignored)
-        return
-    from threading import Timer
-
-    Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()  # seconds, in which this function ends
 
 
 def answer_without_import(arguments: list[str]):

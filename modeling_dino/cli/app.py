@@ -11,10 +11,9 @@
 import logging
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -26,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..runtime.extras import versions
 from ..runtime.printing import printable
 from ..runtime.processes import leave_processes
+from ..runtime.signals import ENDED, ended_by_signals
 from .commands import COMMANDS
 from .help import WholeHelpGroup
 from .options import add_command
@@ -33,7 +33,6 @@ from .options import add_command
 
 USERS_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError, HTTPError)
 TRACEBACK = "--traceback"
-ENDED = 128 + signal.SIGTERM  # exit code
 ENDED_READER = re.compile(r"DataLoader worker .*? (?:is killed by signal: (\w*)|exited unexpectedly)")
 
 app = typer.Typer(
@@ -136,10 +135,8 @@ def message_of(error: Exception, arguments: list[str]) -> str:
 def run(app: typer.Typer, **kwargs: Any):
     """Runs a command line, by the table above."""
     arguments = sys.argv[1:]
-    with suppress(ValueError):  # only the main thread can
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # temporary files are removed
     try:
-        with clean_terminal():
+        with ended_by_signals(), clean_terminal():
             app(**kwargs)
     except Exception as error:
         if TRACEBACK in arguments[:1]:

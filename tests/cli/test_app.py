@@ -5,14 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import dino_command
 from modeling_dino.runtime.printing import printable
 
 
@@ -123,19 +121,6 @@ def test_ctrl_c_is_quiet_from_the_start(tmp_path, start, seconds):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-
-
-def test_ctrl_c_where_python_ignores_exceptions_is_repeated(capsys):
-    """It does so in what it calls when a process is forked, and in `__del__`."""
-    # as the command does; a shell lets what it starts in the background ignore Ctrl-C
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        dino_command.interrupt_again(SimpleNamespace(exc_type=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            time.sleep(10)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):

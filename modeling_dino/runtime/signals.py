@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends a command by Ctrl-C and SIGTERM through exceptions, so that its temporary files are removed."""
+
+import logging  # noqa: F401 (its lock is released before `FORKING` is, as what is registered first)
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, Timer, current_thread, main_thread
+
+
+ENDED = 128 + signal.SIGTERM  # exit code
+SECONDS = 0.05  # after which a signal comes again; what ignores exceptions takes less
+
+FORKING = Lock()
+if hasattr(os, "register_at_fork"):
+    # methods in C, within which no signal is handled
+    os.register_at_fork(before=FORKING.acquire, after_in_parent=FORKING.release, after_in_child=FORKING.release)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """
+    Lets SIGINT raise KeyboardInterrupt, and SIGTERM SystemExit, wherever they come.
+
+    Python ignores exceptions in destructors and while it forks: there the command would go on as if nothing had been
+    said, and a lock might never be released. So signals wait while the process forks, and come again where their
+    exception was ignored.
+    """
+    if current_thread() is not main_thread():  # which alone can
+        yield
+        return
+    hook, sys.unraisablehook = sys.unraisablehook, end_again
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def end(number: int, frame: object):
+    """Raises the exception of a signal, at once or after a fork."""
+    if FORKING.locked():
+        repeat(number)
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        sys.exit(ENDED)
+
+
+def end_again(ignored: "sys.UnraisableHookArgs"):
+    """Repeats a signal whose exception was ignored."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        repeat(signal.SIGINT)
+    elif issubclass(ignored.exc_type, SystemExit):
+        repeat(signal.SIGTERM)
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def repeat(number: int):
+    """Lets a signal come again."""
+    again = Timer(SECONDS, os.kill, [os.getpid(), number])
+    again.daemon = True
+    again.start()
