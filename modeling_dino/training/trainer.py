@@ -363,11 +363,11 @@ class DinoTrainer(CheckpointedTrainer):
 
 
 def check_model(model: DinoForPreTraining):
-    """Raises ValueError if it is no model for pretraining, or not in float32, in which alone small steps are kept."""
+    """Raises ValueError if it is no model for pretraining, or in a half precision, in which small steps are lost."""
     if not isinstance(model, DinoForPreTraining):
         raise ValueError(f"the model is a {type(model).__name__}: make a DinoForPreTraining of it (from_model)")
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.float32}:
+    if dtypes - {torch.float32, torch.float64}:
         raise ValueError(
             f"the weights are in {', '.join(map(str, dtypes))}, in which the teacher would not move: load them with "
             "dtype=torch.float32, and set bf16=True to compute in half precision"

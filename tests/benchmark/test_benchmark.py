@@ -61,7 +61,7 @@ def test_the_command_measures_everything(models, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_an_extraction_is_measured_by_each_engine(tmp_path, monkeypatch):
-    """The vectors are compared with the pipelines'; the processor's time of the halves is a share of that of the whole."""
+    """The vectors are compared with the pipelines', and each engine has the halves' share of the processor's time."""
     monkeypatch.setattr("modeling_dino.benchmark.extraction.installed_engines", lambda: ["onnxruntime"])
     DinoModel(shallow_config("vit")).save_pretrained(tmp_path)
     options = BenchOptions(models=(str(tmp_path),), what=("extraction",), rounds=1, extraction_images=8)

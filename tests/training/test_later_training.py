@@ -1,8 +1,10 @@
 """Whole runs of DINOv2 and DINOv3, by the model and a step by hand, and by the trainer itself."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from golden_data import assert_close, read_golden, with_prefix
+from golden_data import TOLERANCE, assert_close, read_golden, with_prefix
 from later_training import (
     CENTER_MOMENTUM,
     GLOBAL_CROPS,
@@ -25,6 +27,7 @@ from transformers import TrainerCallback
 from modeling_dino.training.trainer import DinoTrainer
 
 
+PRECISIONS = [torch.float32, torch.float64]
 RUNS = {}  # name -> the original's settings, its tensors, and what computes its rates
 for file, rates_of_step in (("dinov2_training", dinov2_rates), ("dinov3_training", dinov3_rates)):
     metadata, all_tensors = read_golden(file)
@@ -42,10 +45,26 @@ def assert_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Te
 
 
 def assert_end(model, tensors: dict[str, torch.Tensor]):
-    """The weights at the end of a run."""
+    """
+    The weights at the end of a run: each of them in float64. In float32 Adam makes the rounding of the smallest
+    gradients, which differs between processors, as large as a step; so there the length of the difference is compared.
+    """
     for which in ("student", "teacher", "gram_teacher"):
         if expected := by_our_names(with_prefix(tensors, f"{which}_final.")):
-            assert_weights(getattr(model, which).state_dict(), expected)
+            actual = getattr(model, which).state_dict()
+            if model.dtype == torch.float64:
+                assert_weights(actual, expected)
+            assert set(actual) == set(expected)
+            for name, theirs in comparable(expected).items():
+                difference = (comparable(actual)[name].double() - theirs).norm() / theirs.norm()
+                assert difference <= TOLERANCE, f"{name} differs by {difference:.2e} relative"
+
+
+def recorded(name: str, dtype: torch.dtype) -> tuple[dict, dict[str, torch.Tensor], Callable]:
+    """One of `RUNS` with its tensors in a precision."""
+    settings, tensors, rates_of_step = RUNS[name]
+    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    return settings, tensors, rates_of_step
 
 
 def assert_centers(model, batch: dict[str, torch.Tensor]):
@@ -57,10 +76,11 @@ def assert_centers(model, batch: dict[str, torch.Tensor]):
             assert not getattr(model, ours).any()
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", RUNS)
-def test_the_originals_run_by_hand(name):
-    settings, tensors, rates_of_step = RUNS[name]
-    model = model_of(settings, tensors)
+def test_the_originals_run_by_hand(name, dtype):
+    settings, tensors, rates_of_step = recorded(name, dtype)
+    model = model_of(settings, tensors).to(dtype)
     run = StepByHand(settings, model)
     for step in range(settings["steps"]):
         batch, rates, log = with_prefix(tensors, f"step{step}."), rates_of_step(settings, step), settings["log"][step]
@@ -177,11 +197,12 @@ def dinov3_arguments(settings: dict) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", RUNS)
-def test_the_originals_run_by_the_trainer(name, tmp_path):
-    settings, tensors, _ = RUNS[name]
+def test_the_originals_run_by_the_trainer(name, dtype, tmp_path):
+    settings, tensors, _ = recorded(name, dtype)
     trainer = RecordedMasks(
-        model_of(settings, tensors),
+        model_of(settings, tensors).to(dtype),
         arguments(tmp_path, **arguments_of(settings)),
         train_dataset=LaterCrops(settings, tensors),
         callbacks=[Recorder(settings, tensors)],
