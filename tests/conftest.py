@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 import sys
@@ -42,6 +43,12 @@ def pytest_terminal_summary(terminalreporter):
         for name, text in report.user_properties if report.when == "teardown" else ():
             if name == LEFT:
                 terminalreporter.write_line(f"{report.nodeid} {name}: {text}")
+
+
+def pytest_collection_finish():
+    """Lets the collector of garbage leave alone what was imported and collected; the Trainer calls it in each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=sorted(TINY_BACKBONES))

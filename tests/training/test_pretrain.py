@@ -20,6 +20,7 @@ from modeling_dino.image_processing_dino import image_processor_config
 from modeling_dino.runtime.whole_files import one_writer
 from modeling_dino.training import pretrain as module
 from modeling_dino.training.arguments import DinoTrainingArguments
+from modeling_dino.training.curves import draw_curves
 from modeling_dino.training.knn_evaluation import labelled_features, split
 from modeling_dino.training.multi_crop import MultiCrop
 from modeling_dino.training.options import PretrainOptions
@@ -63,8 +64,10 @@ def run(folder, output, *overrides, **arguments):
 
 @pytest.fixture(scope="module")
 def finished(folder, one_thread):
-    """A run."""
-    run(folder, folder / "finished", eval_knn=[str(folder / "images")], eval_every=2)
+    """A run with curves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_dino.training.trainer.draw_curves", draw_curves)
+        run(folder, folder / "finished", eval_knn=[str(folder / "images")], eval_every=2)
     return folder / "finished"
 
 

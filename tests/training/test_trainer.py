@@ -34,12 +34,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch):
-    """Curves, which test_trainer_curves.py is about, take longer than the tiny runs here."""
-    monkeypatch.setattr("modeling_dino.training.trainer.draw_curves", lambda *_: None)
-
-
 class GoldenCrops(Dataset):
     """The crops of the recorded run, in their order."""
 

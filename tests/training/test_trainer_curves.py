@@ -2,8 +2,12 @@
 
 import sys
 
+import pytest
 from PIL import Image
 from random_crops import trainer_of
+
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def test_a_trainer_of_ones_own_leaves_curves(tmp_path):
