@@ -365,6 +365,8 @@ def test_half_precision_is_near_and_stored_in_float32(tmp_path, folder, dtype):
 
 
 COMPILED = """
+import functools, torch
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # test_modeling_dino.py waits for the compiler
 from modeling_dino.extraction.extract import extract_features
 from modeling_dino.extraction.options import ExtractionSettings, ExtractOptions
 options = {{"model": {model!r}, "images": {images!r}, "output": "compiled", "batch_size": 11}}
