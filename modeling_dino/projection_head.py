@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from .configuration_dino import HEAD_SIZES, DinoConfig
 
 
+MANY_ROWS = 2  # for each column of the prototypes; measured on a CPU in float32 and bfloat16
+
+
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """Scales to unit length along the last dimension, with a floor of the norm that the dtype can represent."""
     return nn.functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
@@ -55,6 +58,10 @@ class WeightNormLinear(nn.Module):
             self.weight_g = nn.Parameter(gain)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) > MANY_ROWS * x.shape[-1]:
+            # passes over all prototypes cost less than those over the outputs, and autograd keeps none of these
+            scales = self.weight_g / row_lengths(self.weight_v).unsqueeze(1)
+            return nn.functional.linear(x, self.weight_v * scales.to(self.weight_v.dtype))
         if self.training and torch.is_grad_enabled():
             return WeightNormProduct.apply(x, self.weight_v, self.weight_g)
         return self.plain(x)

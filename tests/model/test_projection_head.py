@@ -18,6 +18,9 @@ NAMES = {"out_dim": "projection_dim", "hidden_dim": "head_hidden_dim", "bottlene
 NAMES |= {"in_dim": "hidden_size", "nlayers": "head_num_layers", "use_bn": "head_use_bn", "mlp_bias": "head_bias"}
 
 
+FEW_AND_MANY = [6, 50]  # rows for 12 columns of prototypes, below and above `MANY_ROWS`
+
+
 def fresh_head(arguments: dict, **options) -> DinoHead:
     arguments = {NAMES.get(key, key): value for key, value in arguments.items()}
     return DinoModel(DinoConfig(num_attention_heads=1, num_hidden_layers=1, **arguments, **options)).head
@@ -181,7 +184,8 @@ def test_gain(frozen):
         assert (gain == 1).all()
 
 
-def test_gradients_equal_torchs_weight_norm():
+@pytest.mark.parametrize("rows", FEW_AND_MANY)
+def test_gradients_equal_torchs_weight_norm(rows):
     """The product of gain and direction, against PyTorch's own parametrisation, in double precision."""
     ours = DinoModel(tiny_config(norm_last_layer=False)).head.last_layer
     theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(12, 24, bias=False))
@@ -189,21 +193,22 @@ def test_gradients_equal_torchs_weight_norm():
         ours.weight_g.uniform_(0.5, 2)
         theirs.parametrizations.weight.original0.copy_(ours.weight_g)
         theirs.parametrizations.weight.original1.copy_(ours.weight_v)
-    x, direction = torch.randn(5, 12), torch.randn(5, 24)
+    x, direction = torch.randn(rows, 12), torch.randn(rows, 24)
     (ours(x) * direction).sum().backward()
     (theirs(x) * direction).sum().backward()
     assert_close(ours.weight_g.grad, theirs.parametrizations.weight.original0.grad)
     assert_close(ours.weight_v.grad, theirs.parametrizations.weight.original1.grad)
 
 
+@pytest.mark.parametrize("rows", FEW_AND_MANY)
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_in_training_outputs_and_gradients_are_those_of_autograd(frozen, dtype):
+def test_in_training_outputs_and_gradients_are_those_of_autograd(frozen, dtype, rows):
     """Also where a weight or the input is not trained, and under autocast, in whose dtype both round alike."""
     layer = DinoModel(tiny_config(norm_last_layer=frozen)).head.last_layer.train()
     layer = layer if dtype == torch.bfloat16 else layer.to(dtype)
-    x = torch.randn(6, 12).to(layer.weight_v.dtype)
-    direction = torch.randn(6, 24).to(x.dtype)
+    x = torch.randn(rows, 12).to(layer.weight_v.dtype)
+    direction = torch.randn(rows, 24).to(x.dtype)
     tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
     for of_x, of_weight in ((True, True), (True, False), (False, True)):
         found = []
