@@ -58,6 +58,12 @@ def dtype_of_gradient(student: torch.Tensor) -> torch.dtype:
     return torch.float32 if student.dtype == torch.float16 else student.dtype
 
 
+def scaled_gradient(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient that a loss has saved, times that of the loss, in the student's dtype."""
+    (of_student,) = ctx.saved_tensors
+    return (of_student * gradient.to(of_student.dtype)).to(ctx.dtype)
+
+
 def mean_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Returns the entropy in nats along the last dimension, averaged over the others."""
     return torch.special.entr(probabilities).sum(-1).mean()

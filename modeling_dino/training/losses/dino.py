@@ -14,7 +14,7 @@ Letters in shapes: G global crops that the teacher sees, S crops of the student,
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cross_entropy import cross_entropy_and_gradient
+from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient, scaled_gradient
 
 
 def cross_view_entropy(
@@ -73,29 +73,32 @@ class CrossViewEntropy(torch.autograd.Function):
         num_global_crops, batch_size, _ = targets.shape
         num_crops = len(student) // batch_size
         num_terms = pair_count(num_global_crops, num_crops, ignore_diagonal) * batch_size  # pairs times images
-        gradients, targets_of_all = [], targets.sum(0)
+        with_gradient = with_gradient and ctx.needs_input_grad[0]  # the latter is true under no_grad, too
+        gradient = torch.empty_like(student, dtype=dtype_of_gradient(student)) if with_gradient else None
+        targets_of_all = targets.sum(0)
         total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
-        for crop, output in enumerate(student.chunk(num_crops)):
+        for crop in range(num_crops):
+            rows = slice(crop * batch_size, (crop + 1) * batch_size)
             is_seen = ignore_diagonal and crop < num_global_crops  # by the teacher
-            part, gradient = cross_entropy_and_gradient(
-                output,
+            part, of_crop = cross_entropy_and_gradient(
+                student[rows],
                 targets_of_all - targets[crop] if is_seen else targets_of_all,
                 temperature,
                 mass=num_global_crops - is_seen,  # to which the targets sum
                 divisor=num_terms,
-                with_gradient=with_gradient and ctx.needs_input_grad[0],  # the latter is true under no_grad, too
+                with_gradient=with_gradient,
             )
             total += part
-            gradients.append(gradient)
-        ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
+            if with_gradient:
+                gradient[rows] = of_crop
+        ctx.save_for_backward(gradient)
         ctx.dtype = student.dtype
         return total / num_terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        parts = [(part * gradient.to(part.dtype)).to(ctx.dtype) for part in ctx.saved_tensors]
-        return torch.cat(parts), *[None] * 4
+        return scaled_gradient(ctx, gradient), *[None] * 4
 
 
 def pair_count(num_global_crops: int, num_crops: int, ignore_diagonal: bool = True) -> int:

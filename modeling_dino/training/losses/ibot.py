@@ -24,7 +24,7 @@ Letters in shapes: N global crops (all of them, masked or not), P patches of a c
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient
+from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient, scaled_gradient
 
 
 ELEMENTS_ON_CPU = 2**20  # of patches x prototypes at once; so many stay in the cache, in half the time
@@ -128,5 +128,4 @@ class MaskedPatchEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (of_student,) = ctx.saved_tensors
-        return (of_student * gradient.to(of_student.dtype)).to(ctx.dtype), *[None] * 5
+        return scaled_gradient(ctx, gradient), *[None] * 5
