@@ -32,6 +32,7 @@ EXTRAS = {
     "export": EXPORT,
     "train": TRAIN,
     "report": REPORT,
+    "lora": (*TRAIN, "peft"),
     "demo": (*TRAIN, *REPORT, "skimage"),
     "tiff": (*CLI, "tifffile"),
     "video": (*CLI, "av"),

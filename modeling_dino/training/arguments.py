@@ -70,6 +70,8 @@ class DinoTrainingArguments(TrainingArguments):
             so that Adam's moments gather.
         freeze_backbone_epochs: in which the heads alone are trained, and the backbones of student and teacher stay as
             they are, batch norms included; for fresh heads on a trained backbone.
+        lora_rank: train adapters of this rank in the linear layers of the backbone, and not its weights (LoRA); they
+            are merged at the end. 0 for none.
         layer_decay: the learning rate of each layer of the backbone over that of the next.
         patch_embed_multiplier: by which the learning rate of the patch embedding is multiplied besides.
         teacher_momentum, final_teacher_momentum: how much of the teacher stays in a step. Small batches want more.
@@ -113,6 +115,7 @@ class DinoTrainingArguments(TrainingArguments):
     freeze_last_layer_epochs: float = 1
     freeze_last_layer: str = "gradient"
     freeze_backbone_epochs: float = 0
+    lora_rank: int = 0
     layer_decay: float = 1.0
     patch_embed_multiplier: float = 1.0
     teacher_momentum: float = 0.996
@@ -248,6 +251,13 @@ class DinoTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"freeze_backbone_epochs={self.freeze_backbone_epochs} trains the heads alone, which no loss uses: "
                 "set dino_weight or ibot_weight, or freeze_backbone_epochs=0"
+            )
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0")
+        if self.lora_rank and self.gram_update_steps:
+            raise ValueError(
+                "the Gram teacher has no adapters, and cannot become a teacher with some: set lora_rank=0 or "
+                "gram_update_steps=0"
             )
         if self.gram_update_steps < 0:
             raise ValueError(f"gram_update_steps={self.gram_update_steps} must be at least 0")

@@ -34,6 +34,7 @@ from transformers.utils import logging
 from ..checkpoint_files import read_center
 from ..modeling_dino import DinoModel
 from ..runtime.extras import require
+from .adapters import check_adapters, low_rank_adapters
 from .arguments import DinoTrainingArguments
 from .checkpoints import CheckpointedTrainer
 from .collectives import process_number
@@ -126,6 +127,8 @@ class DinoTrainer(CheckpointedTrainer):
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError("FSDP 1 joins parameters into one, so that each cannot be clipped: set fsdp_version to 2")
+        if self.is_fsdp_enabled and args.lora_rank:
+            raise ValueError("lora_rank does not go with FSDP: train with DDP, or without it")
         if args.load_best_model_at_end:
             check_best_can_be_kept(self, evaluation)
         self.evaluation = evaluation
@@ -323,7 +326,7 @@ class DinoTrainer(CheckpointedTrainer):
         """
         Does what [`CheckpointedTrainer.train`] does, and draws what was logged as `curves.png` in the output folder,
         where matplotlib is installed. With `load_best_model_at_end` the model is the best at the end: that of a
-        checkpoint, or as it was given to the trainer.
+        checkpoint, or as it was given to the trainer. Adapters (`lora_rank`) are merged then.
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the last whole one in the output folder.
@@ -333,14 +336,15 @@ class DinoTrainer(CheckpointedTrainer):
         """
         if self.evaluation is not None:
             self.args.eval_on_start = not resume_from_checkpoint
-        start = copy_of(self.model.state_dict()) if self.args.load_best_model_at_end else None
-        trained = super().train(resume_from_checkpoint, **kwargs)
+        with low_rank_adapters(self.model, self.args.lora_rank):
+            start = copy_of(self.model.state_dict()) if self.args.load_best_model_at_end else None
+            trained = super().train(resume_from_checkpoint, **kwargs)
+            if self.args.load_best_model_at_end and not self.state.best_global_step:
+                self.model.load_state_dict(start, strict=False)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / CURVES
             with suppress(ImportError):  # of matplotlib
                 draw_curves(self.state.log_history, path, self.model.config.projection_dim)
-        if self.args.load_best_model_at_end and not self.state.best_global_step:
-            self.model.load_state_dict(start, strict=False)
         return trained
 
     def _save_checkpoint(self, model, trial):
@@ -397,6 +401,8 @@ def prepare_objectives(model: DinoForPreTraining, args: DinoTrainingArguments):
     """
     objectives = args.objectives()
     check_backbone(model.config, objectives)
+    if args.lora_rank:
+        check_adapters(model)
     if args.distillation_teacher is not None:
         add_distillation_teacher(model, args)
     add_gram_teacher(model, args)

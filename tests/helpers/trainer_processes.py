@@ -33,6 +33,7 @@ SCENARIOS = {  # family, and arguments of the run
     "dinov3 accumulated": ("dinov3", {**OBJECTIVES["dinov3"], **ACCUMULATED}),
     # of AdamW the first step after the backbone is trained is the gradient's sign, which rounding can turn
     "frozen backbone": ("resnet", {"freeze_backbone_epochs": 1, "optim": "sgd"}),
+    "adapters": ("vit", {"lora_rank": 2}),
     "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
 }
 # in one process, which takes the batch at once
