@@ -67,6 +67,11 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def is_half_on_cpu(query: torch.Tensor) -> bool:
+    """Returns whether fused attention takes longer than its definition; its backward pass takes up to six times."""
+    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+
+
 class LinearWithoutKeyBias(nn.Linear):
     """A fused linear for query, key and value that adds no bias to the key; that third of its bias has no effect."""
 
@@ -136,10 +141,12 @@ class Attention(nn.Module):
         # Only eager attention returns its weights, and only it takes no images, so it computes these calls.
         needs_weights = kwargs.get("output_attentions", self.config.output_attentions)
         needs_eager = needs_weights or (not is_recorded() and hidden_states.shape[0] == 0)
-        implementation = "eager" if needs_eager else self.config._attn_implementation
+        query_key_value = self.rotated(hidden_states, angles)
+        implementation = self.config._attn_implementation
+        if needs_eager or (implementation == "sdpa" and self.training and is_half_on_cpu(query_key_value[0])):
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         dropout = self.attn_drop if self.training else 0.0
-        query_key_value = self.rotated(hidden_states, angles)
         return attend(self, *query_key_value, None, scaling=self.scaling, dropout=dropout, **kwargs)
 
     def _attend_from_cls(

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 from golden_data import assert_close, read_golden, with_prefix
+from tiny_models import tiny_config
 
 from modeling_dino import DinoConfig, DinoModel
 
@@ -161,3 +162,25 @@ def test_an_image_smaller_than_a_patch_is_refused():
     model = DinoModel(DinoConfig(backbone="vit_tiny", head_type=None))
     with pytest.raises(ValueError, match="an image of 15x40 pixels is smaller than a patch of 16x16"):
         model(torch.randn(1, 3, 15, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_is_trained_on_a_cpu_without_fused_attention(monkeypatch, dtype):
+    """Which takes longer there; gradients differ by rounding alone."""
+    fused, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    model, images, found = DinoModel(tiny_config()), torch.randn(2, 3, 32, 32), []
+    parameters = list(model.backbone.blocks.parameters())
+    for training in (True, False):
+        calls.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model.train(training)(images).last_hidden_state.float().square().sum()
+        found.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)]))
+        assert bool(calls) == (dtype == torch.float32 or not training)
+    difference = (found[0] - found[1]).norm() / found[1].norm()
+    assert difference < (1e-6 if dtype == torch.float32 else 2e-2)

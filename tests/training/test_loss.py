@@ -4,6 +4,7 @@ from golden_data import assert_close, read_golden
 from lightly.loss import DINOLoss
 
 from modeling_dino.training.loss import dino_loss, weighted_sum
+from modeling_dino.training.losses import cross_entropy
 from modeling_dino.training.losses.centering import teacher_probabilities, update_center
 from modeling_dino.training.losses.cross_entropy import mean_entropy
 from modeling_dino.training.losses.dino import cross_view_entropy
@@ -106,6 +107,13 @@ def test_the_loss_is_the_teachers_entropy_and_the_divergence_from_it():
     divergence = ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
     assert_close(loss - mean_entropy(targets), divergence)
     assert mean_entropy(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])) == pytest.approx(0.5 * torch.tensor(2).log())
+
+
+@pytest.mark.parametrize("elements", [1, 2 * 6, 2**20])
+def test_entropy_in_parts_is_torchs(monkeypatch, elements):
+    monkeypatch.setattr(cross_entropy, "ELEMENTS_ON_CPU", elements)
+    probabilities = (100 * torch.randn(2, 3, 6)).softmax(-1)  # some of them are 0
+    assert_close(mean_entropy(probabilities), torch.special.entr(probabilities).sum(-1).mean())
 
 
 def test_lightlys_loss_agrees():

@@ -24,11 +24,7 @@ Letters in shapes: N global crops (all of them, masked or not), P patches of a c
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient, scaled_gradient
-
-
-ELEMENTS_ON_CPU = 2**20  # of patches x prototypes at once; so many stay in the cache, in half the time
-ELEMENTS = 2**26  # on other devices, where each step should be long; 256 MiB in float32
+from .cross_entropy import cross_entropy_and_gradient, dtype_of_gradient, row_slices, scaled_gradient
 
 
 def masked_tokens(patch_tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -107,9 +103,7 @@ class MaskedPatchEntropy(torch.autograd.Function):
         with_gradient = with_gradient and ctx.needs_input_grad[0]
         gradient = torch.empty_like(student, dtype=dtype_of_gradient(student)) if with_gradient else None
         total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
-        rows_at_once = max((ELEMENTS_ON_CPU if student.is_cpu else ELEMENTS) // student.shape[1], 1)
-        for start in range(0, len(student), rows_at_once):
-            rows = slice(start, start + rows_at_once)
+        for rows in row_slices(student):
             part, of_rows = cross_entropy_and_gradient(
                 student[rows],
                 targets[rows],
