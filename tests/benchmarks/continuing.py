@@ -87,8 +87,8 @@ def train_with_labels(folder: Path, images: str, seed: int):
 
 
 def train_without_labels(folder: Path, images: str, seed: int):
-    """Pretrains a ResNet, and saves its backbone."""
-    overrides = [f"training.seed={seed}"]
+    """Pretrains a ResNet for an epoch, and saves its backbone."""
+    overrides = ["training.num_train_epochs=1", f"training.seed={seed}"]
     pretrain(recipe=RECIPE, data=images, output=folder / "pretrained", overrides=overrides, num_workers=0)
     DinoModel.from_pretrained(folder / "pretrained", head_type=None).save_pretrained(folder / "start")
     torch.manual_seed(seed)
