@@ -12,7 +12,7 @@ means, which is another where they have different numbers of masked patches.
 import torch
 
 from ..collectives import sum_over_processes
-from .cross_entropy import at_least_float32
+from .cross_entropy import at_least_float32, row_slices
 
 
 def centered_softmax(teacher: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -27,7 +27,11 @@ def centered_softmax(teacher: torch.Tensor, center: torch.Tensor, temperature: f
     Returns:
         (N, K); each row sums to 1.
     """
-    return ((at_least_float32(teacher.detach()) - at_least_float32(center)) / temperature).softmax(dim=-1)
+    teacher, center = teacher.detach(), at_least_float32(center)
+    targets = torch.empty_like(teacher, dtype=torch.promote_types(teacher.dtype, torch.float32))
+    for rows in row_slices(teacher):
+        targets[rows] = ((at_least_float32(teacher[rows]) - center) / temperature).softmax(dim=-1)
+    return targets
 
 
 def teacher_probabilities(
