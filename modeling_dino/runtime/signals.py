@@ -31,12 +31,10 @@ def ended_by_signals() -> Iterator[None]:
     if current_thread() is not main_thread():  # which alone can
         yield
         return
-    hook, sys.unraisablehook = sys.unraisablehook, end_again
     handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        sys.unraisablehook = hook
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -45,20 +43,22 @@ def end(number: int, frame: object):
     """Raises the exception of a signal, at once or after a fork."""
     if FORKING.locked():
         repeat(number)
-    elif number == signal.SIGINT:
+        return
+    sys.unraisablehook = end_quietly
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    else:
-        sys.exit(ENDED)
+    sys.exit(ENDED)
 
 
-def end_again(ignored: "sys.UnraisableHookArgs"):
-    """Repeats a signal whose exception was ignored."""
+def end_quietly(ignored: "sys.UnraisableHookArgs"):
+    """
+    Repeats a signal whose exception was ignored. What destructors say of objects that were being made when the signal
+    came tells nobody anything.
+    """
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         repeat(signal.SIGINT)
     elif issubclass(ignored.exc_type, SystemExit):
         repeat(signal.SIGTERM)
-    else:
-        sys.__unraisablehook__(ignored)
 
 
 def repeat(number: int):
