@@ -3,18 +3,24 @@
 
 import gc
 import itertools
+import multiprocessing.util
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.utils import logging
 
 from .extras import require
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+logger = logging.get_logger(__name__)
 
 PATIENCE = timedelta(days=30)  # for which a process that is done waits for the others
 COUNTERS = itertools.count()  # of this process
@@ -103,11 +109,24 @@ def cores_of_process(num_processes: int) -> int:
 def reading_processes(wanted: int | None, num_images: int | None, num_processes: int = 1) -> int:
     """
     Returns how many processes read images: if None are asked for, none for few images, else one a spare core. Raises
-    ValueError if more are asked for than a machine can start.
+    ValueError if more are asked for than a machine can start, or any where they cannot hand on what they read.
     """
-    if wanted is not None:
-        if not 0 <= wanted <= MAX_READING:
-            raise ValueError(f"num_workers={wanted} must be between 0 and {MAX_READING}")
-        return wanted
+    if wanted is not None and not 0 <= wanted <= MAX_READING:
+        raise ValueError(f"num_workers={wanted} must be between 0 and {MAX_READING}")
     few = num_images is not None and num_images <= FEW_IMAGES
-    return 0 if few else max(1, cores_of_process(num_processes) - 1)
+    number = (0 if few else max(1, cores_of_process(num_processes) - 1)) if wanted is None else wanted
+    if number and not has_room_for_sockets():
+        folder = f"the folder for temporary files, {gettempdir()}, has too long a path for the sockets of processes"
+        if wanted is not None:
+            raise ValueError(f"{folder} that read images: set TMPDIR to another, or num_workers=0")
+        logger.warning(f"{folder}, so that this one reads the images: set TMPDIR to another for more speed")
+        return 0
+    return number
+
+
+def has_room_for_sockets() -> bool:
+    """Returns whether the sockets by which processes share tensors have short enough a path."""
+    if os.name != "posix" or hasattr(multiprocessing.util, "_SUN_PATH_MAX"):  # Python then finds another folder
+        return True
+    longest = 107 if sys.platform == "linux" else 103  # bytes, with one of 0 after them
+    return len(os.fsencode(gettempdir() + "/pymp-12345678/listener-12345678")) <= longest

@@ -2,19 +2,45 @@
 """Ends a command by Ctrl-C and SIGTERM through exceptions, so that its temporary files are removed."""
 
 import logging  # noqa: F401 (its lock is released before `FORKING` is, as what is registered first)
+import mmap
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer, current_thread, main_thread
+from typing import TextIO
 
 
 ENDED = 128 + signal.SIGTERM  # exit code
 SECONDS = 0.05  # after which a signal comes again; what ignores exceptions takes less
 
+STOPPED = mmap.mmap(-1, 1)  # whether a signal has come; shared with the processes that are forked
+
+
+class UntilStopped:
+    """Passes on what a forked process says, but for what its threads say of a parent that a signal has ended."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text, or drops it. Returns its length."""
+        return len(text) if STOPPED[0] else self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def say_nothing_when_stopped():
+    """Lets this process, which was forked, be quiet when a signal has come."""
+    if sys.stderr is not None:
+        sys.stderr = UntilStopped(sys.stderr)
+
+
 FORKING = Lock()
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=say_nothing_when_stopped)
     # methods in C, within which no signal is handled
     os.register_at_fork(before=FORKING.acquire, after_in_parent=FORKING.release, after_in_child=FORKING.release)
 
@@ -31,6 +57,7 @@ def ended_by_signals() -> Iterator[None]:
     if current_thread() is not main_thread():  # which alone can
         yield
         return
+    STOPPED[0] = False
     handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -44,7 +71,7 @@ def end(number: int, frame: object):
     if FORKING.locked():
         repeat(number)
         return
-    sys.unraisablehook = end_quietly
+    sys.unraisablehook, STOPPED[0] = end_quietly, True
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(ENDED)

@@ -69,3 +69,35 @@ def test_a_signal_is_never_lost(number, place):
     command = [sys.executable, "-c", SIGNALLED, str(int(number)), place]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert (done.stdout, done.stderr) == (f"{128 + number} free\n", "")
+
+
+# a thread of a forked process prints a traceback when it cannot hand on what it has read
+READING = """
+import os, signal, sys, time
+from modeling_dino.runtime.signals import ended_by_signals
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+said, stopped = os.pipe(), os.pipe()
+try:
+    with ended_by_signals():
+        if not os.fork():
+            say("before")
+            os.write(said[1], b"1")
+            os.read(stopped[0], 1)
+            say("after")
+            os._exit(0)
+        os.read(said[0], 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except SystemExit as stop:
+    os.write(stopped[1], b"1")
+    os.wait()
+    say(stop.code)
+"""
+
+
+def test_what_is_forked_says_nothing_when_a_signal_has_come():
+    done = subprocess.run([sys.executable, "-c", READING], capture_output=True, text=True, timeout=50)
+    assert done.stderr == "before\n143\n"
