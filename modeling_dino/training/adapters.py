@@ -18,8 +18,8 @@ from .self_distillation import DinoForPreTraining
 @contextmanager
 def low_rank_adapters(model: DinoForPreTraining, rank: int) -> Iterator[None]:
     """
-    Lets the linear layers of the backbones have adapters, which alone are trained beside the heads; in the end they
-    are merged into the weights.
+    Lets the linear layers of the backbones have adapters, which alone are trained beside the heads and the mask token;
+    in the end they are merged into the weights.
 
     Args:
         rank: of each adapter; 0 for none.
@@ -67,6 +67,8 @@ def add_adapters(backbones: list[nn.Module], rank: int):
             if "lora_" in name:
                 parameter.copy_(student[name])
     backbones[1].requires_grad_(False)
+    if "mask_token" in student:  # which may be new
+        student["mask_token"].requires_grad_(True)
 
 
 def merge_adapters(backbone: nn.Module):

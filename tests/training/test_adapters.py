@@ -93,6 +93,16 @@ def test_resumed_it_ends_the_same(tmp_path, options):
     assert all(torch.equal(state[name], value) for name, value in whole.model.state_dict().items())
 
 
+def test_the_mask_token_is_trained(tmp_path):
+    """It may be new, where a model is continued with a patch loss that it was trained without."""
+    model = tiny_model("dinov2")
+    before = backbone_of(model.student)
+    trainer_of(tmp_path, model, max_steps=3, warmup_epochs=0, lora_rank=RANK, **OBJECTIVES["dinov2"]).train()
+    after = model.student.backbone.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"mask_token", *(f"{name}.weight" for name in linear_layers(model.student.backbone))}
+
+
 def test_accumulated_it_is_the_same(tmp_path):
     models = []
     for parts in (1, 2):
