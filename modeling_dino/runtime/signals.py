@@ -63,7 +63,7 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None if it was not Python that set it
 
 
 def end(number: int, frame: object):

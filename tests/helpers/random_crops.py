@@ -6,6 +6,7 @@ import torch
 from golden_data import assert_close
 from tiny_models import tiny_config
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from modeling_dino import DinoForPreTraining
 from modeling_dino.training.arguments import DinoTrainingArguments
@@ -87,3 +88,18 @@ def assert_close_weights(a: dict, b: dict, tolerance: float = 2e-4):
     for name in a:
         if a[name].is_floating_point() and a[name].any():
             assert_close(without_key_bias(name, a[name]), without_key_bias(name, b[name]), tolerance)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    """Ends the process's work in the middle of a step, after the backward pass."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed

@@ -6,6 +6,8 @@ import pytest
 import torch
 from random_crops import (
     OBJECTIVES,
+    KillAt,
+    Killed,
     RandomCrops,
     arguments,
     assert_close_weights,
@@ -76,15 +78,8 @@ def test_resumed_it_ends_the_same(tmp_path, options):
     whole = trainer_of(tmp_path / "whole", tiny_model(family), **run)
     whole.train()
     killed = trainer_of(tmp_path / "resumed", tiny_model(family), **run)
-    log = killed.log
-
-    def kill(*args):
-        log(*args)
-        if killed.state.global_step == 5:
-            raise KeyboardInterrupt
-
-    killed.log = kill
-    with pytest.raises(KeyboardInterrupt):
+    killed.add_callback(KillAt(5))
+    with pytest.raises(Killed):
         killed.train()
     resumed = trainer_of(tmp_path / "resumed", tiny_model(family), **run)
     resumed.train(resume_from_checkpoint=True)

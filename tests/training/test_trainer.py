@@ -9,6 +9,8 @@ import torch
 from golden_data import assert_close, read_golden, with_prefix
 from random_crops import (
     OBJECTIVES,
+    KillAt,
+    Killed,
     RandomCrops,
     arguments,
     assert_close_weights,
@@ -132,21 +134,6 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module):
     left, right = a.state_dict(), b.state_dict()
     assert left.keys() == right.keys()
     assert not [name for name in left if not torch.equal(left[name], right[name])]
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    """Ends the process's work in the middle of a step, after the backward pass."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.slow
