@@ -6,6 +6,8 @@ https://github.com/facebookresearch/dinov3/tree/6876159, whose parameter names a
 Deviation: SwiGLU always has its gate (`w1`) and its value (`w2`) apart, which DINOv2 packs into one tensor `w12`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -98,5 +100,39 @@ class DropPath(nn.Module):
         mask = hidden_states.new_empty(one_an_image).bernoulli_(keep_rate)
         return hidden_states * mask / keep_rate
 
+    def add_branch(
+        self,
+        residual: torch.Tensor,
+        hidden_states: torch.Tensor,
+        branch: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Adds what a branch makes of the images (B, ...) to the residual (B, ...), for those that do not skip it."""
+        return residual + self(branch(hidden_states))
+
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"
+
+
+class SubsetDropPath(DropPath):
+    """
+    Stochastic depth of DINOv2 and DINOv3: int(B * (1 - `rate`)) of B images, at least one, take the branch, drawn at
+    random; it is not computed for the others.
+
+    Reference: `drop_add_residual_stochastic_depth` of
+    https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/layers/block.py; DINOv2
+    (https://arxiv.org/abs/2304.07193), "Efficient stochastic depth".
+    """
+
+    def add_branch(
+        self,
+        residual: torch.Tensor,
+        hidden_states: torch.Tensor,
+        branch: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        if self.rate == 0 or not self.training or len(hidden_states) == 0:
+            return residual + branch(hidden_states)
+        count = max(int(len(hidden_states) * (1 - self.rate)), 1)
+        images = torch.randperm(len(hidden_states), device=hidden_states.device)[:count]
+        computed = branch(hidden_states[images])
+        dtype = torch.promote_types(residual.dtype, computed.dtype)  # as of a sum, which index_add does not promote
+        return residual.to(dtype).index_add(0, images, computed.to(dtype), alpha=len(hidden_states) / count)

@@ -195,7 +195,9 @@ class DinoConfig(BackboneConfigMixin, PreTrainedConfig):
         token_init_std (`float`, defaults to 0.02): standard deviation with which CLS token and registers start.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): dropout in a ViT or XCiT.
         drop_path_rate (`float`, defaults to 0): stochastic depth of the last block, rising linearly from 0.
-        drop_path_uniform (`bool`, defaults to `False`): the same rate for all blocks of a ViT, as XCiT always has it.
+        drop_path_uniform (`bool`, defaults to `False`):
+            the same rate for all blocks of a ViT, as XCiT always has it. A fixed share of the images then skips each
+            branch, which is not computed for them, as in DINOv2 and DINOv3; else each image is drawn by itself.
         position_interpolation (`str`, defaults to `"dino"`):
             how positions are resized to a grid other than the native one: `"dino"` as the original, `"size"` as
             transformers' ViT, `"antialias"` as timm. DINOv2 is "dino" without registers, and "antialias" with them.

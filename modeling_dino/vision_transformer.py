@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .backbone import Backbone, Stage, is_recorded
-from .block_parts import DropPath, Mlp, SwiGlu, make_layer_scale, make_norm
+from .block_parts import DropPath, Mlp, SubsetDropPath, SwiGlu, make_layer_scale, make_norm
 from .configuration_dino import DinoConfig
 from .positions import Angles, RotaryPositions, interpolate_positions, rotate
 
@@ -207,7 +207,7 @@ class Block(Stage, GradientCheckpointingLayer):
         self.norm1 = make_norm(config)
         self.attn = Attention(config)
         self.ls1 = make_layer_scale(config)
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = (SubsetDropPath if config.drop_path_uniform else DropPath)(drop_path_rate)
         self.norm2 = make_norm(config)
         self.mlp = SwiGlu(config) if config.use_swiglu_ffn else Mlp(config)
         self.ls2 = make_layer_scale(config)
@@ -217,10 +217,16 @@ class Block(Stage, GradientCheckpointingLayer):
         (B, T, D) -> (B, T, D), or with `cls_only` only its CLS token, (B, 1, D), for less work. The `angles` of rotary
         positions are among `kwargs`.
         """
-        attended, _ = self.attn(self.norm1(hidden_states), cls_only=cls_only, **kwargs)
+
+        def attend(tokens: torch.Tensor) -> torch.Tensor:
+            return self.ls1(self.attn(self.norm1(tokens), cls_only=cls_only, **kwargs)[0])
+
+        def feed_forward(tokens: torch.Tensor) -> torch.Tensor:
+            return self.ls2(self.mlp(self.norm2(tokens)))
+
         residual = hidden_states[:, :1] if cls_only else hidden_states
-        hidden_states = residual + self.drop_path(self.ls1(attended))
-        return hidden_states + self.drop_path(self.ls2(self.mlp(self.norm2(hidden_states))))
+        hidden_states = self.drop_path.add_branch(residual, hidden_states, attend)
+        return self.drop_path.add_branch(hidden_states, hidden_states, feed_forward)
 
 
 class VisionTransformer(Backbone):

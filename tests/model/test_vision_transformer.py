@@ -134,6 +134,65 @@ def test_drop_path_rises_linearly_and_skips_whole_images():
     assert (blocks[-1].drop_path.eval()(torch.ones(10, 2, 3)) == 1).all()
 
 
+def residual_stochastic_depth(hidden_states: torch.Tensor, branch, rate: float) -> torch.Tensor:
+    """DINOv2's drop path with lists of crops, as FACTS-later-dinos has it: a part of the images, scaled up."""
+    count = max(int(len(hidden_states) * (1 - rate)), 1)
+    kept = torch.randperm(len(hidden_states))[:count]
+    weights = torch.zeros(len(hidden_states), dtype=hidden_states.dtype)
+    weights[kept] = len(hidden_states) / count
+    return hidden_states + weights.view(-1, 1, 1) * branch(hidden_states)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_uniform_drop_path_is_that_of_dinov2(family, cls_only):
+    """Values and gradients of a block are those of its definition, which computes the images that skip it, too."""
+    config = tiny_config(family, drop_path_rate=0.45, drop_path_uniform=True)
+    model = DinoModel(config).double().train()
+    block, images = model.backbone.blocks[1], torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    angles = model.backbone.angles(images)
+    tokens = model.backbone.embed(images).detach().requires_grad_()
+    torch.manual_seed(1)
+    output = block(tokens, cls_only=cls_only, angles=angles)
+    torch.manual_seed(1)
+    expected = residual_stochastic_depth(
+        tokens, lambda x: block.ls1(block.attn(block.norm1(x), angles=angles)[0]), 0.45
+    )
+    expected = residual_stochastic_depth(expected, lambda x: block.ls2(block.mlp(block.norm2(x))), 0.45)
+    expected = expected[:, :1] if cls_only else expected
+    assert_close(output, expected, tolerance=1e-12)
+    sought = [tokens, *(p for name, p in block.named_parameters() if not name.endswith("qkv.bias"))]
+    gradients = [torch.autograd.grad(x.square().sum(), sought) for x in (output, expected)]
+    for own, wanted in zip(*gradients):
+        assert_close(own, wanted, tolerance=1e-11)
+
+
+def test_images_that_skip_a_branch_are_not_computed():
+    config = tiny_config("dinov2", drop_path_rate=0.3, drop_path_uniform=True)
+    model, seen = DinoModel(config), []
+    for block in model.backbone.blocks:
+        for part in (block.attn, block.mlp):
+            part.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    for batch_size, count in ((10, 7), (4, 2), (1, 1), (0, 0)):
+        for mode, expected in ((True, count), (False, batch_size)):
+            model.train(mode)(torch.randn(batch_size, 3, 32, 32))
+            assert seen == [expected] * 2 * len(model.backbone.blocks)
+            seen.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_uniform_drop_path_keeps_the_dtype_of_plain_training(dtype):
+    """Of a model in half precision, and in autocast, where branches and tokens are of different dtypes."""
+    images, dtypes = torch.randn(4, 3, 32, 32), []
+    for uniform in (False, True):
+        model = DinoModel(tiny_config("dinov2", drop_path_rate=0.5, drop_path_uniform=uniform)).to(dtype).train()
+        with torch.autocast("cpu", enabled=dtype == torch.float32):
+            output = model(images).last_hidden_state
+        output.sum().backward()
+        dtypes.append(output.dtype)
+    assert dtypes[0] == dtypes[1]
+
+
 @torch.no_grad()
 def test_initialisation():
     backbone = DinoModel(DinoConfig(backbone="vit_tiny", head_type=None)).backbone

@@ -46,6 +46,7 @@ def test_the_mean_gradient_of_the_parts_is_that_of_all(num_neighbours):
             (32, 32, 32),
         ),  # the local crop goes through the backbone with the global ones
         ("dinov3", {"pos_embed_jitter": 2.0, "drop_path_rate": 0.5}, (32, 32, 16)),
+        ("dinov2", {"drop_path_rate": 0.5, "drop_path_uniform": True}, (32, 32, 16)),
         ("resnet", {}, (32, 32, 16)),
     ],
 )
