@@ -29,6 +29,7 @@ demo-table:  ## the demo with five seeds, evaluated in three ways: the README's 
 RESULTS = tests/benchmarks/results
 TODAY := $(shell date +%F)
 
+DINOV2 = training-dinov2,training-dinov2-patch-head,training-dinov2-drop-path
 BENCH = --json $(RESULTS)/$(TODAY)-cpu
 bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise idle
 	dino bench --models dino_vits16,dino_resnet50 --engines $(BENCH)-engines.json
@@ -37,8 +38,8 @@ bench:  ## speed on a CPU, beside other libraries; keep the machine otherwise id
 	dino bench --models dino_vits16,dino_resnet50 --what latency $(BENCH)-latency.json
 	dino bench --models dino_vits8 --what attention --image-size 320 --rounds 3 $(BENCH)-attention.json
 	dino bench --models vit_tiny --what training --rounds 5 $(BENCH)-training.json
-	dino bench --models vit_tiny,dino_vits16 --what training-dinov2,training-dinov2-patch-head --rounds 3 $(BENCH)-training-dinov2.json
-	dino bench --models vit_tiny,dino_vits16 --what training-dinov2,training-dinov2-patch-head --rounds 3 --dtype bfloat16 $(BENCH)-training-dinov2-bfloat16.json
+	dino bench --models vit_tiny,dino_vits16 --what $(DINOV2) --rounds 3 $(BENCH)-training-dinov2.json
+	dino bench --models vit_tiny,dino_vits16 --what $(DINOV2) --rounds 3 --dtype bfloat16 $(BENCH)-training-dinov2-bfloat16.json
 	dino bench --models vit_tiny,dino_vitb16 --what loading --rounds 3 $(BENCH)-loading.json
 	dino bench --models vit_tiny --what knn --rounds 3 $(BENCH)-knn.json
 	dino bench --models vit_tiny --what extraction --extraction-images 600 --threads 2 --rounds 2 $(BENCH)-extraction.json

@@ -6,6 +6,7 @@ import random
 import torch
 from torch import nn
 
+from ..block_parts import DropPath
 from ..modeling_dino import DinoModel
 from ..training.masking import BlockMasks, MaskBatch, draw_masks, largest_block
 from ..training.objectives import Objectives
@@ -27,6 +28,7 @@ from .training import (
 
 OBJECTIVES = Objectives(ibot_weight=1.0, koleo_weight=0.1)
 LAYER_DECAY, PATCH_EMBED_MULTIPLIER = 0.9, 0.2
+DROP_PATH = {"drop_path_rate": 0.3, "drop_path_uniform": True}  # of DINOv2's recipe for ImageNet-1k
 NUM_GLOBAL_CROPS = 2
 # DINOv2 starts with so small values of both that all features are nearly alike, and KoLeo magnifies their rounding
 LARGE_START = {"layerscale_value": 1.0, "token_init_std": 0.02}
@@ -73,7 +75,8 @@ class PlainDinov2Step(Dinov2Step):
     https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/train/ssl_meta_arch.py, without xformers and FSDP.
 
     It computes all tokens of all crops, attention by definition, one pass of the head for crops and for masked patches
-    padded to their upper bound, a loss pair by pair, weight norm on the weight, and loops over parameters.
+    padded to their upper bound, a loss pair by pair, weight norm on the weight, and loops over parameters. What the
+    original does not do plainly is drop path, which is a mask here.
     """
 
     optimizer_kind = {"foreach": False}
@@ -82,6 +85,8 @@ class PlainDinov2Step(Dinov2Step):
         super().__init__(model)
         for network in (model.student, model.teacher):
             network.set_attn_implementation("eager")
+        for block in model.student.backbone.blocks:
+            block.drop_path = MaskedDropPath(block.drop_path.rate)
 
     def forward(self, crops: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the loss, and the teacher's projections of global crops, (2 * B, K), and of masked patches."""
@@ -134,6 +139,19 @@ class PlainDinov2Step(Dinov2Step):
             center.mul_(CENTER_MOMENTUM).add_(mean * (1 - CENTER_MOMENTUM))
 
 
+class MaskedDropPath(DropPath):
+    """Computes a branch for all images, and masks those that skip it, as timm, transformers and lightly do."""
+
+    def forward(self, computed: torch.Tensor) -> torch.Tensor:
+        """Masks what a branch made of images (B, ...), of which the same are drawn as by the subset's way."""
+        if self.rate == 0 or not self.training:
+            return computed
+        count = max(int(len(computed) * (1 - self.rate)), 1)
+        mask = computed.new_zeros(len(computed), *[1] * (computed.ndim - 1))
+        mask[torch.randperm(len(computed), device=computed.device)[:count]] = len(computed) / count
+        return computed * mask
+
+
 def masks_of(model: DinoForPreTraining, crops: list[torch.Tensor]) -> MaskBatch:
     """Draws masks of the global crops, as DINOv2 does."""
     grid = model.student.backbone.grid(crops[0])
@@ -155,8 +173,9 @@ def koleo(features: torch.Tensor) -> torch.Tensor:
     return -torch.log(nn.functional.pairwise_distance(features, features[nearest], eps=1e-8) + 1e-8).mean()
 
 
-def measure_dinov2_training(name: str, options: BenchOptions, patch_head: bool = False) -> dict | None:
-    """Measures training steps as [`measure_training`]; patches share the head of crops, or have one of their own."""
-    what = "training-dinov2-patch-head" if patch_head else "training-dinov2"
-    settings = {"use_mask_token": True, "patch_head": patch_head, "norm_last_layer": False, **LARGE_START}
+def measure_dinov2_training(
+    name: str, options: BenchOptions, what: str = "training-dinov2", **settings
+) -> dict | None:
+    """Measures training steps as [`measure_training`], with patches that share the head of crops by default."""
+    settings = {"use_mask_token": True, "norm_last_layer": False, **LARGE_START, **settings}
     return measure_training(name, options, what, (Dinov2Step, PlainDinov2Step), **settings)

@@ -12,7 +12,7 @@ from ..runtime.options import StrPath, option
 
 
 BENCHMARKS = ("features", "latency", "attention", "training", "training-dinov2", "training-dinov2-patch-head")
-BENCHMARKS += ("loading", "knn", "extraction")
+BENCHMARKS += ("training-dinov2-drop-path", "loading", "knn", "extraction")
 LIBRARIES = ("timm", "transformers", "torchvision")
 DEVICES = ("cpu", "cuda")
 

@@ -17,7 +17,7 @@ from ..runtime.extras import check_extra
 from ..runtime.marked_files import MARK, check_marked, marked_file
 from ..runtime.options import takes_options
 from .contests import measure_attention, measure_features, measure_imports, measure_loading
-from .dinov2_training import measure_dinov2_training
+from .dinov2_training import DROP_PATH, measure_dinov2_training
 from .engines import measure_engines
 from .extraction import measure_extraction
 from .knn import measure_knn
@@ -33,7 +33,8 @@ MODEL_BENCHMARKS = {
     "engines": measure_engines,
     "training": measure_training,
     "training-dinov2": measure_dinov2_training,
-    "training-dinov2-patch-head": partial(measure_dinov2_training, patch_head=True),
+    "training-dinov2-patch-head": partial(measure_dinov2_training, what="training-dinov2-patch-head", patch_head=True),
+    "training-dinov2-drop-path": partial(measure_dinov2_training, what="training-dinov2-drop-path", **DROP_PATH),
     "loading": measure_loading,
     "extraction": measure_extraction,
 }

@@ -163,7 +163,7 @@ def measure_training(
     few = [crop[:IMAGES_COMPARED] for crop in crops]
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         losses = {
-            who: torch.stack([step(few) for _ in range(TRAINING_STEPS)])
+            who: torch.stack([drawn_alike(step, few, seed) for seed in range(TRAINING_STEPS)])
             for who, step in (("dino", dino), ("plain step", rival))
         }
     functions = {"dino": lambda: half(dino)(crops), "plain step": lambda: half(rival)(crops)}
@@ -183,6 +183,12 @@ def measure_training(
         return {"what": what, "model": name, **facts, "unequal": ["plain step"], "seconds": {}}
     ours = [who for who in functions if who.startswith("dino")]
     return measure(Contest(what, name, functions, ours, None, batch_size, facts=facts), options)
+
+
+def drawn_alike(step: DinoStep, crops: list[torch.Tensor], seed: int) -> torch.Tensor:
+    """Does a step whose random numbers are those of the seed, and returns its loss."""
+    torch.manual_seed(seed)
+    return step(crops)
 
 
 def update_difference(before: DinoForPreTraining, a: DinoForPreTraining, b: DinoForPreTraining) -> float:

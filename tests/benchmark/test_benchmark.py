@@ -15,7 +15,7 @@ from modeling_dino.benchmark.timing import Contest, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LINE = {"what", "model", "seconds", "unequal"}
-TRAINING = ("training", "training-dinov2", "training-dinov2-patch-head")
+TRAINING = ("training", "training-dinov2", "training-dinov2-patch-head", "training-dinov2-drop-path")
 
 
 @pytest.fixture
