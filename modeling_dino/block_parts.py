@@ -15,6 +15,9 @@ from transformers import initialization as init
 from .configuration_dino import DinoConfig
 
 
+Branch = Callable[[torch.Tensor], torch.Tensor]  # a residual branch, of images (B, ...)
+
+
 def make_norm(config: DinoConfig) -> nn.Module:
     """Returns a norm over the width of the tokens: LayerNorm, or RMSNorm (https://arxiv.org/abs/1910.07467)."""
     norm = nn.RMSNorm if config.use_rms_norm else nn.LayerNorm
@@ -100,12 +103,7 @@ class DropPath(nn.Module):
         mask = hidden_states.new_empty(one_an_image).bernoulli_(keep_rate)
         return hidden_states * mask / keep_rate
 
-    def add_branch(
-        self,
-        residual: torch.Tensor,
-        hidden_states: torch.Tensor,
-        branch: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
+    def add_branch(self, residual: torch.Tensor, hidden_states: torch.Tensor, branch: Branch) -> torch.Tensor:
         """Adds what a branch makes of the images (B, ...) to the residual (B, ...), for those that do not skip it."""
         return residual + self(branch(hidden_states))
 
@@ -123,12 +121,7 @@ class SubsetDropPath(DropPath):
     (https://arxiv.org/abs/2304.07193), "Efficient stochastic depth".
     """
 
-    def add_branch(
-        self,
-        residual: torch.Tensor,
-        hidden_states: torch.Tensor,
-        branch: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
+    def add_branch(self, residual: torch.Tensor, hidden_states: torch.Tensor, branch: Branch) -> torch.Tensor:
         if self.rate == 0 or not self.training or len(hidden_states) == 0:
             return residual + branch(hidden_states)
         count = max(int(len(hidden_states) * (1 - self.rate)), 1)

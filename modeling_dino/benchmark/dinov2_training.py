@@ -75,8 +75,8 @@ class PlainDinov2Step(Dinov2Step):
     https://github.com/facebookresearch/dinov2/blob/b8931f7/dinov2/train/ssl_meta_arch.py, without xformers and FSDP.
 
     It computes all tokens of all crops, attention by definition, one pass of the head for crops and for masked patches
-    padded to their upper bound, a loss pair by pair, weight norm on the weight, and loops over parameters. What the
-    original does not do plainly is drop path, which is a mask here.
+    padded to their upper bound, a loss pair by pair, weight norm on the weight, and loops over parameters. Its
+    drop path computes all images and masks some; the original computes only those that it keeps.
     """
 
     optimizer_kind = {"foreach": False}
@@ -143,7 +143,7 @@ class MaskedDropPath(DropPath):
     """Computes a branch for all images, and masks those that skip it, as timm, transformers and lightly do."""
 
     def forward(self, computed: torch.Tensor) -> torch.Tensor:
-        """Masks what a branch made of images (B, ...), of which the same are drawn as by the subset's way."""
+        """Masks what a branch made of images (B, ...); draws the same images as `SubsetDropPath`."""
         if self.rate == 0 or not self.training:
             return computed
         count = max(int(len(computed) * (1 - self.rate)), 1)

@@ -135,7 +135,7 @@ def test_drop_path_rises_linearly_and_skips_whole_images():
 
 
 def residual_stochastic_depth(hidden_states: torch.Tensor, branch, rate: float) -> torch.Tensor:
-    """DINOv2's drop path with lists of crops, as FACTS-later-dinos has it: a part of the images, scaled up."""
+    """The definition of DINOv2's drop path for lists of crops: a part of the images takes the branch, scaled up."""
     count = max(int(len(hidden_states) * (1 - rate)), 1)
     kept = torch.randperm(len(hidden_states))[:count]
     weights = torch.zeros(len(hidden_states), dtype=hidden_states.dtype)
