@@ -15,7 +15,7 @@ from typing import TextIO
 ENDED = 128 + signal.SIGTERM  # exit code
 SECONDS = 0.05  # after which a signal comes again; what ignores exceptions takes less
 
-STOPPED = mmap.mmap(-1, 1)  # whether a signal has come; shared with the processes that are forked
+STOPPED = mmap.mmap(-1, 1)  # the signal that has come, or 0; shared with the processes that are forked
 
 
 class UntilStopped:
@@ -52,15 +52,24 @@ def ended_by_signals() -> Iterator[None]:
 
     Python ignores exceptions in destructors and while it forks: there the command would go on as if nothing had been
     said, and a lock might never be released. So signals wait while the process forks, and come again where their
-    exception was ignored.
+    exception was ignored. What their exception was turned into on its way, as by Python where a class is made, or by
+    a command line that cannot print, is turned back.
     """
     if current_thread() is not main_thread():  # which alone can
         yield
         return
-    STOPPED[0] = False
+    STOPPED[0] = 0
     handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        if STOPPED[0]:
+            raise SystemExit(128 + STOPPED[0]) from error
+        raise
+    except SystemExit as stop:
+        if STOPPED[0] and stop.code:
+            stop.code = 128 + STOPPED[0]
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None if it was not Python that set it
@@ -71,7 +80,7 @@ def end(number: int, frame: object):
     if FORKING.locked():
         repeat(number)
         return
-    sys.unraisablehook, STOPPED[0] = end_quietly, True
+    sys.unraisablehook, STOPPED[0] = end_quietly, number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(ENDED)

@@ -137,6 +137,21 @@ def test_a_command_that_is_ended_removes_its_temporary_files(failing, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_error_in_place_of_a_signal_says_nothing(failing, number, expected):
+    """As where a library turns what it does not know into an error of its own."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException as error:
+            raise RuntimeError("of a library") from error
+
+    code, out, err = failing(work)
+    assert (code, out, err) == (expected, "", "")
+
+
 class EndedReader(Dataset):
     """Ends the process that reads it by a signal."""
 

@@ -43,11 +43,24 @@ class HalfMade:
     def __del__(self):
         self.attribute + 1
 
+class Described:
+    def __set_name__(self, owner, name):  # whose exceptions Python wraps until 3.12
+        HalfMade()
+
+def describe():
+    type("Owner", (), {"described": Described()})
+
+def pipe():  # as command lines end where nobody reads what they print
+    try:
+        HalfMade()
+    except BaseException:
+        sys.exit(1)
+
 number, place = int(sys.argv[1]), sys.argv[2]
 COMING.append(number)
 try:
     with ended_by_signals():
-        {"fork": fork, "destructor": Destroyed, "constructor": HalfMade}[place]()
+        {"fork": fork, "destructor": Destroyed, "constructor": HalfMade, "class": describe, "pipe": pipe}[place]()
         time.sleep(60)
 except KeyboardInterrupt:
     code = 130
@@ -59,12 +72,13 @@ print(code, "free" if LOCK.acquire(blocking=False) else "locked")
 """
 
 
-@pytest.mark.parametrize("place", ["fork", "destructor", "constructor"])
+@pytest.mark.parametrize("place", ["fork", "destructor", "constructor", "class", "pipe"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_never_lost(number, place):
     """
-    It ends the command, without a word, also where it comes while the process forks, or in a destructor; no lock stays
-    held. Of an object that is half made the destructor fails, which nobody need know.
+    It ends the command, without a word, also where it comes while the process forks, in a destructor, or where its
+    exception is turned into another; no lock stays held. Of an object that is half made the destructor fails, which
+    nobody need know.
     """
     command = [sys.executable, "-c", SIGNALLED, str(int(number)), place]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
