@@ -42,8 +42,8 @@ class MultiCropConfig:
         global_crop_size, local_crop_size: side of a view in pixels.
         gram_crop_size: side of the global views as a Gram teacher sees them, if it sees others; the student's and the
             teacher's are then made smaller from these.
-        gram_distorted: whether a Gram teacher sees colours and blur as the student does; if not, it sees the same
-            parts of the image, mirrored alike, as they are.
+        gram_distorted: whether a Gram teacher sees colours and blur as the student does, which are then made at its
+            size; if not, it sees the same parts of the image, mirrored alike, as they are.
         global_crop_scale, local_crop_scale: least and greatest share of the image's area in a view.
         crop_ratio: least and greatest width over height of what becomes a square view.
         flip_probability: of a horizontal flip.
@@ -162,6 +162,7 @@ class MultiCrop:
         mean, std = channel_statistics(num_channels)
         self.mean, self.std = list(image_mean or mean), list(image_std or std)
         self.are_measurements = num_channels != 3 and not states_8_bits(rescale_factor)
+        self._make_smaller = v2.Resize([config.global_crop_size] * 2, v2.InterpolationMode.BICUBIC)
         local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
         self.views = [
             self._view(
@@ -169,6 +170,7 @@ class MultiCrop:
                 config.global_crop_scale,
                 _ith(config.global_blur_probability, i),
                 _ith(config.global_solarize_probability, i),
+                is_made_smaller=config.gram_crop_size is not None and not config.gram_distorted,
             )
             for i in range(config.num_global_crops)
         ] + [local_view] * config.num_local_crops
@@ -217,21 +219,24 @@ class MultiCrop:
         crops = self._pixel_values([distorted for _, distorted in drawn])
         if not self.config.has_gram_crops:
             return {"pixel_values": crops}
-        larger, local = crops[: self.config.num_global_crops], crops[self.config.num_global_crops :]
-        plain = [cropped for cropped, _ in drawn[: len(larger)]]
-        gram_crops = larger if self.config.gram_distorted else self._pixel_values(plain)
-        if self.config.gram_crop_size is not None:
-            size = [self.config.global_crop_size] * 2
-            larger = [v2.functional.resize(x, size, v2.InterpolationMode.BICUBIC, antialias=True) for x in larger]
-        return {"pixel_values": larger + local, "gram_pixel_values": gram_crops}
+        global_crops, local = crops[: self.config.num_global_crops], crops[self.config.num_global_crops :]
+        if self.config.gram_distorted:
+            smaller = [self._make_smaller(crop) for crop in global_crops]
+            return {"pixel_values": smaller + local, "gram_pixel_values": global_crops}
+        plain = [cropped for cropped, _ in drawn[: len(global_crops)]]
+        return {"pixel_values": crops, "gram_pixel_values": self._pixel_values(plain)}
 
-    def _view(self, size: int, scale: tuple[float, float], blur: float, solarize: float) -> "View":
+    def _view(
+        self, size: int, scale: tuple[float, float], blur: float, solarize: float, is_made_smaller: bool = False
+    ) -> "View":
         config = self.config
         cropping: list[Step] = [
             (v2.RandomResizedCrop(size, scale, config.crop_ratio, v2.InterpolationMode.BICUBIC), None),
             (v2.RandomHorizontalFlip(), config.flip_probability),
         ]
         distortions: list[Step] = [(self._jitter(), config.jitter_probability)]
+        if is_made_smaller:  # before it is distorted, so that a blur is as wide as without a Gram teacher
+            distortions.insert(0, (self._make_smaller, None))
         if self.num_channels == 3:
             distortions.append((v2.RandomGrayscale(), config.grey_probability))
         if blur:

@@ -111,7 +111,7 @@ def our_draws(recorder: Recorder, size: tuple[int, int], items: Sequence[tuple[i
 
 def their_draws(recorder: Recorder, size: tuple[int, int], count: int, seed: int = 1) -> np.ndarray:
     """Returns what the original draws for as many images."""
-    image, views = Image.new("RGB", size), views_of_the_original(VIEWS - 2, end=())
+    image, views = Image.new("RGB", size), views_of_the_original(num_local_crops=VIEWS - 2, end=())
     torch.manual_seed(seed)
     for _ in range(count):
         for view in views:
