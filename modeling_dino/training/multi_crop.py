@@ -29,6 +29,7 @@ v2 = require("torchvision.transforms.v2", "train")
 ImageFilter = require("PIL.ImageFilter", "train")
 logger = logging.get_logger(__name__)
 
+SIZES = ("global_crop_size", "local_crop_size", "gram_crop_size")
 BOX_BLURS = 3  # that Pillow makes a Gaussian of
 
 
@@ -39,9 +40,11 @@ class MultiCropConfig:
 
     Args:
         num_global_crops, num_local_crops: views of an image. The teacher sees the global ones, the student all.
-        global_crop_size, local_crop_size: side of a view in pixels.
+        global_crop_size, local_crop_size: side of a view in pixels; or one for each of several sizes, of which every
+            step of a training has one, drawn for all its images.
         gram_crop_size: side of the global views as a Gram teacher sees them, if it sees others; the student's and the
             teacher's are then made smaller from these.
+        size_shares: how often each of several sizes is drawn, in proportion; alike by default.
         gram_distorted: whether a Gram teacher sees colours and blur as the student does, which are then made at its
             size; if not, it sees the same parts of the image, mirrored alike, as they are.
         global_crop_scale, local_crop_scale: least and greatest share of the image's area in a view.
@@ -64,9 +67,10 @@ class MultiCropConfig:
 
     num_global_crops: int = 2
     num_local_crops: int = 8
-    global_crop_size: int = 224
-    local_crop_size: int = 96
-    gram_crop_size: int | None = None
+    global_crop_size: int | tuple[int, ...] = 224
+    local_crop_size: int | tuple[int, ...] = 96
+    gram_crop_size: int | tuple[int, ...] | None = None
+    size_shares: tuple[float, ...] | None = None
     gram_distorted: bool = True
     global_crop_scale: tuple[float, float] = (0.4, 1.0)
     local_crop_scale: tuple[float, float] = (0.05, 0.4)
@@ -85,21 +89,40 @@ class MultiCropConfig:
     solarize_threshold: int = 128
 
     def __post_init__(self):
+        self._validate_sizes()
         self._validate_crops()
         self._validate_distortions()
 
-    def _validate_crops(self):
-        if self.num_global_crops < 1 or self.num_local_crops < 0 or self.num_global_crops + self.num_local_crops < 2:
-            raise ValueError(
-                f"num_global_crops={self.num_global_crops} and num_local_crops={self.num_local_crops} must be at "
-                "least 1 and 0, and together at least 2"
-            )
+    def _validate_sizes(self):
+        given: dict[str, Sequence[float]] = self._lists_of_sizes()
+        if not given:
+            if self.size_shares is not None:
+                raise ValueError("size_shares goes with several sizes of crops: give lists of them")
+            self._validate_size()
+            return
+        if self.size_shares is not None:
+            given["size_shares"] = self.size_shares
+        if len({len(values) for values in given.values()}) > 1 or not all(given.values()):
+            lengths = ", ".join(f"{name} has {len(values)}" for name, values in given.items())
+            raise ValueError(f"the lists of crop sizes must be of one length: {lengths}")
+        if not all(0 < share < math.inf for share in self.size_shares or ()):
+            raise ValueError(f"size_shares={self.size_shares} must be above 0")
+        self.of_each_size()
+
+    def _validate_size(self):  # where there are not several
         for name in ("global_crop_size", "local_crop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.gram_crop_size is not None and self.gram_crop_size < self.global_crop_size:
             raise ValueError(
                 f"gram_crop_size={self.gram_crop_size} must be at least global_crop_size={self.global_crop_size}"
+            )
+
+    def _validate_crops(self):
+        if self.num_global_crops < 1 or self.num_local_crops < 0 or self.num_global_crops + self.num_local_crops < 2:
+            raise ValueError(
+                f"num_global_crops={self.num_global_crops} and num_local_crops={self.num_local_crops} must be at "
+                "least 1 and 0, and together at least 2"
             )
         for name, greatest in (
             ("global_crop_scale", 1),
@@ -129,6 +152,16 @@ class MultiCropConfig:
     def has_gram_crops(self) -> bool:
         """Whether a Gram teacher sees other global crops than the teacher."""
         return self.gram_crop_size is not None or not self.gram_distorted
+
+    def of_each_size(self) -> list["MultiCropConfig"]:
+        """Returns a distribution for each of the sizes, with one size each."""
+        given = self._lists_of_sizes()
+        if not given:
+            return [self]
+        return [replace(self, size_shares=None, **dict(zip(given, sizes))) for sizes in zip(*given.values())]
+
+    def _lists_of_sizes(self) -> dict[str, Sequence[int]]:
+        return {name: value for name in SIZES if isinstance(value := getattr(self, name), (tuple, list))}
 
 
 class MultiCrop:
@@ -162,18 +195,7 @@ class MultiCrop:
         mean, std = channel_statistics(num_channels)
         self.mean, self.std = list(image_mean or mean), list(image_std or std)
         self.are_measurements = num_channels != 3 and not states_8_bits(rescale_factor)
-        self._make_smaller = v2.Resize([config.global_crop_size] * 2, v2.InterpolationMode.BICUBIC)
-        local_view = self._view(config.local_crop_size, config.local_crop_scale, config.local_blur_probability, 0)
-        self.views = [
-            self._view(
-                config.gram_crop_size or config.global_crop_size,
-                config.global_crop_scale,
-                _ith(config.global_blur_probability, i),
-                _ith(config.global_solarize_probability, i),
-                is_made_smaller=config.gram_crop_size is not None and not config.gram_distorted,
-            )
-            for i in range(config.num_global_crops)
-        ] + [local_view] * config.num_local_crops
+        self.of_sizes = [(of_size, self._views(of_size)) for of_size in config.of_each_size()]
         if num_channels != 3:
             logger.warning(
                 f"images of {num_channels} channels: of the colour operations only brightness and contrast are "
@@ -183,10 +205,13 @@ class MultiCrop:
 
     def of_global_pairs(self) -> "MultiCrop":
         """Returns what makes two global crops alone, as the first ones are drawn."""
-        config = replace(self.config, num_global_crops=2, num_local_crops=0, gram_crop_size=None, gram_distorted=True)
+        config = replace(self.of_sizes[0][0], num_global_crops=2, num_local_crops=0)
+        config = replace(config, gram_crop_size=None, gram_distorted=True)
         return MultiCrop(config, self.num_channels, self.mean, self.std, self.rescale_factor)
 
-    def __call__(self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None) -> list[torch.Tensor]:
+    def __call__(
+        self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None, size: int = 0
+    ) -> list[torch.Tensor]:
         """
         Draws and normalises the crops of an image.
 
@@ -194,6 +219,7 @@ class MultiCrop:
             image: by Pillow, in RGB or grey; an array (H, W, C) that is not yet rescaled; or a tensor (C, H, W), uint8
                 or floating point after rescaling.
             seed: what is drawn depends on it alone; if None, on PyTorch's global generator of the CPU.
+            size: the number of the size of the crops, of several.
 
         Returns:
             normalised crops (C, size, size), float32, on the image's device.
@@ -201,10 +227,10 @@ class MultiCrop:
         Raises:
             ValueError: if the image has other channels or another dtype.
         """
-        return self.with_gram_crops(image, seed)["pixel_values"]
+        return self.with_gram_crops(image, seed, size)["pixel_values"]
 
     def with_gram_crops(
-        self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None
+        self, image: PilImage | np.ndarray | torch.Tensor, seed: int | None = None, size: int = 0
     ) -> dict[str, list[torch.Tensor]]:
         """
         Does what a call does, and gives the global crops for a Gram teacher, where it sees others.
@@ -214,29 +240,47 @@ class MultiCrop:
         """
         image = rescaled(image, self.rescale_factor)
         self._check(image)
+        config, views = self.of_sizes[size]
         with seeded(seed):
-            drawn = [view(image) for view in self.views]
+            drawn = [view(image) for view in views]
         crops = self._pixel_values([distorted for _, distorted in drawn])
-        if not self.config.has_gram_crops:
+        if not config.has_gram_crops:
             return {"pixel_values": crops}
-        global_crops, local = crops[: self.config.num_global_crops], crops[self.config.num_global_crops :]
-        if self.config.gram_distorted:
-            smaller = [self._make_smaller(crop) for crop in global_crops]
+        global_crops, local = crops[: config.num_global_crops], crops[config.num_global_crops :]
+        if config.gram_distorted:
+            smaller = [made_smaller(config)(crop) for crop in global_crops]
             return {"pixel_values": smaller + local, "gram_pixel_values": global_crops}
         plain = [cropped for cropped, _ in drawn[: len(global_crops)]]
         return {"pixel_values": crops, "gram_pixel_values": self._pixel_values(plain)}
 
+    def _views(self, config: MultiCropConfig) -> "list[View]":
+        """Returns what makes the crops of one size."""
+        local_view = self._view(config, config.local_crop_size, config.local_crop_scale, config.local_blur_probability)
+        return [self._global_view(config, i) for i in range(config.num_global_crops)] + [
+            local_view
+        ] * config.num_local_crops
+
+    def _global_view(self, config: MultiCropConfig, number: int) -> "View":
+        view = self._view(
+            config,
+            config.gram_crop_size or config.global_crop_size,
+            config.global_crop_scale,
+            _ith(config.global_blur_probability, number),
+            _ith(config.global_solarize_probability, number),
+        )
+        if config.gram_crop_size is not None and not config.gram_distorted:
+            # before it is distorted, so that a blur is as wide as without a Gram teacher
+            view.distortions.insert(0, (made_smaller(config), None))
+        return view
+
     def _view(
-        self, size: int, scale: tuple[float, float], blur: float, solarize: float, is_made_smaller: bool = False
+        self, config: MultiCropConfig, size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0
     ) -> "View":
-        config = self.config
         cropping: list[Step] = [
             (v2.RandomResizedCrop(size, scale, config.crop_ratio, v2.InterpolationMode.BICUBIC), None),
             (v2.RandomHorizontalFlip(), config.flip_probability),
         ]
         distortions: list[Step] = [(self._jitter(), config.jitter_probability)]
-        if is_made_smaller:  # before it is distorted, so that a blur is as wide as without a Gram teacher
-            distortions.insert(0, (self._make_smaller, None))
         if self.num_channels == 3:
             distortions.append((v2.RandomGrayscale(), config.grey_probability))
         if blur:
@@ -273,6 +317,11 @@ class MultiCrop:
             pixels = pixels.float() if pixels.is_floating_point() else pixels.float().div_(255)
             found += v2.functional.normalize(pixels, self.mean, self.std)
         return found
+
+
+def made_smaller(config: MultiCropConfig) -> v2.Transform:
+    """Returns what makes a student's global crop of one that is as large as a Gram teacher's."""
+    return v2.Resize([config.global_crop_size] * 2, v2.InterpolationMode.BICUBIC)
 
 
 Picture = PilImage | torch.Tensor

@@ -359,22 +359,25 @@ def config_of(from_model: str) -> DinoConfig:
 
 def check_crop_sizes(recipe: Recipe, model: DinoForPreTraining):
     """Raises ValueError if a crop is smaller than a patch, or is for a loss that is not computed."""
-    crops, least = recipe.crops, model.student.backbone.min_image_size
-    for name, count in (("global_crop_size", crops.num_global_crops), ("local_crop_size", crops.num_local_crops)):
-        if count and (size := getattr(crops, name)) < least:
-            raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
-    if crops.has_gram_crops and not recipe.training.get("gram_weight"):
+    least = model.student.backbone.min_image_size
+    for crops in recipe.crops.of_each_size():
+        for name, count in (("global_crop_size", crops.num_global_crops), ("local_crop_size", crops.num_local_crops)):
+            if count and (size := getattr(crops, name)) < least:
+                raise ValueError(f"crops.{name}={size} is smaller than a patch of {least}")
+    if recipe.crops.has_gram_crops and not recipe.training.get("gram_weight"):
         raise ValueError(
             "crops.gram_crop_size and gram_distorted are of Gram anchoring: set training.gram_weight, too"
         )
 
 
 def check_masks(recipe: Recipe, model: DinoForPreTraining, args: DinoTrainingArguments):
-    """Raises ValueError if there is a patch loss and no patch can be masked in crops of this size."""
-    if args.ibot_weight:
-        check_backbone(model.config, args.objectives())
-        crops = torch.empty(1, model.config.num_channels, *[recipe.crops.global_crop_size] * 2, device="meta")
-        draw_step_masks(args, 0, model.student.backbone.grid(crops))
+    """Raises ValueError if there is a patch loss and no patch can be masked in crops of some size."""
+    if not args.ibot_weight:
+        return
+    check_backbone(model.config, args.objectives())
+    for crops in recipe.crops.of_each_size():
+        shape = (1, model.config.num_channels, crops.global_crop_size, crops.global_crop_size)
+        draw_step_masks(args, 0, model.student.backbone.grid(torch.empty(shape, device="meta")))
 
 
 def warn_of_small_images(images: SourceImages, recipe: Recipe):
@@ -385,10 +388,11 @@ def warn_of_small_images(images: SourceImages, recipe: Recipe):
             sizes.append(size_of(images[index]))
         except UnreadableImage:
             continue
-    if sizes and min(map(min, sizes)) < recipe.crops.global_crop_size:
+    largest = max(crops.global_crop_size for crops in recipe.crops.of_each_size())
+    if sizes and min(map(min, sizes)) < largest:
         width, height = min(sizes, key=min)
         logger.warning(
-            f"images of {width} x {height} are enlarged to crops of {recipe.crops.global_crop_size}: smaller ones, by "
+            f"images of {width} x {height} are enlarged to crops of {largest}: smaller ones, by "
             "crops.global_crop_size and crops.local_crop_size, cost less"
         )
 

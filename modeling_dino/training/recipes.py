@@ -431,7 +431,8 @@ def _keys() -> dict[str, Any]:
 
 KEYS = _keys()
 # how a type is called in messages, by what its name in Python has in it; the first that fits
-WANTED = {"list[str]": "a text, or a list of texts", "list": "a list of numbers", "tuple": "a list of numbers"}
+WANTED = {"list[str]": "a text, or a list of texts", "int | tuple": "a whole number, or a list of them"}
+WANTED |= {"list": "a list of numbers", "tuple": "a list of numbers"}
 WANTED |= {"dict": "keys and values", "float": "a number", "int": "a whole number", "bool": "true or false"}
 
 

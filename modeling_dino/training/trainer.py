@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -54,6 +54,7 @@ from .self_distillation import DinoForPreTraining
 from .steps import STATE, StepCallback
 from .synchronized_batch_norm import synchronize_batch_norms
 from .teachers import check_distilled_patches
+from .training_data import StepSampler
 from .training_folder import CURVES
 from .whole_steps import KnownOfStep, know_step
 
@@ -84,8 +85,8 @@ class DinoTrainer(CheckpointedTrainer):
         args: the run.
         train_dataset: items `{"pixel_values": [crop, …]}`, global crops first, each (C, h, w), and with
             `"gram_pixel_values"` the global crops for the Gram teacher, if it sees others. Where it has
-            `set_epoch(epoch)`, it is told; for a run that is resumed to be the same, its items must depend on the
-            epoch and the index alone.
+            `set_epoch(epoch)`, it is told; where `needs_step` is true, it is asked for (step of the epoch, index). For
+            a run that is resumed to be the same, its items must depend on these alone.
         evaluation: computes metrics of the teacher; they are logged before training, every few epochs and at the end.
         evaluate_every: epochs between two evaluations.
         kwargs: the Trainer's.
@@ -362,8 +363,16 @@ class DinoTrainer(CheckpointedTrainer):
         if num_images < batch_size:
             raise ValueError(f"{num_images} images are fewer than a batch of {batch_size}: lower its size")
         if isinstance(sampler, RandomSampler):
-            return RandomSampler(sampler.data_source, num_samples=num_images // batch_size * batch_size)
-        return sampler
+            sampler = RandomSampler(sampler.data_source, num_samples=num_images // batch_size * batch_size)
+        return self._with_steps(sampler) if getattr(self.train_dataset, "needs_step", False) else sampler
+
+    def _with_steps(self, sampler: Sampler) -> StepSampler:
+        """Returns a sampler that tells the step of each image, in the order that there is without it."""
+        if isinstance(sampler, RandomSampler):  # in whose place accelerate puts the same, but not within another
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            make = require("accelerate.data_loader").SeedableRandomSampler
+            sampler = make(sampler.data_source, num_samples=len(sampler), data_seed=seed)
+        return StepSampler(sampler, self.args.total_batch_size)
 
 
 def check_model(model: DinoForPreTraining):

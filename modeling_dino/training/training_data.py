@@ -6,11 +6,12 @@ processes there are, nor on where a run was stopped and resumed.
 """
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers.utils import logging
 
 from ..data.decoding import check_on_error
@@ -117,6 +118,8 @@ class MultiCropDataset(ReplacingDataset):
     with `"gram_pixel_values"`, where a Gram teacher sees other crops.
 
     An image that cannot be read is warned of, and another stands in its place, so that all batches are of one size.
+    Where the crops have several sizes (`needs_step`), an image must be asked for by the number of its step in the
+    epoch and its own, as [`StepSampler`] gives them.
 
     Args:
         images: by Pillow, arrays or tensors, as [`MultiCrop`] takes them; reading one may raise `UnreadableImage`.
@@ -138,12 +141,21 @@ class MultiCropDataset(ReplacingDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, list[torch.Tensor]]:
-        """Raises UnreadableImage if the image cannot be read, with `on_error="fail"`; or none of a hundred can."""
+    @property
+    def needs_step(self) -> bool:
+        """Whether the crops have several sizes, one in each step."""
+        return isinstance(self.multi_crop, MultiCrop) and len(self.multi_crop.of_sizes) > 1
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """
+        Raises UnreadableImage if the image cannot be read, with `on_error="fail"`; or none of a hundred can; and
+        ValueError if its step is needed and not given.
+        """
+        step, index = index if isinstance(index, tuple) else (None, index)
         seed = draw_seed(self.seed, self.epoch, index)
         image = self._image_or_another(index, seed)
         if isinstance(self.multi_crop, MultiCrop):
-            return self.multi_crop.with_gram_crops(image, seed)
+            return self.multi_crop.with_gram_crops(image, seed, self._size_of_step(step) if self.needs_step else 0)
         return {"pixel_values": self.multi_crop(image, seed)}
 
     def read(self, index: int) -> Any:
@@ -153,6 +165,15 @@ class MultiCropDataset(ReplacingDataset):
         """Sets the epoch of the items; workers must be started afterwards."""
         self.epoch = epoch
 
+    def _size_of_step(self, step: int | None) -> int:
+        """Draws the number of the size of the crops of a step."""
+        if step is None:
+            raise ValueError(
+                "crops of several sizes are made by the step: take a StepSampler, as DinoTrainer does, or one size"
+            )
+        sizes, shares = range(len(self.multi_crop.of_sizes)), self.multi_crop.config.size_shares
+        return random.Random(f"{self.seed}-{self.epoch}-{step}-size").choices(sizes, shares)[0]
+
     def _image_or_another(self, index: int, seed: int) -> Any:
         """Returns the image, or, if it cannot be read, one that is drawn with the seed."""
         for attempt in range(1, MAX_REPLACEMENTS + 1):
@@ -161,6 +182,30 @@ class MultiCropDataset(ReplacingDataset):
                 return image
             index = draw_seed(seed, attempt) % len(self.images)
         raise UnreadableImage(f"{MAX_REPLACEMENTS} images in a row cannot be read; the last: {image}") from image
+
+
+class StepSampler(Sampler):
+    """
+    Gives images in the order of another sampler, each as the number of its step in the epoch, and its own.
+
+    Args:
+        sampler: of the numbers of all images of an epoch, the same in all processes.
+        batch_size: of a step, over all processes and accumulated parts.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int):
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((position // self.batch_size, index) for position, index in enumerate(self.sampler))
+
+    def set_epoch(self, epoch: int):
+        """Tells the other sampler the epoch."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
 
 
 def draw_seed(*numbers: int) -> int:

@@ -10,7 +10,9 @@ from transformers import TrainerCallback
 
 from modeling_dino import DinoForPreTraining
 from modeling_dino.training.arguments import DinoTrainingArguments
+from modeling_dino.training.multi_crop import MultiCrop, MultiCropConfig
 from modeling_dino.training.trainer import DinoTrainer
+from modeling_dino.training.training_data import MultiCropDataset
 
 
 # losses and settings of DINOv2 and DINOv3, for the families of these names
@@ -43,6 +45,15 @@ class RandomCrops(Dataset):
             image = pattern.repeat_interleave(size // 2, 1).repeat_interleave(size // 2, 2)
             crops.append(image + self.noise * torch.randn(3, size, size, generator=generator))
         return {"pixel_values": crops}
+
+
+SEVERAL_SIZES = MultiCropConfig(global_crop_size=(32, 48), local_crop_size=(24, 16), num_local_crops=1)
+
+
+def crops_of_several_sizes(num_images: int = 16) -> MultiCropDataset:
+    """Crops of random images, in each step of one of two sizes."""
+    images = [torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(number)) for number in range(num_images)]
+    return MultiCropDataset(images, MultiCrop(SEVERAL_SIZES))
 
 
 def tiny_model(family: str = "vit", **overrides) -> DinoForPreTraining:

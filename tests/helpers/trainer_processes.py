@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from random_crops import OBJECTIVES, RandomCrops, arguments, losses_of, tiny_model, trainer_of
+from random_crops import OBJECTIVES, RandomCrops, arguments, crops_of_several_sizes, losses_of, tiny_model, trainer_of
 from tiny_models import tiny_config
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -35,10 +35,12 @@ SCENARIOS = {  # family, and arguments of the run
     "frozen backbone": ("resnet", {"freeze_backbone_epochs": 1, "optim": "sgd"}),
     "adapters": ("vit", {"lora_rank": 2}),
     "plain loss of a dinov2": ("dinov2", {}),  # whose mask token then gets no gradient
+    "several sizes": ("dinov2", OBJECTIVES["dinov2"]),
+    "several sizes accumulated": ("dinov2", {**OBJECTIVES["dinov2"], **ACCUMULATED}),
 }
 # in one process, which takes the batch at once
 SAME_AS = {"accumulated": "vit", "checkpointed": "vit", "patches accumulated": "patches"}
-SAME_AS |= {"dinov2 accumulated": "dinov2", "dinov3 accumulated": "dinov3"}
+SAME_AS |= {f"{name} accumulated": name for name in ("dinov2", "dinov3", "several sizes")}
 SHARDED = ("vit", *OBJECTIVES)
 BATCH_SIZE = 4  # of all processes
 
@@ -47,7 +49,8 @@ def run(name: str, folder: Path, num_processes: int, resume: bool = False):
     """Trains the model of a scenario, and saves what it ended with."""
     family, options = SCENARIOS[name]
     defaults = {"per_device_train_batch_size": BATCH_SIZE // num_processes, "save_strategy": "steps", "save_steps": 3}
-    trainer = trainer_of(folder, tiny_model(family), **{**defaults, **options})
+    data = crops_of_several_sizes() if name.startswith("several sizes") else RandomCrops()
+    trainer = trainer_of(folder, tiny_model(family), data, **{**defaults, **options})
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -452,8 +452,16 @@ MIX = ["training.ibot_weight=1.0", "training.koleo_weight=0.1", "model.use_mask_
 
 
 @pytest.mark.slow
-def test_the_losses_of_dinov2_and_gram_anchoring(folder, tmp_path):
-    gram = ["training.gram_weight=1.0", "training.gram_update_steps=2", "crops.gram_crop_size=48"]
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ["crops.gram_crop_size=48"],
+        ["crops.global_crop_size=[32, 40]", "crops.local_crop_size=[24, 16]", "crops.gram_crop_size=[48, 64]"],
+    ],
+    ids=["one size", "several sizes"],
+)
+def test_the_losses_of_dinov2_and_gram_anchoring(folder, tmp_path, sizes):
+    gram = ["training.gram_weight=1.0", "training.gram_update_steps=2", *sizes]
     gram += ["crops.gram_distorted=false", "training.gram_max_updates=1"]
     run(folder, tmp_path / "run", *MIX, *gram)
     log = json.loads((tmp_path / "run" / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]
@@ -481,6 +489,8 @@ def test_a_mask_token_and_a_head_for_patches_are_added_to_a_model(folder, tmp_pa
         (["training.ibot_weight=1"], "vit_tiny has no mask token"),
         (["training.ibot_weight=1", *RESNET], "resnet18 has no patch tokens"),
         ([*MIX, "crops.global_crop_size=8", "crops.local_crop_size=8"], "image of 1 x 1 patches"),
+        ([*MIX, "crops.global_crop_size=[32, 8]", "crops.local_crop_size=8"], "image of 1 x 1 patches"),
+        (["crops.local_crop_size=[16, 4]"], "crops.local_crop_size=4 is smaller than a patch of 8"),
         (["training.dino_weight=0"], "all weights are 0"),
         (["crops.gram_crop_size=48"], "set training.gram_weight, too"),
         (["crops.gram_distorted=false"], "set training.gram_weight, too"),

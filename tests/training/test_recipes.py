@@ -10,6 +10,7 @@ from modeling_dino import DinoConfig, DinoForPreTraining, Objectives
 from modeling_dino.training.arguments import DinoTrainingArguments
 from modeling_dino.training.multi_crop import MultiCropConfig
 from modeling_dino.training.recipes import AUTO, KEYS, RECIPE_FOLDER, Recipe, load_recipe, recipes
+from modeling_dino.training.schedules import Schedules
 
 
 IMAGENET = 1_281_167
@@ -30,6 +31,7 @@ def test_the_recipes_there_are():
         "dinov2_vit_large_22k",
         "dinov3_vit_7b",
         "dinov3_vit_7b_gram",
+        "dinov3_vit_7b_high_resolution",
         "dinov3_vit_large",
         "fashion_mnist_resnet",
         "photographs",
@@ -49,8 +51,10 @@ def test_each_says_command_cost_and_result_and_works(name):
     assert all(f"# {said}:" in head for said in ("cost", "expected", "measured here"))
     recipe = load_recipe(name).without_auto(50_000, DinoConfig(backbone="vit_small"))
     config = recipe.config()
-    assert hasattr(config, "depths") or recipe.crops.local_crop_size % config.patch_size == 0
-    assert recipe.crops.global_crop_size == config.image_size
+    sizes = recipe.crops.of_each_size()
+    if len(sizes) == 1:  # else as the original's, whose 168 pixels are 10 patches of 16, and a rest that is not seen
+        assert hasattr(config, "depths") or recipe.crops.local_crop_size % config.patch_size == 0
+        assert recipe.crops.global_crop_size == config.image_size
     assert arguments(recipe).num_global_crops == 2
     assert "auto" not in recipe.flat().values()
 
@@ -89,6 +93,7 @@ PUBLISHED = {
     "dinov3_vit_large": (32, 64, 4 * 0.001, 100 * 1250),
     "dinov3_vit_7b": (256, 16, 4 * 5e-5, 1000 * 1000),
     "dinov3_vit_7b_gram": (256, 16, 4 * 3e-5, 200 * 1000),
+    "dinov3_vit_7b_high_resolution": (256, 8, 4 * 1.25e-5, 30 * 1000),
 }
 
 
@@ -101,13 +106,23 @@ def test_the_recipes_of_the_later_originals(name):
     steps_per_epoch = IMAGENET // recipe.batch_size
     total = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * steps_per_epoch)
     assert total == pytest.approx(steps, rel=2e-3)
-    found = (args.schedules or {}).get("learning_rate", {}).get("peak", args.learning_rate)
+    found = (args.schedules or {}).get("learning_rate", {}).get("end", args.learning_rate)
     assert found == pytest.approx(rate * (recipe.batch_size / 1024) ** 0.5, rel=1e-4)
     assert (args.ibot_weight, args.koleo_weight, args.clip) == (1.0, 0.1, "module")
     assert args.exact_masks == name.startswith("dinov3")
     with torch.device("meta"):
         model = DinoForPreTraining(recipe.config())
     assert (model.student.patch_head is not None) == (name != "dinov2_vit_large")
+
+
+def test_the_rates_of_high_resolution():
+    """The learning rate rises along half a cosine, from 0, for 10,000 steps of the original's 1,689 million images."""
+    schedules = Schedules(arguments(load_recipe("dinov3_vit_7b_high_resolution")), 1_689_000_000 // 2048, 30_000)
+    rates = [schedules.rates(step)["learning_rate"] for step in range(30_000)]
+    end = 4 * 1.25e-5 * 2**0.5
+    assert (rates[0], rates[5000]) == (0, pytest.approx(end / 2, rel=1e-3))
+    assert rates[9998] < rates[9999] == pytest.approx(end)
+    assert set(rates[9999:]) == {rates[9999]}
 
 
 SGD_RATES = (0.03 * 2, 1e-4, 1e-4)  # of a batch of 512
@@ -239,6 +254,11 @@ def test_overrides():
         ("training.schedules=3", "training.schedules=3 must be keys and values"),
         ("training.mask_ratios=0.5", "training.mask_ratios=0.5 must be a list of numbers"),
         ("training.ibot_weight=many", "training.ibot_weight='many' must be a number"),
+        ("crops.global_crop_size=large", "global_crop_size='large' must be a whole number, or a list of them"),
+        ("crops.global_crop_size=[32, 1.5]", "must be a whole number, or a list of them"),
+        ("crops.global_crop_size=[]", "lists of crop sizes must be of one length: global_crop_size has 0"),
+        ("crops.global_crop_size=[224, 0]", "global_crop_size=0 must be at least 1"),
+        ("crops.size_shares=[1, 2]", "size_shares goes with several sizes of crops: give lists of them"),
         ("crops.gram_crop_size=100", "gram_crop_size=100 must be at least global_crop_size=224"),
         ("image_mean=0.5", "image_mean=0.5 must be a list of numbers"),
         ("image_mean=[a]", "must be a list of numbers"),
@@ -253,6 +273,33 @@ def test_what_is_wrong_is_said_in_a_line(override, says):
     with pytest.raises(ValueError, match=says) as raised:
         load_recipe("vit_small_100", [override])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["local_crop_size=[96]"], "of one length: global_crop_size has 2, local_crop_size has 1"),
+        (["size_shares=[1]"], "of one length: global_crop_size has 2, size_shares has 1"),
+        (["size_shares=[1, 0]"], "size_shares=.* must be above 0"),
+        (["gram_crop_size=[512, 700]"], "gram_crop_size=700 must be at least global_crop_size=768"),
+    ],
+)
+def test_sizes_of_crops_that_do_not_go_together(overrides, says):
+    with pytest.raises(ValueError, match=says):
+        load_recipe("vit_small_100", [f"crops.{override}" for override in ["global_crop_size=[512, 768]", *overrides]])
+
+
+def test_several_sizes_of_crops():
+    sizes = ["crops.global_crop_size=[512, 768]", "crops.gram_crop_size=[768, 1152]", "crops.size_shares=[3, 7]"]
+    recipe = load_recipe("vit_small_100", sizes)
+    of_sizes = recipe.crops.of_each_size()
+    assert [(one.global_crop_size, one.local_crop_size, one.gram_crop_size) for one in of_sizes] == [
+        (512, 96, 768),
+        (768, 96, 1152),
+    ]
+    assert all(one.size_shares is None for one in of_sizes)
+    assert Recipe().replace(recipe.flat()) == recipe
+    assert "size_shares" not in load_recipe("vit_small_100").to_dict()["crops"]
 
 
 def test_files(tmp_path):

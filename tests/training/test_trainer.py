@@ -14,6 +14,7 @@ from random_crops import (
     RandomCrops,
     arguments,
     assert_close_weights,
+    crops_of_several_sizes,
     losses_of,
     tiny_model,
     trainer_of,
@@ -138,9 +139,18 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "accumulation"), [("vit", 1), ("vit", 2), ("resnet", 1), ("dinov2", 1), ("dinov2", 2), ("dinov3", 2)]
+    ("family", "accumulation", "data"),
+    [
+        ("vit", 1, RandomCrops),
+        ("vit", 2, RandomCrops),
+        ("resnet", 1, RandomCrops),
+        ("dinov2", 1, RandomCrops),
+        ("dinov2", 2, RandomCrops),
+        ("dinov3", 2, RandomCrops),
+        ("dinov2", 2, crops_of_several_sizes),
+    ],
 )
-def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulation):
+def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulation, data):
     """Also in the middle of an epoch and of what is logged together; with drop path, which draws random numbers."""
     options = {
         "num_train_epochs": 3,
@@ -154,7 +164,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not(tmp_path, family, accumulat
     options |= OBJECTIVES.get(family, {})
 
     def new_trainer(name: str) -> DinoTrainer:
-        return trainer_of(tmp_path / name, tiny_model(family, **overrides), **options)
+        return trainer_of(tmp_path / name, tiny_model(family, **overrides), data(), **options)
 
     whole = new_trainer("whole")
     whole.train()
@@ -202,22 +212,23 @@ def test_steps_of_another_size_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "objectives"),
+    ("family", "objectives", "data"),
     [
-        ("vit", {}),
-        ("dinov2", {"ibot_weight": 1.0}),
-        ("dinov2", {"ibot_weight": 1.0, "targets": "sinkhorn"}),
-        ("dinov2", {"koleo_weight": 0.1, "koleo_neighbours": 5}),
-        ("vit", {"koleo_weight": 0.1, "targets": "sinkhorn"}),
-        ("dinov3", {"gram_weight": 1.0}),
-        ("dinov3", OBJECTIVES["dinov3"]),
+        ("vit", {}, RandomCrops),
+        ("dinov2", {"ibot_weight": 1.0}, RandomCrops),
+        ("dinov2", {"ibot_weight": 1.0, "targets": "sinkhorn"}, RandomCrops),
+        ("dinov2", {"koleo_weight": 0.1, "koleo_neighbours": 5}, RandomCrops),
+        ("vit", {"koleo_weight": 0.1, "targets": "sinkhorn"}, RandomCrops),
+        ("dinov3", {"gram_weight": 1.0}, RandomCrops),
+        ("dinov3", OBJECTIVES["dinov3"], RandomCrops),
+        ("dinov3", OBJECTIVES["dinov3"], crops_of_several_sizes),
     ],
 )
-def test_accumulated_batches_equal_one(tmp_path, family, objectives):
+def test_accumulated_batches_equal_one(tmp_path, family, objectives, data):
     options = {"num_train_epochs": 3, **objectives}
-    whole = trainer_of(tmp_path / "whole", tiny_model(family), per_device_train_batch_size=8, **options)
+    whole = trainer_of(tmp_path / "whole", tiny_model(family), data(), per_device_train_batch_size=8, **options)
     options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    parts = trainer_of(tmp_path / "parts", tiny_model(family), **options)
+    parts = trainer_of(tmp_path / "parts", tiny_model(family), data(), **options)
     for trainer in (whole, parts):
         trainer.train()
     assert len(losses_of(whole)) == 6
@@ -226,6 +237,25 @@ def test_accumulated_batches_equal_one(tmp_path, family, objectives):
     for center in centers if objectives.get("targets") != "sinkhorn" else ():
         assert_close(getattr(parts.model, center), getattr(whole.model, center))
     assert_close_weights(parts.model.state_dict(), whole.model.state_dict())
+
+
+def test_with_crops_of_several_sizes_the_images_come_in_the_same_order(tmp_path):
+    """Each with the step that it is in, of all its parts."""
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+    def order(needs_step: bool) -> list[list]:
+        data = RandomCrops(num_images=14)
+        data.needs_step = needs_step
+        loader = trainer_of(tmp_path, data=data, **options).get_train_dataloader()
+        epochs = []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            epochs.append([index for batch in loader.batch_sampler for index in batch])
+        return epochs
+
+    plain, with_steps = order(False), order(True)
+    assert plain[0] != plain[1]
+    assert with_steps == [[(place // 4, index) for place, index in enumerate(epoch)] for epoch in plain]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -11,12 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chisquare
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_dino.data.sources import open_source
 from modeling_dino.training.multi_crop import MultiCrop, MultiCropConfig
 from modeling_dino.training.trainer import collate_crops
-from modeling_dino.training.training_data import MultiCropDataset, SourceImages, UnreadableImage, draw_seed
+from modeling_dino.training.training_data import (
+    MultiCropDataset,
+    SourceImages,
+    StepSampler,
+    UnreadableImage,
+    draw_seed,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +76,37 @@ def test_batches_are_lists_of_crops_the_global_ones_first(folder):
     (batch, *_) = loader(dataset_of(folder))
     assert list(batch) == ["pixel_values"]
     assert [tuple(crop.shape) for crop in batch["pixel_values"]] == [(3, 3, 16, 16), (3, 3, 16, 16), (3, 3, 8, 8)]
+
+
+def test_crops_of_several_sizes_have_one_in_each_step(folder):
+    """Drawn by their shares, for each step of each epoch; the crops are those of that size alone."""
+    sizes = {"global_crop_size": (16, 24, 32), "local_crop_size": (8, 8, 12), "size_shares": (1, 2, 5)}
+    config = replace(CROPS, **sizes)
+    alone = {
+        one.global_crop_size: MultiCropDataset(images_of(folder), MultiCrop(one)) for one in config.of_each_size()
+    }
+    dataset = MultiCropDataset(images_of(folder), MultiCrop(config))
+    for index in (0, 3):
+        for step in range(8):
+            found = dataset[step, index]["pixel_values"]
+            assert_same(found, alone[found[0].shape[-1]][index]["pixel_values"])
+            assert len(found[0]) == len(dataset[step, 1]["pixel_values"][0])
+    assert {len(dataset[step, 0]["pixel_values"][0][0]) for step in range(40)} == {16, 24, 32}
+    drawn = []
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        drawn += [dataset._size_of_step(step) for step in range(200)]
+    assert chisquare(np.bincount(drawn), [1000, 2000, 5000]).pvalue > 1e-3
+    assert len(set(map(tuple, np.reshape(drawn, (40, 200))))) == 40, "each epoch draws its own"
+
+
+def test_crops_of_several_sizes_need_the_step(folder):
+    dataset = MultiCropDataset(images_of(folder), MultiCrop(replace(CROPS, global_crop_size=(16, 24))))
+    with pytest.raises(ValueError, match="made by the step: take a StepSampler"):
+        dataset[0]
+    batches = list(loader(dataset, sampler=StepSampler(range(9), batch_size=3)))
+    assert len(batches) == 3
+    assert dataset_of(folder).needs_step is False
 
 
 def test_workers_change_nothing_in_any_epoch(folder):
