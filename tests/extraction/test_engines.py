@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from processes import run_python
-from tiny_models import ALL_BACKBONES, tiny_config
+from recorded_graphs import graphs_recorded_once
+from tiny_models import ALL_BACKBONES, shallow_config
 
 from modeling_dino import DinoModel, evaluate_knn, export_model, extract_features, load_features
 from modeling_dino.export.engines import open_graph
-from modeling_dino.extraction import feature_files, feature_models
+from modeling_dino.extraction import feature_files
 from modeling_dino.runtime import extras
 
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     for kind in ALL_BACKBONES:
         torch.manual_seed(0)
-        DinoModel(tiny_config(kind)).save_pretrained(folder / kind)
+        DinoModel(shallow_config(kind, num_layers=2)).save_pretrained(folder / kind)
     for i in range(11):
         (folder / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         noise = Image.effect_noise((40 + i, 60 - i), 90).convert("RGB")
@@ -40,20 +41,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _graphs_recorded_once():
-    """To record a graph takes seconds; the same one of the same model is not recorded again."""
-    record, recorded = feature_models.write_onnx, {}
-
-    def write(graph, images, dynamic, names, file):
-        weights = b"".join(weight.numpy().tobytes() for weight in graph.state_dict().values())
-        config = graph.model.config.to_json_string()
-        key = (config, weights, *map(repr, (graph.kinds, graph.pooling, images.shape, dynamic, names)))
-        if key not in recorded:
-            record(graph, images, dynamic, names, file)
-            recorded[key] = file.read_bytes()
-        file.write_bytes(recorded[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_models, "write_onnx", write)
+    with graphs_recorded_once():
         yield
 
 
@@ -112,7 +100,7 @@ def test_images_that_are_not_square(tmp_path, folder, engine, transform):
 @pytest.mark.parametrize("kind", ["vit", "dinov3"])
 @pytest.mark.parametrize("resize", ["none", "longest"])
 def test_images_of_different_sizes(tmp_path, folder, kind, resize):
-    DinoModel(tiny_config(kind, image_resize="square")).save_pretrained(tmp_path / "model")
+    DinoModel(shallow_config(kind, num_layers=2, image_resize="square")).save_pretrained(tmp_path / "model")
     extract(folder, tmp_path / "torch", model=tmp_path / "model", resize=resize)
     extract(folder, tmp_path / "engine", model=tmp_path / "model", resize=resize, engine="openvino")
     assert_equal_features(tmp_path / "torch", tmp_path / "engine")

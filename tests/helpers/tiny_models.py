@@ -32,8 +32,8 @@ def tiny_config(family: str = "vit", **overrides) -> DinoConfig:
     return DinoConfig(**{**ALL_BACKBONES[family], **TINY_HEAD, **overrides})
 
 
-def shallow_config(family: str, **overrides) -> DinoConfig:
-    """One layer of a family: what a compiler does with it, it does with more of them."""
-    layers = {"num_hidden_layers": 1} if "depths" not in ALL_BACKBONES[family] else {"depths": [1, 1]}
+def shallow_config(family: str, num_layers: int = 1, **overrides) -> DinoConfig:
+    """One layer of a family, or a few: what a compiler does with it, it does with more of them."""
+    layers = {"num_hidden_layers": num_layers} if "depths" not in ALL_BACKBONES[family] else {"depths": [1, 1]}
     widths = {"hidden_sizes": [8, 12]} if family == "convnext" else {}
     return tiny_config(family, **layers, **widths, **overrides)
