@@ -17,7 +17,7 @@ def graphs_recorded_once() -> Iterator[None]:
     record, recorded = graphs.write_onnx, {}
 
     def write(graph: torch.nn.Module, images: torch.Tensor, dynamic: dict, names: list[str], file: Path):
-        weights = b"".join(weight.reshape(-1).view(torch.uint8).numpy().tobytes() for weight in graph.state_dict().values())
+        weights = [weight.reshape(-1).view(torch.uint8).numpy().tobytes() for weight in graph.state_dict().values()]
         settings = {name: value for name, value in vars(graph).items() if name[0] != "_"}
         of_model = (type(graph), graph.model.config.to_json_string(), graph.model.dtype, weights, settings)
         key = repr((*of_model, images.shape, images.dtype, dynamic, names))

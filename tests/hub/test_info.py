@@ -1,10 +1,11 @@
 import pytest
 import torch
-from tiny_models import tiny_config
+from tiny_models import ALL_BACKBONES, tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTModel
 
 from modeling_dino import DinoConfig, DinoModel
-from modeling_dino.hub.info import model_sizes, show_info
+from modeling_dino.hub.info import backbone_flops, model_sizes, show_info
 from modeling_dino.hub.options import InfoOptions
 
 
@@ -23,6 +24,14 @@ def test_table_has_a_line_for_every_preset():
 def test_flops_are_those_of_the_literature(name, multiply_adds):
     """Twice the multiply-adds that the DeiT paper and torchvision's model zoo give."""
     assert abs(model_sizes(name)["gigaflops"] * 1e9 / (2 * multiply_adds) - 1) < 0.01
+
+
+@pytest.mark.parametrize("kind", ALL_BACKBONES)
+def test_flops_are_those_of_the_whole_backbone(kind):
+    config = tiny_config(kind)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        DinoModel(config).eval().backbone(torch.empty(1, 3, 32, 32))
+    assert backbone_flops(config) == counter.get_total_flops() > 0
 
 
 def test_a_model_of_another_library(tmp_path):
