@@ -99,6 +99,11 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
     """
     if shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}:
         return
+    if adapters := [name for name in shapes if ".lora_A." in name]:
+        raise DisagreementError(
+            f"the weights are those of a run with adapters (LoRA), such as {adapters[0]}: when it has ended, the run's "
+            "folder has the model in which they are merged"
+        )
     for pattern, value in (*NAMED_BY, *LACKED_BY):
         ours, theirs = (
             {m[1]: name for name in names if (m := re.search(pattern, name))} for names in (expected, shapes)

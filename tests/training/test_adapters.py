@@ -16,7 +16,7 @@ from random_crops import (
     trainer_of,
 )
 
-from modeling_dino import DinoModel
+from modeling_dino import DinoForPreTraining, DinoModel
 from modeling_dino.training.adapters import linear_layers, low_rank_adapters
 from modeling_dino.training.trainer import DinoTrainer
 
@@ -51,6 +51,25 @@ def test_linear_layers_change_by_so_low_a_rank_and_nothing_else_does(tmp_path, f
     assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
     saved = DinoModel.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+@pytest.mark.parametrize("load", [DinoModel.from_pretrained, DinoForPreTraining.from_pretrained])
+def test_a_checkpoint_with_adapters_is_no_model_yet(tmp_path, family, load):
+    """It would be one whose layers are new."""
+    trainer = trainer_of(
+        tmp_path,
+        tiny_model(family),
+        RandomCrops(sizes=(32, 32)),
+        max_steps=1,
+        warmup_epochs=0,
+        lora_rank=RANK,
+        save_strategy="steps",
+    )
+    trainer.train()
+    with pytest.raises(ValueError, match=r"adapters \(LoRA\).*lora_A.*the run's folder has the model") as raised:
+        load(tmp_path / "checkpoint-1")
+    assert "\n" not in str(raised.value)
 
 
 def test_merged_it_computes_what_it_did_with_adapters(tmp_path):
