@@ -101,8 +101,8 @@ def check_weights(config: PreTrainedConfig, shapes: dict, expected: dict, allowe
         return
     if adapters := [name for name in shapes if ".lora_A." in name]:
         raise DisagreementError(
-            f"the weights are of a run with adapters (LoRA), as {adapters[0]}: when it has ended, the run's folder has "
-            "the model in which they are merged"
+            f"the weights are of a run with adapters (LoRA), as {adapters[0]}: when it has ended, the run's folder "
+            "has the model in which they are merged"
         )
     for pattern, value in (*NAMED_BY, *LACKED_BY):
         ours, theirs = (
