@@ -55,10 +55,10 @@ def backbone_flops(config: DinoConfig) -> int:
     if config.has_stages:
         return count_flops(config)
     shallow = copy.deepcopy(config)
-    flops = []
-    for shallow.num_hidden_layers in (1, 2):
-        flops.append(count_flops(shallow))
-    return flops[0] + (config.num_hidden_layers - 1) * (flops[1] - flops[0])
+    shallow.num_hidden_layers = 1
+    of_one = count_flops(shallow)
+    shallow.num_hidden_layers = 2
+    return of_one + (config.num_hidden_layers - 1) * (count_flops(shallow) - of_one)
 
 
 def count_flops(config: DinoConfig) -> int:

@@ -205,8 +205,8 @@ class MultiCrop:
 
     def of_global_pairs(self) -> "MultiCrop":
         """Returns what makes two global crops alone, as the first ones are drawn."""
-        config = replace(self.of_sizes[0][0], num_global_crops=2, num_local_crops=0)
-        config = replace(config, gram_crop_size=None, gram_distorted=True)
+        first, _ = self.of_sizes[0]
+        config = replace(first, num_global_crops=2, num_local_crops=0, gram_crop_size=None, gram_distorted=True)
         return MultiCrop(config, self.num_channels, self.mean, self.std, self.rescale_factor)
 
     def __call__(
@@ -256,9 +256,8 @@ class MultiCrop:
     def _views(self, config: MultiCropConfig) -> "list[View]":
         """Returns what makes the crops of one size."""
         local_view = self._view(config, config.local_crop_size, config.local_crop_scale, config.local_blur_probability)
-        return [self._global_view(config, i) for i in range(config.num_global_crops)] + [
-            local_view
-        ] * config.num_local_crops
+        global_views = [self._global_view(config, i) for i in range(config.num_global_crops)]
+        return global_views + [local_view] * config.num_local_crops
 
     def _global_view(self, config: MultiCropConfig, number: int) -> "View":
         view = self._view(
