@@ -6,7 +6,7 @@ import pytest
 import torch
 from clips import save_clip
 from evaluation_images import coloured_images
-from tiny_models import ALL_BACKBONES, tiny_config
+from tiny_models import ALL_BACKBONES, shallow_config
 
 from modeling_dino import DinoModel
 from modeling_dino.cli.commands import COMMANDS
@@ -50,7 +50,7 @@ def made(request, tmp_path_factory):
     folder = coloured_images(tmp_path_factory.mktemp(request.param))
     shutil.rmtree(folder / "model")
     torch.manual_seed(0)
-    DinoModel(tiny_config(request.param)).save_pretrained(folder / "model")
+    DinoModel(shallow_config(request.param, num_layers=2)).save_pretrained(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE)
     save_clip(folder, num_frames=2)
     return request.param, folder

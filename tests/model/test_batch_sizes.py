@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import LATER_BACKBONES, TINY_BACKBONES, tiny_config
+from tiny_models import LATER_BACKBONES, TINY_BACKBONES, shallow_config, tiny_config
 
 from modeling_dino import DinoBackbone, DinoForImageClassification, DinoModel
 
@@ -29,7 +29,7 @@ CASES += [(DinoModel, family) for family in LATER_BACKBONES]
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}")
 def model(request):
     kind, family = request.param
-    return FirstOutput(kind(tiny_config(family)).eval())
+    return FirstOutput(kind(shallow_config(family, num_layers=2)).eval())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
