@@ -38,6 +38,14 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def killable(tmp_path_factory):
+    """A process that has imported what runs need."""
+    process = Killable(tmp_path_factory.mktemp("killable"), f"{SMALL_SHARDS}\nimport modeling_dino.extraction.extract")
+    yield process
+    process.close()
+
+
 def contents(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in output.iterdir()}
 
@@ -53,13 +61,12 @@ assert PartialState().num_processes == int(sys.argv[2])
 """
 
 
-def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threads: int = 1) -> list[str]:
+def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threads: int) -> list[str]:
     """Runs `dino extract` several times under one `accelerate launch`; returns the lines that it prints."""
     (folder / "launched.py").write_text(LAUNCHED)
     (folder / "runs.json").write_text(json.dumps([list(map(str, arguments)) for arguments in runs]))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", num_processes]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", num_processes, "--multi_gpu"]
     launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
-    launcher += ["--multi_gpu"] if num_processes > 1 else ["--cpu"]  # --cpu alone starts a single one
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
     command = [*map(str, launcher), "launched.py", "runs.json", str(num_processes)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
@@ -68,7 +75,7 @@ def launch(folder: Path, num_processes: int, runs: list[list[object]], num_threa
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
+def test_any_number_of_processes_writes_the_same_table(tmp_path, folder, killable):
     """
     Also with fewer images than processes, with another number of threads, and what others began. Two processes are
     started by `accelerate launch`, others as it has them find each other.
@@ -80,7 +87,6 @@ def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
         (tmp_path / name).mkdir()
         return [[*common, "--images", folder / f"{n}.txt", "--output", tmp_path / name / str(n)] for n in counts]
 
-    killable = Killable(tmp_path, SMALL_SHARDS)
     for num_processes in (1, 2, 3):
         name = str(num_processes)
         planned = runs(name)
@@ -96,7 +102,6 @@ def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
             assert all(killable.run(["extract", *arguments], num_processes) for arguments in planned)
         for count in counts:
             assert contents(tmp_path / name / str(count)) == contents(tmp_path / "1" / str(count))
-    killable.close()
     for count in counts:
         rows = load_features(tmp_path / "3" / str(count))
         assert [Path(path).name for path in rows["path"]] == [f"{i:02d}.png" for i in range(count)]
@@ -105,33 +110,29 @@ def test_any_number_of_processes_writes_the_same_table(tmp_path, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_killed_at_random_moments_it_goes_on(tmp_path, folder, num_processes):
+def test_killed_at_random_moments_it_goes_on(tmp_path, folder, killable, num_processes):
     """Until it has been killed often enough; then the table is that of a run that was left alone."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     random.seed(seed)
     arguments = ["extract", "--model", folder / "model", "--images", folder / "images"]
     arguments += ["--batch-size", 2, "--num-workers", 1]
-    killable = Killable(tmp_path, f"{SMALL_SHARDS}\nimport modeling_dino.extraction.extract")
-    try:
-        for name in ("whole", "again"):  # the first imports what the second one does not have to
-            started = time.monotonic()
-            assert killable.run([*arguments, "--output", tmp_path / name], num_processes)
-            duration = time.monotonic() - started
-        assert contents(tmp_path / "again") == contents(tmp_path / "whole")
-        kills = completed = 0
-        while kills < KILLS[num_processes]:
-            output = tmp_path / f"killed-{completed}"
-            if killable.run([*arguments, "--output", output], num_processes, random.uniform(0, duration)):
-                completed += 1
-            else:
-                kills += 1
-        assert killable.run([*arguments, "--output", output], num_processes)
-        for i in range(completed + 1):
-            if (tmp_path / f"killed-{i}").exists():
-                assert contents(tmp_path / f"killed-{i}") == contents(tmp_path / "whole")
-    finally:
-        killable.close()
+    for name in ("whole", "again"):  # the first imports what the second one does not have to
+        started = time.monotonic()
+        assert killable.run([*arguments, "--output", tmp_path / name], num_processes)
+        duration = time.monotonic() - started
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    kills = completed = 0
+    while kills < KILLS[num_processes]:
+        output = tmp_path / f"killed-{completed}"
+        if killable.run([*arguments, "--output", output], num_processes, random.uniform(0, duration)):
+            completed += 1
+        else:
+            kills += 1
+    assert killable.run([*arguments, "--output", output], num_processes)
+    for i in range(completed + 1):
+        if (tmp_path / f"killed-{i}").exists():
+            assert contents(tmp_path / f"killed-{i}") == contents(tmp_path / "whole")
 
 
 # in a mount namespace of its own: the file system is gone with the process
@@ -140,7 +141,7 @@ import subprocess, sys
 from pathlib import Path
 {SMALL_SHARDS}
 from modeling_dino.cli.app import app, run
-model, images, disk, too_small = sys.argv[1:]
+model, images, disk, whole = sys.argv[1:]
 output = disk + "/out"
 
 
@@ -148,7 +149,7 @@ def mount(*options):
     subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", disk], check=True)
 
 
-def extract():
+def extract(output=output):
     try:
         run(app, args=["extract", "--model", model, "--images", images, "--features", "patches", "--output", output])
     except SystemExit as stop:
@@ -159,7 +160,9 @@ def shards():
     return {{path.name: path.read_bytes() for path in Path(disk, "out").glob("features-*")}}
 
 
-mount("-o", "size=" + too_small)
+assert extract(whole) == 0
+size = sum(file.stat().st_size for file in Path(whole).iterdir())
+mount("-o", f"size={{size * 3 // 4}}")
 assert extract() == 2
 begun = shards()
 assert begun and not list(Path(disk, "out").glob(".*.partial")), begun.keys()
@@ -186,15 +189,13 @@ def test_a_full_disk_and_one_that_cannot_be_written_to(tmp_path, folder):
     """One line each; what was written is kept, and it goes on when there is room."""
     for name in ("disk", "mended"):
         (tmp_path / name).mkdir()
-    common = ["--model", folder / "model", "--images", folder / "images", "--features", "patches"]
-    launch(tmp_path, 1, [[*common, "--output", tmp_path / "whole"]])
-    whole = contents(tmp_path / "whole")
-    arguments = [folder / "model", folder / "images", tmp_path / "disk", sum(map(len, whole.values())) * 3 // 4]
+    arguments = [folder / "model", folder / "images", tmp_path / "disk", tmp_path / "whole"]
     command = ["unshare", "-rm", sys.executable, "-c", FULL, *map(str, arguments)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     errors = [line for line in done.stderr.splitlines() if "dino: " in line]
     assert "No space left on device" in errors[0]
     assert "Read-only file system" in errors[1]
+    whole = contents(tmp_path / "whole")
     whole = {name: content for name, content in whole.items() if name.startswith("features-")}
     assert contents(tmp_path / "mended") == whole
