@@ -50,7 +50,7 @@ def backbone_flops(config: DinoConfig) -> int:
     """
     Counts the floating-point operations of the backbone for one image; a multiply-add counts as two.
 
-    The blocks of a transformer cost alike, so that those of one and of two tell those of all, in a tenth of the time.
+    All blocks of a transformer cost the same, so only models with one and with two of them are counted.
     """
     if config.has_stages:
         return count_flops(config)

@@ -52,8 +52,8 @@ def ended_by_signals() -> Iterator[None]:
 
     Python ignores exceptions in destructors and while it forks: there the command would go on as if nothing had been
     said, and a lock might never be released. So signals wait while the process forks, and come again where their
-    exception was ignored. What their exception was turned into on its way, as by Python where a class is made, or by
-    a command line that cannot print, is turned back.
+    exception was ignored. Where something turned the exception into another one, as Python does when it comes while a
+    class is made, the command still ends with the exit code of the signal.
     """
     if current_thread() is not main_thread():  # which alone can
         yield

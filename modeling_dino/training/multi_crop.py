@@ -40,13 +40,13 @@ class MultiCropConfig:
 
     Args:
         num_global_crops, num_local_crops: views of an image. The teacher sees the global ones, the student all.
-        global_crop_size, local_crop_size: side of a view in pixels; or one for each of several sizes, of which every
-            step of a training has one, drawn for all its images.
+        global_crop_size, local_crop_size: side of a view in pixels; or a list of several, of which each training step
+            draws one for all its images. Lists are of one length: what stands at the same place goes together.
         gram_crop_size: side of the global views as a Gram teacher sees them, if it sees others; the student's and the
             teacher's are then made smaller from these.
-        size_shares: how often each of several sizes is drawn, in proportion; alike by default.
-        gram_distorted: whether a Gram teacher sees colours and blur as the student does, which are then made at its
-            size; if not, it sees the same parts of the image, mirrored alike, as they are.
+        size_shares: how often each of several sizes is drawn, in proportion; all equally often by default.
+        gram_distorted: whether a Gram teacher sees the distorted crops; they are then distorted at its size, and made
+            smaller for the student. If not, it sees the same parts of the image, mirrored alike, as they are.
         global_crop_scale, local_crop_scale: least and greatest share of the image's area in a view.
         crop_ratio: least and greatest width over height of what becomes a square view.
         flip_probability: of a horizontal flip.
@@ -219,7 +219,7 @@ class MultiCrop:
             image: by Pillow, in RGB or grey; an array (H, W, C) that is not yet rescaled; or a tensor (C, H, W), uint8
                 or floating point after rescaling.
             seed: what is drawn depends on it alone; if None, on PyTorch's global generator of the CPU.
-            size: the number of the size of the crops, of several.
+            size: the place of the crops' size in the configuration's lists, where there are several sizes.
 
         Returns:
             normalised crops (C, size, size), float32, on the image's device.

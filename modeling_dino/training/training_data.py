@@ -169,7 +169,8 @@ class MultiCropDataset(ReplacingDataset):
         """Draws the number of the size of the crops of a step."""
         if step is None:
             raise ValueError(
-                "crops of several sizes are made by the step: take a StepSampler, as DinoTrainer does, or one size"
+                "the size of the crops is drawn for each step, which is not given: take a StepSampler, as DinoTrainer "
+                "does, or crops of one size"
             )
         sizes, shares = range(len(self.multi_crop.of_sizes)), self.multi_crop.config.size_shares
         return random.Random(f"{self.seed}-{self.epoch}-{step}-size").choices(sizes, shares)[0]

@@ -54,9 +54,8 @@ def test_linear_layers_change_by_so_low_a_rank_and_nothing_else_does(tmp_path, f
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
-@pytest.mark.parametrize("load", [DinoModel.from_pretrained, DinoForPreTraining.from_pretrained])
-def test_a_checkpoint_with_adapters_is_no_model_yet(tmp_path, family, load):
-    """It would be one whose layers are new."""
+def test_a_checkpoint_with_adapters_is_no_model_yet(tmp_path, family):
+    """If it were loaded, the layers with adapters would be new."""
     trainer = trainer_of(
         tmp_path,
         tiny_model(family),
@@ -67,9 +66,10 @@ def test_a_checkpoint_with_adapters_is_no_model_yet(tmp_path, family, load):
         save_strategy="steps",
     )
     trainer.train()
-    with pytest.raises(ValueError, match=r"adapters \(LoRA\).*lora_A.*the run's folder has the model") as raised:
-        load(tmp_path / "checkpoint-1")
-    assert "\n" not in str(raised.value)
+    for model_class in (DinoModel, DinoForPreTraining):
+        with pytest.raises(ValueError, match=r"adapters \(LoRA\).*lora_A.*the run's folder has the model") as raised:
+            model_class.from_pretrained(tmp_path / "checkpoint-1")
+        assert "\n" not in str(raised.value)
 
 
 def test_merged_it_computes_what_it_did_with_adapters(tmp_path):

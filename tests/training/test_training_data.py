@@ -102,7 +102,7 @@ def test_crops_of_several_sizes_have_one_in_each_step(folder):
 
 def test_crops_of_several_sizes_need_the_step(folder):
     dataset = MultiCropDataset(images_of(folder), MultiCrop(replace(CROPS, global_crop_size=(16, 24))))
-    with pytest.raises(ValueError, match="made by the step: take a StepSampler"):
+    with pytest.raises(ValueError, match="drawn for each step, which is not given: take a StepSampler"):
         dataset[0]
     batches = list(loader(dataset, sampler=StepSampler(range(9), batch_size=3)))
     assert len(batches) == 3
