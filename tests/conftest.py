@@ -48,8 +48,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True, scope="module")
 def _garbage():
     """
-    Lets the garbage collector leave alone what exists before a module's tests, above all what was imported. A run of the
-    Trainer calls it, and traversing everything took up to half of the run's time.
+    Lets the garbage collector leave alone what exists before a module's tests, above all what was imported. A run of
+    the Trainer calls it, and traversing everything took up to half of the run's time.
     """
     gc.collect()
     gc.freeze()
